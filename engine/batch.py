@@ -1,0 +1,39 @@
+"""Rows of one generator's State, one a session: sessions join and leave while others stream."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from engine.types import AvatarError, Generator, Identity, Signal, VideoFrame
+
+
+class BatchFull(AvatarError):
+    """Every row is taken."""
+
+
+class Batch:
+    """Owns the State. One thread steps it; `admit` and `release` are called from that thread too."""
+
+    def __init__(self, generator: Generator, *, rows: int) -> None:
+        self.generator = generator
+        self.state = generator.allocate(rows)
+        self._free = list(reversed(range(rows)))
+        self.rows = rows
+
+    def admit(self, identity: Identity) -> int:
+        """Seat an identity -> its row. Raises BatchFull."""
+        if not self._free:
+            raise BatchFull(f"All {self.rows} places are taken; try again when a session has ended.")
+        row = self._free.pop()
+        self.generator.admit(self.state, row, identity)
+        return row
+
+    def release(self, row: int) -> None:
+        """Free a row; its past is forgotten at once."""
+        self.generator.reset(self.state, row)
+        self._free.append(row)
+
+    def step(self, signals: Mapping[int, Sequence[Signal]]) -> dict[int, list[VideoFrame]]:
+        """{row: chunk of signals} -> {row: as many frames}; rows not named stay as they are."""
+        frames = self.generator.step(self.state, [signals.get(row) for row in range(self.rows)])
+        return {row: made for row, made in enumerate(frames) if made is not None}
