@@ -98,7 +98,9 @@ class Session:
             reading = self.body_reading
         if due is None:
             return None
-        return replace(due, signals=[self.mixer.mix(s, grid=due.grid, drive=self.settings.drive, speech=self.speech, body=reading) for s in due.signals])
+        return replace(
+            due, signals=[self.mixer.mix(s, grid=due.grid, drive=self.settings.drive, speech=self.speech, body=reading) for s in due.signals]
+        )
 
     def finish(self, due: Due, frames: Sequence[VideoFrame]) -> Output:
         """Composite the generator's frames into the persona's scene and put their sound beside them."""
