@@ -23,6 +23,7 @@ BENCHES = {"latency": "latency", "loopback": "loopback", "capacity": "throughput
 def serve(args: argparse.Namespace) -> int:
     """Start the server and print its address."""
     from streaming.server import serve as run
+
     from streaming.settings import ServerSettings
 
     run(
@@ -53,7 +54,7 @@ def render(args: argparse.Namespace) -> int:
     from engine.config import OperatorSettings, SessionSettings
     from engine.generators import load
     from engine.media import probe
-    from engine.render import render as run
+    from engine.offline import render as run
 
     clip = probe(args.drive)
     generator = load(args.generator)

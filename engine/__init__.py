@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from engine.config import Background, OperatorSettings, SessionSettings
     from engine.generators import load
     from engine.persona import Persona, make_persona
-    from engine.render import render
+    from engine.offline import render
     from engine.session import Session
 
 __all__ = [
@@ -45,7 +45,7 @@ _HOMES = {
     "SessionSettings": "config",
     "load": "generators",
     "make_persona": "persona",
-    "render": "render",
+    "render": "offline",
 }
 
 
@@ -54,6 +54,5 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'engine' has no attribute '{name}'")
     value = getattr(import_module(f"engine.{_HOMES[name]}"), name)
-    # A submodule of the same name (engine.render) is set on the package by its own import; the public name is the function.
     globals()[name] = value
     return value
