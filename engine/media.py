@@ -87,15 +87,16 @@ def audio_samples(path: str | Path, *, rate: int) -> FloatArray:
     with _open(path) as container:
         if not container.streams.audio:
             raise AvatarError(f"'{path.name}' holds no sound; choose a file with speech in it.")
-        resampler = av.AudioResampler(format="fltp", layout="mono", rate=rate)
+        resampler = av.AudioResampler(format="fltp", rate=rate)
+        # Channels are averaged here: FFmpeg's own down-mix adds them up, which clips a voice that stands in the middle.
         parts: list[FloatArray] = []
         for packet in container.demux(container.streams.audio[0]):
             try:
                 frames = packet.decode()
             except FFmpegError:
                 continue
-            parts += [part.to_ndarray()[0] for frame in frames for part in resampler.resample(frame)]
-        parts += [part.to_ndarray()[0] for part in resampler.resample(None)]
+            parts += [part.to_ndarray().mean(0) for frame in frames for part in resampler.resample(frame)]
+        parts += [part.to_ndarray().mean(0) for part in resampler.resample(None)]
     if not parts or not sum(len(part) for part in parts):
         raise AvatarError(f"'{path.name}' holds a sound track without any sound in it; choose another file.")
     samples = np.concatenate(parts).astype(np.float32)
@@ -178,10 +179,10 @@ class Writer:
     def _encode_audio(self, count: int) -> None:
         import av
 
-        if count <= 0:
+        if count <= 0 or self._audio_rate is None:
             return
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(self._pending[None, :count]), format="fltp", layout="mono")
-        frame.sample_rate, frame.pts, frame.time_base = self._audio_rate, self._samples, Fraction(1, self._audio_rate or 1)
+        frame.sample_rate, frame.pts, frame.time_base = self._audio_rate, self._samples, Fraction(1, self._audio_rate)
         self._samples += count
         self._pending = self._pending[count:]
         self._container.mux(self._audio.encode(frame))
