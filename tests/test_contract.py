@@ -1,0 +1,127 @@
+"""Every generator of the registry keeps the same contract; a new one is tested by its line there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from engine import generators
+from engine.batch import Batch, BatchFull
+from engine.persona import demo_portrait
+from engine.types import AvatarError, Generator, Identity, Signal, still_motion
+
+ROWS = 3
+
+
+@pytest.fixture(scope="module", params=sorted(generators.NAMES))
+def made(request: pytest.FixtureRequest) -> Iterator[tuple[Generator, Identity]]:
+    generator = generators.load(request.param)
+    yield generator, generator.prepare(demo_portrait())
+
+
+def signals(spec_chunk: int, seed: int, step: int) -> list[Signal]:
+    """Smooth random motion: the same for the same seed."""
+    out = []
+    for k in range(spec_chunk):
+        time = (step * spec_chunk + k) / 30
+        phase = np.sin(time * 3 + seed + np.arange(6))
+        motion = replace(
+            still_motion(),
+            head=(phase * np.array([10, 5, 8, 0.05, 0.05, 0.02])).astype(np.float32),
+            mouth=np.array([0.2 + 0.15 * phase[0], 0.05 * phase[1], 0.2, 0.2 * phase[2]], np.float32),
+            confidence=np.ones(3, np.float32),
+        )
+        out.append(Signal(time=time, id=step * spec_chunk + k + 1, motion=motion))
+    return out
+
+
+def test_frames_have_the_declared_shape_time_and_id(made: tuple[Generator, Identity]) -> None:
+    generator, identity = made
+    spec = generator.spec
+    assert identity.portrait.shape == (*spec.size, 3)
+    state = generator.allocate(ROWS)
+    generator.admit(state, 1, identity)
+    for step in range(spec.delay + 2):
+        asked = signals(spec.chunk, 0, step)
+        frames = generator.step(state, [None, asked, None])
+        assert frames[0] is None
+        assert frames[2] is None
+        made_frames = frames[1]
+        assert made_frames is not None
+        assert len(made_frames) == spec.chunk
+        for frame, signal in zip(made_frames, asked, strict=True):
+            assert frame.rgb.shape == (*spec.size, 3)
+            assert frame.rgb.dtype == np.uint8
+            if spec.delay == 0:
+                assert (frame.time, frame.id) == (signal.time, signal.id)
+
+
+def test_a_row_does_not_depend_on_its_neighbours(made: tuple[Generator, Identity]) -> None:
+    generator, identity = made
+    chunk = generator.spec.chunk
+    alone, together = generator.allocate(1), generator.allocate(ROWS)
+    generator.admit(alone, 0, identity)
+    for row in range(ROWS):
+        generator.admit(together, row, identity)
+    for step in range(4):
+        single = generator.step(alone, [signals(chunk, 5, step)])[0]
+        batch = generator.step(together, [signals(chunk, 1, step), signals(chunk, 5, step), None if step % 2 else signals(chunk, 2, step)])[1]
+        assert single is not None
+        assert batch is not None
+        np.testing.assert_array_equal(single[0].rgb, batch[0].rgb)
+
+
+def test_reset_equals_fresh(made: tuple[Generator, Identity]) -> None:
+    generator, identity = made
+    chunk = generator.spec.chunk
+    used, fresh = generator.allocate(2), generator.allocate(2)
+    generator.admit(used, 0, identity)
+    generator.admit(fresh, 0, identity)
+    for step in range(5):
+        generator.step(used, [signals(chunk, 9, step), None])
+    generator.reset(used, 0)
+    for step in range(2):
+        a = generator.step(used, [signals(chunk, 4, step), None])[0]
+        b = generator.step(fresh, [signals(chunk, 4, step), None])[0]
+        assert a is not None
+        assert b is not None
+        np.testing.assert_array_equal(a[0].rgb, b[0].rgb)
+
+
+def test_a_signal_without_motion_shows_the_portrait_at_rest(made: tuple[Generator, Identity]) -> None:
+    generator, identity = made
+    spec = generator.spec
+    if spec.needs != ("motion",):
+        pytest.skip("needs more than motion")
+    state = generator.allocate(1)
+    generator.admit(state, 0, identity)
+    bare = generator.step(state, [[Signal(time=0.0)] * spec.chunk])[0]
+    still = generator.step(state, [[Signal(time=0.0, motion=still_motion())] * spec.chunk])[0]
+    assert bare is not None
+    assert still is not None
+    np.testing.assert_array_equal(bare[-1].rgb, still[-1].rgb)
+
+
+def test_the_same_portrait_has_the_same_key_and_another_another(made: tuple[Generator, Identity]) -> None:
+    generator, identity = made
+    assert generator.prepare(demo_portrait()).key == identity.key
+    assert generator.prepare(np.ascontiguousarray(demo_portrait()[:, ::-1])).key != identity.key
+
+
+def test_a_picture_without_a_face_is_refused_in_a_sentence(made: tuple[Generator, Identity]) -> None:
+    generator, _ = made
+    with pytest.raises(AvatarError, match="face"):
+        generator.prepare(np.full((256, 320, 3), 127, np.uint8))
+
+
+def test_a_full_batch_refuses_and_a_released_row_serves_again(made: tuple[Generator, Identity]) -> None:
+    generator, identity = made
+    batch = Batch(generator, rows=2)
+    first, _ = batch.admit(identity), batch.admit(identity)
+    with pytest.raises(BatchFull, match="All 2 places"):
+        batch.admit(identity)
+    batch.release(first)
+    assert batch.admit(identity) == first
