@@ -19,7 +19,7 @@ ROWS = 3
 @pytest.fixture(scope="module", params=sorted(generators.NAMES))
 def made(request: pytest.FixtureRequest) -> Iterator[tuple[Generator, Identity]]:
     generator = generators.load(request.param)
-    yield generator, generator.prepare(demo_portrait())
+    return generator, generator.prepare(demo_portrait())
 
 
 def signals(spec_chunk: int, seed: int, step: int) -> list[Signal]:
