@@ -9,13 +9,13 @@ import numpy as np
 from engine.config import OperatorSettings, SessionSettings
 from engine.types import UInt8Array, VideoFrame
 
-HEAD_AND_SHOULDERS = 3.0
+HEAD_AND_SHOULDERS = 3.4
 """Side of the crop in face widths."""
 HEAD = 1.5
 """Smallest side of the crop in face widths or heights: the hair must fit."""
 WHOLE = 0.8
 """A picture that is no larger than the crop over this is driven whole: no seam, no paste."""
-FACE_HEIGHT_IN_CROP = 0.43
+FACE_HEIGHT_IN_CROP = 0.45
 """Where the middle of the face sits in the crop, from the top."""
 STRETCH = 1.25
 """How far the crop may reach beyond the picture's short side; what lies outside is the edge, repeated, and never shown."""

@@ -84,7 +84,7 @@ def _search(tracker: FaceTracker, rgb: UInt8Array) -> list[Found]:
         for x, y, side_x, side_y in _tiles(rgb.shape[1], rgb.shape[0], share):
             window = rgb[y : y + side_y, x : x + side_x]
             for points in tracker.detect(window):
-                found = Found.of(points[:, :2] * (side_x, side_y) + np.float32((x, y)))
+                found = Found.of(points[:, :2] * np.array((side_x, side_y), np.float32) + np.array((x, y), np.float32))
                 if not any(found.same(other) for other in faces):
                     faces.append(found)
         if faces:
@@ -98,8 +98,8 @@ def _closer(tracker: FaceTracker, rgb: UInt8Array, face: Found) -> Found:
     half = CLOSE_UP / 2 * max(face.width, face.height)
     x0, y0 = (max(0, int(c - half)) for c in face.center)
     window = rgb[y0 : int(face.center[1] + half), x0 : int(face.center[0] + half)]
-    size = np.float32((window.shape[1], window.shape[0]))
-    again = [Found.of(points[:, :2] * size + np.float32((x0, y0))) for points in tracker.detect(window)]
+    size = np.array((window.shape[1], window.shape[0]), np.float32)
+    again = [Found.of(points[:, :2] * size + np.array((x0, y0), np.float32)) for points in tracker.detect(window)]
     return next((found for found in again if found.same(face)), face)
 
 
