@@ -165,7 +165,7 @@ class SpeechDriver:
             gap = chunk.time - self._end()
             if self._track is None or abs(gap) > BRIDGE:
                 resampler = Resampler(chunk.rate)  # raises before anything has changed
-                self._track = _Track(chunk.time)
+                self._track, self._shown = _Track(chunk.time), float("-inf")
                 self._open(chunk.time, chunk.rate, resampler)
             elif self._track.takes[-1].rate != chunk.rate:
                 self._open(self._end(), chunk.rate, Resampler(chunk.rate))
@@ -214,15 +214,15 @@ class SpeechDriver:
             track = self._track
             if track is None:
                 return
-            cut = max(0, round((self._shown - track.time) * RATE)) if np.isfinite(self._shown) else 0
-            track.pcm.mute(cut, round(_FADE * RATE))
+            shown = max(self._shown, track.time)
+            cut = round((shown - track.time) * RATE)
             row = max(0, cut - WINDOW // 2) // HOP
+            track.pcm.mute(cut, round(_FADE * RATE))
             track.mel.mute(row)
             track.mouth.mute(row)
             for take in track.takes:
-                take.sound.mute(max(take.given, round((self._shown - take.time) * take.rate) if np.isfinite(self._shown) else 0), round(_FADE * take.rate))
-            take = track.takes[-1]
-            take.resampler.forget()
+                take.sound.mute(max(take.given, round((shown - take.time) * take.rate)), round(_FADE * take.rate))
+            track.takes[-1].resampler.forget()
 
     # -- under the lock -----------------------------------------------------------------------------------------------
 
