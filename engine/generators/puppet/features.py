@@ -1,0 +1,71 @@
+"""What the puppet knows about a portrait after set-up: plain arrays only, so that they can be kept in an .npz."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.types import FloatArray, UInt8Array
+
+Int32Array = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """One portrait, ready to move. N mesh vertices: 478 face points, then the rings of hair, neck and body. P px of padding."""
+
+    # The sheet
+    rest: FloatArray  # [N, 3] vertices in camera space: their weak perspective projection is the portrait itself, px
+    uv: FloatArray  # [N, 2] where each vertex samples the texture, texture px
+    triangles: Int32Array  # [T, 3]
+    tags: UInt8Array  # [T] 0 skin, else which hole the triangle closes
+    texture: UInt8Array  # [H + 2P, W + 2P, 4] colour and packed matte
+    plate: UInt8Array  # [H, W, 3] background without the person
+    # The head
+    frame: FloatArray  # [3, 3] the portrait's own head rotation: columns are its right, down and away
+    pivot: FloatArray  # [3] px: what the head turns about
+    eyes_middle: FloatArray  # [3] px: what translation and scale refer to
+    width: FloatArray  # [] face width, px
+    ocular: FloatArray  # [] distance between the eyes' centres, px
+    head_weight: FloatArray  # [N] 1 moves with the head, 0 with the body
+    follow: FloatArray  # [N - 478, 36] how the rings follow the outline's expression
+    # Mouth
+    jaw: FloatArray  # [478] share of the jaw's motion
+    upper: FloatArray  # [478, 9] share of each upper lip column's motion
+    lower: FloatArray  # [478, 9] the same for the lower lip
+    lip_gap: FloatArray  # [9] the portrait's own lip gap by column, ocular distances
+    corners: FloatArray  # [478, 2] share of the left and right mouth corner's motion
+    spread: FloatArray  # [478] signed share of a change of the mouth's width
+    pucker: FloatArray  # [478] share of protrusion
+    smile_rest: FloatArray  # [2] the portrait's own smile: lift of the corners and widening beyond a relaxed mouth, ocular distances
+    mouth_patch: FloatArray  # [4] x0, y0, width, height of the mouth patches, px
+    upper_teeth: UInt8Array  # [h, w, 4]
+    lower_teeth: UInt8Array  # [h, w, 4] lower teeth and tongue: what rides the jaw
+    cavity: FloatArray  # [3] colour of the dark, 0..255
+    # Eyes
+    lid_upper: FloatArray  # [2, 478, 7] share of each upper lid column's motion
+    lid_lower: FloatArray  # [2, 478, 7]
+    eye_patch: FloatArray  # [2, 4] x0, y0, width, height, px
+    eyeballs: UInt8Array  # [2, h, w, 3] the eyes without lids
+    iris: FloatArray  # [2, 3] centre and radius, px
+    eye_axis: FloatArray  # [2, 4] centre and half width vector of each eye, px
+    brow: FloatArray  # [2, 478] share of each brow's lift
+    # Body
+    body: FloatArray  # [N] share of the shoulders' motion
+    shrug: FloatArray  # [2, N] share of the left and right shoulder's lift
+    shoulders: FloatArray  # [3] x, y of their middle and their width, px
+    # Response
+    response: FloatArray  # [R] what a tracker reads back; see `response`
+
+
+def pack(features: Features) -> dict[str, npt.NDArray[Any]]:
+    """Features -> name -> array."""
+    return {f.name: np.asarray(getattr(features, f.name)) for f in fields(features)}
+
+
+def unpack(arrays: dict[str, npt.NDArray[Any]]) -> Features:
+    """The inverse of `pack`. Raises KeyError where an array is missing."""
+    return Features(**{f.name: np.array(arrays[f.name]) for f in fields(Features)})

@@ -1,0 +1,267 @@
+"""The puppet: any portrait, no weights, real time on a plain CPU."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from engine.generators.puppet import eyes, mouth, plate, teeth, topology
+from engine.generators.puppet import body as shoulders
+from engine.generators.puppet import features as feature_arrays
+from engine.generators.puppet.features import Features
+from engine.generators.puppet.mesh import CAMERA, measure, spread_sheet
+from engine.generators.puppet.raster import blend, raster
+from engine.pose import rotation
+from engine.types import AvatarError, FloatArray, GeneratorSpec, Identity, Motion, Signal, UInt8Array, VideoFrame, still_motion
+
+VERSION = "1"
+PAD = 0.14
+"""Padding of the texture, picture sizes: how far the picture goes on, mirrored, beyond its edges."""
+LIMITS = {"yaw": 28.0, "pitch": 20.0, "roll": 30.0, "shift": 0.45, "scale": 0.28, "lean": 9.0, "twist": 20.0, "sway": 0.2, "shrug": 0.14, "gap": 0.62}
+"""Soft limits: degrees; face widths; log; shoulder widths; ocular distances."""
+KNEE = 0.65
+"""Motion is untouched up to this part of its limit and compressed beyond."""
+
+
+def soft(value: float, limit: float) -> float:
+    """`value` held within +-limit without a corner."""
+    knee = KNEE * limit
+    over = abs(value) - knee
+    if over <= 0:
+        return value
+    return float(np.sign(value)) * (knee + (limit - knee) * float(np.tanh(over / (limit - knee))))
+
+
+@dataclass
+class Row:
+    """One session's buffers, made when an identity is seated and written in place."""
+
+    features: Features
+    points: FloatArray  # [N, 3]
+    sampling: FloatArray  # [H, W, 2]
+    depth: FloatArray  # [H, W]
+    tag: UInt8Array  # [H, W]
+    layer: UInt8Array  # [H, W, 4]
+
+
+@dataclass
+class State:
+    """Rows of sessions; None where nobody sits."""
+
+    rows: list[Row | None] = field(default_factory=list)
+
+
+class Puppet:
+    """A 2.5D layered puppet. Input: `Signal.motion`. See `Generator` for the five verbs."""
+
+    def __init__(self, size: tuple[int, int] = (512, 512), *, rest: bool = True) -> None:
+        """`size` (H, W) px; `rest`: a portrait that smiles or shows its teeth closes its lips at rest."""
+        self.spec = GeneratorSpec(name="puppet", size=size, fps=30)
+        self.rest = rest
+
+    # -- slow, once -----------------------------------------------------------------------------------------------------
+
+    def prepare(self, portrait: UInt8Array) -> Identity:
+        """Portrait [H, W, 3] of any size -> Identity. Raises AvatarError where no face is found."""
+        height, width = self.spec.size
+        shrinking = portrait.shape[0] > height
+        rgb = cv2.resize(portrait, (width, height), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_CUBIC)
+        landmarks = find_face(rgb)
+        key = hashlib.sha256(np.ascontiguousarray(portrait).tobytes() + f"puppet {VERSION} {self.spec.size}".encode()).hexdigest()
+        return Identity(key, rgb, self._features(rgb, landmarks))
+
+    def _features(self, rgb: UInt8Array, landmarks: FloatArray) -> Features:
+        size = self.spec.size
+        head = measure(landmarks)
+        pad = int(PAD * max(size))
+        sheet = spread_sheet(landmarks, head, size, pad)
+        matte = plate.person_matte(rgb)
+        carry, tight = plate.ring(matte, 7.0, 13.0), np.clip((matte - 0.2) / 0.6, 0, 1).astype(np.float32)
+        lips, lids = mouth.weigh(head), eyes.weigh(head)
+        torso = shoulders.weigh(sheet.flat, landmarks, head, size)
+        inside = teeth.draw(rgb, landmarks, head)
+        balls = [eyes.eyeball(rgb, landmarks, side) for side in range(2)]
+        shape = np.max([b[1].shape[:2] for b in balls], 0)
+        eyeballs = np.stack([np.pad(b[1], ((0, shape[0] - b[1].shape[0]), (0, shape[1] - b[1].shape[1]), (0, 0)), mode="edge") for b in balls])
+        as32 = np.float32
+        return Features(
+            rest=sheet.rest, uv=(sheet.flat + pad).astype(as32), triangles=sheet.triangles, tags=sheet.tags,
+            texture=plate.texture(rgb, plate.pack_matte(carry, tight), pad), plate=plate.background(rgb, matte, clear=6.0),
+            frame=head.frame, pivot=head.pivot, eyes_middle=head.eyes_middle, width=as32(head.width), ocular=as32(head.ocular),
+            head_weight=sheet.head_weight, follow=sheet.follow,
+            jaw=lips.jaw, upper=lips.upper, lower=lips.lower, lip_gap=lips.lip_gap, corners=lips.corners, spread=lips.spread, pucker=lips.pucker,
+            smile_rest=lips.smile_rest, mouth_patch=inside.box, upper_teeth=inside.upper, lower_teeth=inside.lower, cavity=inside.cavity,
+            lid_upper=lids.lid_upper, lid_lower=lids.lid_lower, eye_patch=np.stack([b[0] for b in balls]), eyeballs=eyeballs,
+            iris=np.stack([b[2] for b in balls]), eye_axis=np.stack([b[3] for b in balls]), brow=lids.brow,
+            body=torso.body, shrug=torso.shrug, shoulders=torso.shoulders, response=np.zeros(1, as32),
+        )  # fmt: skip
+
+    @staticmethod
+    def pack(identity: Identity) -> dict[str, npt.NDArray[Any]]:
+        """What `np.savez` can keep of an identity, without pickle."""
+        return {**feature_arrays.pack(identity.features), "key": np.array(identity.key)}
+
+    @staticmethod
+    def unpack(portrait: UInt8Array, arrays: dict[str, npt.NDArray[Any]]) -> Identity:
+        """The inverse of `pack`; `portrait` is `identity.portrait`."""
+        return Identity(str(arrays["key"]), portrait, feature_arrays.unpack(arrays))
+
+    # -- fast, many -----------------------------------------------------------------------------------------------------
+
+    def allocate(self, rows: int) -> State:
+        """A State for `rows` sessions."""
+        return State([None] * rows)
+
+    def admit(self, state: State, row: int, identity: Identity) -> None:
+        """Seat an identity in a row."""
+        features: Features = identity.features
+        height, width = self.spec.size
+        state.rows[row] = Row(
+            features,
+            points=np.empty_like(features.rest),
+            sampling=np.empty((height, width, 2), np.float32),
+            depth=np.empty((height, width), np.float32),
+            tag=np.empty((height, width), np.uint8),
+            layer=np.empty((height, width, 4), np.uint8),
+        )
+
+    def reset(self, state: State, row: int) -> None:
+        """The puppet has no past."""
+
+    def step(self, state: State, signals: Sequence[Sequence[Signal] | None]) -> list[list[VideoFrame] | None]:
+        """One frame for every signal of every row."""
+        made: list[list[VideoFrame] | None] = []
+        for row, chunk in zip(state.rows, signals, strict=True):
+            if chunk is None:
+                made.append(None)
+                continue
+            if row is None:
+                raise AvatarError("A signal came for a row where no portrait is seated; admit an identity first.")
+            made.append([self._frame(row, signal) for signal in chunk])
+        return made
+
+    def _frame(self, row: Row, signal: Signal) -> VideoFrame:
+        motion = signal.motion or still_motion()
+        features = row.features
+        places = self._pose(row, motion)
+        raster(row.points, features.uv, features.triangles, features.tags, row.sampling, row.depth, row.tag)
+        cv2.remap(features.texture, row.sampling, None, cv2.INTER_LINEAR, dst=row.layer, borderMode=cv2.BORDER_CONSTANT, borderValue=(0, 0, 0, 0))
+        self._fill(row, motion, places)
+        height, width = self.spec.size
+        rgb, alpha = np.empty((height, width, 3), np.uint8), np.empty((height, width), np.uint8)
+        blend(row.layer, features.plate, rgb, alpha)
+        return VideoFrame(rgb, signal.time, signal.id, alpha)
+
+    def _pose(self, row: Row, motion: Motion) -> tuple[FloatArray, FloatArray]:
+        """Write the vertices of one motion into `row.points`. -> (turned, jaw): the face [478, 2] as the skull has it, the jaw's way [2] px."""
+        features = row.features
+        count = topology.SKIN_POINTS + 10
+        face = features.rest[:count].copy()
+        expressed = motion.expression is not None
+        if motion.expression is not None:
+            face += gate(features, motion.expression)
+        aperture = np.clip(motion.eyes, 0.0, 1.5)
+        eyes.move(features, face, aperture, motion.brows, expressed=expressed)
+        lips = np.array(motion.mouth, np.float32)
+        lips[0] = max(0.0, soft(float(lips[0]), LIMITS["gap"]))
+        _, jaw_way = mouth.move(features, face, lips, expressed=expressed, rest=self.rest)
+        offset = face - features.rest[:count]
+        everything = features.rest.copy()
+        everything[:count] = face
+        everything[count:] += features.follow @ offset[list(topology.OVAL)]
+        head = motion.head
+        turn = rotation(soft(float(head[0]), LIMITS["yaw"]), soft(float(head[1]), LIMITS["pitch"]), soft(float(head[2]), LIMITS["roll"])).astype(np.float32)
+        width = float(features.width)
+        scale = float(np.exp(soft(float(head[5]), LIMITS["scale"])))
+        shift = np.array([soft(float(head[3]), LIMITS["shift"]) * width, soft(float(head[4]), LIMITS["shift"]) * width, 0.0], np.float32)
+        self._carry(row, everything, turn * scale, shift, np.asarray(motion.body))
+        skull = flatten((features.rest[:count] - features.pivot) @ (turn * scale).T + features.pivot + shift, features)
+        jaw = (turn * scale @ (features.frame[:, 1] * jaw_way))[:2]
+        return skull, jaw
+
+    def _carry(self, row: Row, points: FloatArray, turn: FloatArray, shift: FloatArray, body: FloatArray) -> None:
+        """Linear blend of the head's turn and the shoulders' motion, projected into `row.points`."""
+        features = row.features
+        turned = (points - features.pivot) @ turn.T + features.pivot + shift
+        still = flatten(points, features)
+        moved = still + shoulders.displace(features, still, _limited(body))
+        hold = features.head_weight[:, None]
+        row.points[:, :2] = hold * flatten(turned, features) + (1 - hold) * moved
+        row.points[:, 2] = turned[:, 2]
+
+    def _fill(self, row: Row, motion: Motion, places: tuple[FloatArray, FloatArray]) -> None:
+        """Eyeballs and the mouth's inside under the skin."""
+        features = row.features
+        skull, jaw = places
+        points = row.points
+        flat = features.uv - features.uv[0] + flatten(features.rest[:1], features)
+        for side in range(2):
+            near = [*topology.UPPER_LID[side], *topology.LOWER_LID[side], *topology.EYE_CORNERS[side]]
+            back = affine(skull[near], flat[near])
+            half = features.eye_axis[side, 2:]
+            gaze = np.clip(motion.gaze, -0.35, 0.35) * 2 * float(np.hypot(*half))
+            shift = gaze[0] * half / np.hypot(*half) + gaze[1] * np.array([-half[1], half[0]]) / np.hypot(*half)
+            eyes.paint(row.layer, row.tag, topology.LEFT_EYE_HOLE + side, bounds(points[near]), back, features.eyeballs[side], features.eye_patch[side, :2], features.iris[side], features.eye_axis[side], shift.astype(np.float32))
+        ring = [*topology.LIP_CORNERS[0], *topology.UPPER_LIP[0], *topology.LOWER_LIP[0]]
+        near = [*topology.LIP_CORNERS[3], *topology.UPPER_LIP[3], *topology.LOWER_LIP[3]]
+        back = affine(skull[near], flat[near])
+        jaw_back = affine(skull[near] + jaw, flat[near])
+        teeth.paint(row.layer, row.tag, topology.MOUTH_HOLE, bounds(points[ring]), back, jaw_back, features.upper_teeth, features.lower_teeth, features.mouth_patch, float(teeth.DETAIL), features.cavity, float(features.ocular))
+
+
+def flatten(points: FloatArray, features: Features) -> FloatArray:
+    """[N, 2] picture positions of camera-space points."""
+    focal = CAMERA * features.width
+    flat: FloatArray = features.pivot[:2] + (points[:, :2] - features.pivot[:2]) * (focal / (focal + points[:, 2:] - features.pivot[2]))
+    return flat
+
+
+def affine(source: FloatArray, target: FloatArray) -> FloatArray:
+    """[2, 3] the affine map that takes source [N, 2] to target [N, 2] in the least squares sense."""
+    design = np.concatenate([source, np.ones((len(source), 1), np.float32)], 1)
+    found: FloatArray = np.linalg.lstsq(design, target, rcond=None)[0].T.astype(np.float32)
+    return found
+
+
+def bounds(points: FloatArray) -> FloatArray:
+    """[4] x0, y0, x1, y1 with two pixels of room."""
+    low, high = points[:, :2].min(0) - 2, points[:, :2].max(0) + 2
+    return np.concatenate([low, high]).astype(np.float32)
+
+
+def gate(features: Features, expression: FloatArray) -> FloatArray:
+    """[478, 3] px in camera space: the driver's expression as far as it may move this portrait."""
+    held = expression * features.width
+    size = np.linalg.norm(held, axis=1, keepdims=True)
+    limit = 0.3 * float(features.width)
+    held = held * (limit * np.tanh(size / limit) / np.maximum(size, 1e-6))
+    for side in range(2):
+        held[[*topology.UPPER_LID[side], *topology.LOWER_LID[side], *topology.EYE_CORNERS[side]]] *= 0.0
+        held[[*topology.UPPER_CREASE[side], *topology.LOWER_CREASE[side]]] *= 0.3
+        held[list(topology.IRIS[side])] = 0
+    moved: FloatArray = (held @ features.frame.T).astype(np.float32)
+    return moved
+
+
+def _limited(body: FloatArray) -> FloatArray:
+    names = ("lean", "twist", "sway", "sway", "shrug", "shrug")
+    return np.array([soft(float(b), LIMITS[name]) for b, name in zip(body, names, strict=True)], np.float32)
+
+
+def find_face(rgb: UInt8Array) -> FloatArray:
+    """[478, 3] px (z on the scale of x). Raises AvatarError where no face is found."""
+    import mediapipe as mp
+
+    height, width = rgb.shape[:2]
+    with mp.solutions.face_mesh.FaceMesh(static_image_mode=True, refine_landmarks=True, max_num_faces=1) as mesh:
+        found = mesh.process(rgb).multi_face_landmarks
+    if not found:
+        raise AvatarError("No face was found in the portrait; choose a picture where the whole face is seen from the front.")
+    points = np.array([(p.x * width, p.y * height, p.z * width) for p in found[0].landmark], np.float32)
+    return points

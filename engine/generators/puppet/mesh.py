@@ -1,0 +1,149 @@
+"""From face points to a sheet of triangles over the whole picture: face, hair, neck and shoulders in one piece."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.generators.puppet import topology
+from engine.types import FACE_POINTS, FloatArray
+
+CAMERA = 6.0
+"""Distance of the weak perspective's camera, face widths."""
+GRID = 18
+"""Spacing of the vertices around the face, px at a face width of 150 px; grows with the face."""
+BACK_SLOPE = 0.5
+"""How fast the head recedes outside the face's outline: depth per distance."""
+BACK_LIMIT = 0.4
+"""The deepest point behind the outline, face widths."""
+NECK = 0.55
+"""The head's hold on the neck ends this far below the chin, face heights."""
+
+
+def smoothstep(x: FloatArray | float, low: float, high: float) -> FloatArray:
+    """0 below `low`, 1 above `high`, smooth between (also for low > high, falling)."""
+    t = np.clip((np.asarray(x, np.float32) - low) / (high - low), 0.0, 1.0)
+    smooth: FloatArray = (t * t * (3.0 - 2.0 * t)).astype(np.float32)
+    return smooth
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The portrait's head as found: a frame of its own and the units everything is measured in."""
+
+    points: FloatArray  # [478, 3] px, camera space after `unproject`
+    frame: FloatArray  # [3, 3] columns: right, down, away
+    pivot: FloatArray  # [3]
+    eyes_middle: FloatArray  # [3]
+    width: float  # px
+    height: float  # px, forehead to chin
+    ocular: float  # px
+
+    def local(self, origin: FloatArray) -> FloatArray:
+        """[478, 3] points in the head's frame about `origin`, ocular distances."""
+        found: FloatArray = (self.points - origin) @ self.frame / self.ocular
+        return found
+
+
+def project(points: FloatArray, pivot: FloatArray, width: float) -> FloatArray:
+    """[N, 2] picture positions of camera-space points."""
+    focal = CAMERA * width
+    scale = focal / (focal + points[:, 2:] - pivot[2])
+    flat: FloatArray = pivot[:2] + (points[:, :2] - pivot[:2]) * scale
+    return flat
+
+
+def unproject(points: FloatArray, pivot: FloatArray, width: float) -> FloatArray:
+    """[N, 3] camera-space points whose projection has the given picture positions; depth stays."""
+    focal = CAMERA * width
+    flat = pivot[:2] + (points[:, :2] - pivot[:2]) * ((focal + points[:, 2:] - pivot[2]) / focal)
+    return np.concatenate([flat, points[:, 2:]], 1).astype(np.float32)
+
+
+def measure(landmarks: FloatArray) -> Head:
+    """[478, 3] picture px (z on the scale of x) -> Head."""
+    pairs = topology.mirrored_pairs()
+    right = (landmarks[pairs[:, 1]] - landmarks[pairs[:, 0]]).mean(0)
+    right /= np.linalg.norm(right)
+    down = landmarks[topology.CHIN] - landmarks[topology.FOREHEAD]
+    down -= right * (down @ right)
+    down /= np.linalg.norm(down)
+    frame = np.stack([right, down, np.cross(right, down)], 1).astype(np.float32)
+    left_cheek, right_cheek = landmarks[list(topology.CHEEKS)]
+    width = float(np.linalg.norm(left_cheek - right_cheek))
+    height = float(np.linalg.norm(landmarks[topology.CHIN] - landmarks[topology.FOREHEAD]))
+    eyes = np.stack([landmarks[list(corners)].mean(0) for corners in topology.EYE_CORNERS])
+    ears = (left_cheek + right_cheek) / 2
+    pivot = (ears + frame[:, 1] * 0.30 * height).astype(np.float32)
+    points = unproject(landmarks, pivot, width)
+    return Head(points, frame, pivot, eyes.mean(0).astype(np.float32), width, height, float(np.linalg.norm(eyes[0] - eyes[1])))
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """The face with its surroundings."""
+
+    rest: FloatArray  # [N, 3] camera space
+    flat: FloatArray  # [N, 2] picture px
+    triangles: npt.NDArray[np.int32]
+    tags: npt.NDArray[np.uint8]
+    head_weight: FloatArray  # [N]
+    follow: FloatArray  # [N - 478, 36]
+
+
+def _surroundings(landmarks: FloatArray, head: Head, size: tuple[int, int], pad: int) -> FloatArray:
+    """[M, 2] grid points outside the face's outline, out to the padding."""
+    import cv2
+
+    step = max(GRID * head.width / 150.0, 10.0)
+    height, width = size
+    columns = np.linspace(-pad, width - 1 + pad, int(np.ceil((width + 2 * pad) / step)) + 1)
+    rows = np.linspace(-pad, height - 1 + pad, int(np.ceil((height + 2 * pad) / step)) + 1)
+    grid = np.stack(np.meshgrid(columns, rows), -1).reshape(-1, 2).astype(np.float32)
+    outline = landmarks[list(topology.OVAL), :2].astype(np.float32)
+    away = np.array([-cv2.pointPolygonTest(outline, (float(x), float(y)), True) for x, y in grid], np.float32)
+    # A first ring close to the outline, so that the skin's edge does not stretch over a whole cell.
+    middle = outline.mean(0)
+    ring = outline + (outline - middle) / np.linalg.norm(outline - middle, axis=1, keepdims=True) * step * 0.5
+    found: FloatArray = np.concatenate([ring, grid[away > step * 0.8]]).astype(np.float32)
+    return found
+
+
+def spread_sheet(landmarks: FloatArray, head: Head, size: tuple[int, int], pad: int) -> Sheet:
+    """Grow the face mesh over the whole (padded) picture of `size` (H, W)."""
+    from scipy.spatial import Delaunay
+
+    oval = np.array(topology.OVAL)
+    outer = _surroundings(landmarks, head, size, pad)
+    outline = landmarks[oval]
+    joined = Delaunay(np.concatenate([outline[:, :2], outer])).simplices
+    joined = joined[(joined >= len(oval)).any(1)]
+    index = np.concatenate([oval, FACE_POINTS + np.arange(len(outer))])
+    holes, hole_tags = topology.hole_triangles()
+    skin = topology.skin_triangles()
+    around = index[joined].astype(np.int32)
+    triangles = np.concatenate([skin, around, holes])
+    tags = np.concatenate([np.zeros(len(skin) + len(around), np.uint8), hole_tags])
+
+    gap = np.linalg.norm(outer[:, None] - outline[None, :, :2], axis=2)
+    away = gap.min(1)
+    near = 1.0 / (gap + 0.02 * head.width) ** 3
+    near /= near.sum(1, keepdims=True)
+    z = near @ outline[:, 2] + np.minimum(BACK_SLOPE * away, BACK_LIMIT * head.width)
+    follow = (near * np.exp(-away / (0.22 * head.width))[:, None]).astype(np.float32)
+
+    flat3 = np.concatenate([landmarks, np.concatenate([outer, z[:, None]], 1)]).astype(np.float32)
+    weight = np.concatenate([np.ones(len(landmarks), np.float32), _head_hold(outer, away, landmarks, head)])
+    return Sheet(unproject(flat3, head.pivot, head.width), flat3[:, :2].copy(), triangles.astype(np.int32), tags, weight, follow)
+
+
+def _head_hold(outer: FloatArray, away: FloatArray, landmarks: FloatArray, head: Head) -> FloatArray:
+    """[M] 1 where a point moves with the head, falling to 0 down the neck and far from the head."""
+    down = head.frame[:2, 1] / np.linalg.norm(head.frame[:2, 1])
+    below = (outer - landmarks[topology.CHIN, :2]) @ down / head.height
+    neck = 1.0 - smoothstep(below, -0.12, NECK)
+    far = 1.0 - smoothstep(away / head.width, 0.65, 1.5)
+    hold: FloatArray = (neck * far).astype(np.float32)
+    return hold

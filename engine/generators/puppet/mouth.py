@@ -1,0 +1,130 @@
+"""The mouth's outside: which points the lips, corners and jaw carry along, and where they go for a given motion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.generators.puppet import topology
+from engine.generators.puppet.features import Features
+from engine.generators.puppet.mesh import Head, smoothstep
+from engine.types import FloatArray
+
+CLOSED = 0.03
+"""A portrait whose lips are nearer than this (ocular distances) has them closed."""
+RELAXED_WIDTH = 0.84
+"""Outer width of a relaxed mouth, ocular distances; wider is a smile."""
+UPPER_SHARE = 0.35
+"""Share of a closing gap that the upper lip takes; the lower lip takes the rest."""
+JAW_BACK = 0.30
+"""The chin swings back by this much of its way down (the jaw turns about the ears)."""
+
+
+@dataclass(frozen=True, slots=True)
+class MouthWeights:
+    """See the fields of the same names in Features."""
+
+    jaw: FloatArray
+    upper: FloatArray
+    lower: FloatArray
+    lip_gap: FloatArray
+    corners: FloatArray
+    spread: FloatArray
+    pucker: FloatArray
+    smile_rest: FloatArray
+
+
+def _columns(u: FloatArray, knots: FloatArray, edge: float) -> FloatArray:
+    """[N, K] hat functions over the knots; beyond the outer knots they fade to 0 at +-edge."""
+    full = np.concatenate([[-edge], knots, [edge]])
+    hats = np.stack([np.interp(u, full, np.eye(len(full))[i + 1]) for i in range(len(knots))], 1)
+    found: FloatArray = hats.astype(np.float32)
+    return found
+
+
+def weigh(head: Head) -> MouthWeights:
+    """Everything about the mouth that depends only on the portrait."""
+    points = head.points
+    origin = points[list(topology.LIP_CORNERS[0])].mean(0)
+    local = head.local(origin)
+    u, v = local[:, 0], local[:, 1]
+    upper_line, lower_line = local[list(topology.UPPER_LIP[0])], local[list(topology.LOWER_LIP[0])]
+    knots = ((upper_line + lower_line) / 2)[:, 0]
+    inner_edge = float(np.abs(u[list(topology.LIP_CORNERS[0])]).mean())
+    outer_edge = float(np.abs(u[list(topology.LIP_CORNERS[3])]).mean())
+    corners_v = v[list(topology.LIP_CORNERS[0])]
+    xs = np.concatenate([[-inner_edge], knots, [inner_edge]])
+    top = np.interp(u, xs, np.concatenate([corners_v[:1], upper_line[:, 1], corners_v[1:]]))
+    bottom = np.interp(u, xs, np.concatenate([corners_v[:1], lower_line[:, 1], corners_v[1:]]))
+    middle = (top + bottom) / 2
+    above, below = np.zeros(len(u), bool), np.zeros(len(u), bool)
+    above[v < middle] = True
+    below[v >= middle] = True
+    for ring_upper, ring_lower in zip(topology.UPPER_LIP, topology.LOWER_LIP, strict=True):
+        above[list(ring_upper)], below[list(ring_upper)] = True, False
+        above[list(ring_lower)], below[list(ring_lower)] = False, True
+    hats = _columns(u, knots, outer_edge * 1.25)
+    upper = hats * (above * np.exp(-((np.minimum(v - top, 0) / 0.20) ** 2)))[:, None]
+    lower = hats * (below * np.exp(-((np.maximum(v - bottom, 0) / 0.26) ** 2)))[:, None]
+
+    side = smoothstep(np.abs(u), outer_edge * 0.85, outer_edge * 1.25)
+    level = smoothstep(v - middle, -0.30, 0.30)
+    lateral = 1.0 - smoothstep(np.abs(u), 0.30, 1.10)
+    lip_share = np.where(below, np.maximum(level, 1.0 - side), side * level)
+    # At the corners themselves the jaw arrives half way, whichever lip they count to.
+    at_corner = 1.0 - smoothstep(np.hypot(np.abs(u) - inner_edge, v - corners_v.mean()), 0.0, 0.18)
+    jaw = lateral * (lip_share * (1 - at_corner) + 0.35 * at_corner)
+
+    corners = np.stack([np.exp(-(((u - s * inner_edge) / 0.26) ** 2) - ((v - corners_v.mean()) / 0.26) ** 2) for s in (-1, 1)], 1)
+    inside = np.clip(u / outer_edge, -1, 1)
+    spread = inside * np.exp(-((np.maximum(np.abs(u) - outer_edge, 0) / 0.25) ** 2) - (v / 0.40) ** 2)
+    pucker = np.exp(-((u / (outer_edge * 1.1)) ** 2) - (v / 0.28) ** 2)
+
+    gap = lower_line[:, 1] - upper_line[:, 1]
+    lips = (local[13, 1] + local[14, 1]) / 2
+    lift = max(0.0, float(lips - v[list(topology.LIP_CORNERS[3])].mean()) - 0.0)
+    wide = max(0.0, 2 * outer_edge - RELAXED_WIDTH)
+    as32 = [a.astype(np.float32) for a in (jaw, upper, lower, np.maximum(gap, 0), corners, spread, pucker)]
+    return MouthWeights(*as32, smile_rest=np.array([lift, wide], np.float32))
+
+
+def profile(features: Features) -> FloatArray:
+    """[9] an opening mouth's gap by column, 1 in the middle."""
+    u = np.linspace(-0.8, 0.8, 9, dtype=np.float32)
+    shape: FloatArray = (1.0 - u * u) ** 0.6
+    return shape
+
+
+def move(features: Features, points: FloatArray, mouth: FloatArray, *, expressed: bool, rest: bool) -> tuple[FloatArray, float]:
+    """Bring the mouth of `points` [478, 3] (camera space, changed in place) to the motion's mouth [4].
+
+    `expressed`: the points already carry the driver's expression; then only the lip gap is corrected. -> (points, the jaw's way down
+    in px, which the lower teeth share).
+    """
+    right, down, away = features.frame.T
+    ocular = float(features.ocular)
+    gap, width, rounded, smile = (float(x) for x in mouth)
+    if rest:
+        lift, wide = (0.7 * features.smile_rest * ocular).tolist()
+        points += features.corners.sum(1)[:, None] * (down * lift) - features.spread[:, None] * (right * (wide / 2))
+    if not expressed:
+        mouth_width = 0.45 * ocular
+        points += features.spread[:, None] * (right * (mouth_width * (width - 0.30 * rounded)))
+        points += features.corners.sum(1)[:, None] * (-down * (0.10 * ocular * smile))
+        points += (features.corners[:, 1] - features.corners[:, 0])[:, None] * (right * (0.06 * ocular * max(smile, 0.0)))
+        points += features.pucker[:, None] * (-away * (0.10 * ocular * rounded))
+    own = features.lip_gap
+    if rest and own[4] >= CLOSED:
+        target = gap * profile(features)
+    else:
+        target = own + gap * profile(features)
+    upper, lower = list(topology.UPPER_LIP[0]), list(topology.LOWER_LIP[0])
+    present = (points[lower] - points[upper]) @ down / ocular
+    drop = 0.9 * gap if not expressed else 0.9 * max(0.0, float((target - present)[3:6].mean()))
+    points += features.jaw[:, None] * ((down + JAW_BACK * away) * (drop * ocular))
+    present = (points[lower] - points[upper]) @ down / ocular
+    change = (target - present) * ocular
+    points += (features.lower @ (change * (1 - UPPER_SHARE)))[:, None] * down - (features.upper @ (change * UPPER_SHARE))[:, None] * down
+    jaw_way = float((points[topology.CHIN] - features.rest[topology.CHIN]) @ down)
+    return points, jaw_way

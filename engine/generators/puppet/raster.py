@@ -1,0 +1,112 @@
+"""The hot loops: a mesh becomes a sampling map, layers become a picture. Compiled once, cached on disk, no lock held."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+import numpy as np
+
+from engine.types import FloatArray, UInt8Array
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+OUTSIDE = -10_000.0
+"""Sampling position of pixels that no triangle covers: far outside every texture, which reads as transparent."""
+
+
+def kernel(function: _F) -> _F:
+    """A compiled function: cached beside the source, releases the interpreter's lock."""
+    return cast(_F, numba.njit(cache=True, nogil=True, fastmath=True, error_model="numpy")(function))
+
+
+@kernel
+def raster(points: FloatArray, uv: FloatArray, triangles: Any, tags: UInt8Array, out_map: FloatArray, depth: FloatArray, out_tag: UInt8Array) -> None:
+    """Draw triangles nearest-first into a sampling map.
+
+    points [N, 3] pixels and depth (smaller is nearer); uv [N, 2] texture pixels; triangles [T, 3]; tags [T];
+    out_map [H, W, 2], depth [H, W], out_tag [H, W] are overwritten: OUTSIDE and 255 where nothing is drawn.
+    """
+    height, width = depth.shape
+    for y in range(height):
+        for x in range(width):
+            out_map[y, x, 0] = OUTSIDE
+            out_map[y, x, 1] = OUTSIDE
+            depth[y, x] = 1e9
+            out_tag[y, x] = 255
+    for t in range(triangles.shape[0]):
+        a, b, c = triangles[t, 0], triangles[t, 1], triangles[t, 2]
+        ax, ay = points[a, 0], points[a, 1]
+        bx, by = points[b, 0], points[b, 1]
+        cx, cy = points[c, 0], points[c, 1]
+        area = (bx - ax) * (cy - ay) - (cx - ax) * (by - ay)
+        if abs(area) < 1e-6:
+            continue
+        top, bottom = min(ay, by, cy), max(ay, by, cy)
+        y0, y1 = max(int(np.ceil(top)), 0), min(int(np.floor(bottom)), height - 1)
+        if y0 > y1 or max(ax, bx, cx) < 0 or min(ax, bx, cx) > width - 1:
+            continue
+        inv = np.float32(1.0) / area
+        # Gradients of texture position and depth over the triangle's plane.
+        bay, cay, bax, cax = by - ay, cy - ay, bx - ax, cx - ax
+        du1, du2 = uv[b, 0] - uv[a, 0], uv[c, 0] - uv[a, 0]
+        dv1, dv2 = uv[b, 1] - uv[a, 1], uv[c, 1] - uv[a, 1]
+        dz1, dz2 = points[b, 2] - points[a, 2], points[c, 2] - points[a, 2]
+        ux, uy = (du1 * cay - du2 * bay) * inv, (du2 * bax - du1 * cax) * inv
+        vx, vy = (dv1 * cay - dv2 * bay) * inv, (dv2 * bax - dv1 * cax) * inv
+        zx, zy = (dz1 * cay - dz2 * bay) * inv, (dz2 * bax - dz1 * cax) * inv
+        tag = tags[t]
+        for y in range(y0, y1 + 1):
+            left, right = np.float32(1e9), np.float32(-1e9)
+            for e in range(3):
+                if e == 0:
+                    px, py, qx, qy = ax, ay, bx, by
+                elif e == 1:
+                    px, py, qx, qy = bx, by, cx, cy
+                else:
+                    px, py, qx, qy = cx, cy, ax, ay
+                if py > qy:
+                    px, py, qx, qy = qx, qy, px, py
+                if py <= y <= qy:
+                    if qy - py < 1e-6:
+                        left, right = min(left, px, qx), max(right, px, qx)
+                    else:
+                        at = px + (qx - px) * (y - py) / (qy - py)
+                        left, right = min(left, at), max(right, at)
+            # A hair wider than the triangle, so that rounding leaves no crack between neighbours.
+            x0, x1 = max(int(np.ceil(left - 1e-3)), 0), min(int(np.floor(right + 1e-3)), width - 1)
+            fx, fy = x0 - ax, y - ay
+            u, v, z = uv[a, 0] + ux * fx + uy * fy, uv[a, 1] + vx * fx + vy * fy, points[a, 2] + zx * fx + zy * fy
+            for x in range(x0, x1 + 1):
+                if z < depth[y, x]:
+                    depth[y, x] = z
+                    out_map[y, x, 0] = u
+                    out_map[y, x, 1] = v
+                    out_tag[y, x] = tag
+                u += ux
+                v += vx
+                z += zx
+
+
+@kernel
+def blend(layer: UInt8Array, plate: UInt8Array, rgb: UInt8Array, alpha: UInt8Array) -> None:
+    """Lay the person over the plate.
+
+    layer [H, W, 4]: colour and the packed matte of `plate.pack_matte`; plate [H, W, 3]; rgb [H, W, 3] and alpha [H, W] are written.
+    """
+    height, width = alpha.shape
+    for y in range(height):
+        for x in range(width):
+            packed = np.int32(layer[y, x, 3])
+            carry = min(packed * 2, 255)
+            alpha[y, x] = min((packed - 128) * 2 + 1, 255) if packed > 128 else 0
+            if carry == 255:
+                for c in range(3):
+                    rgb[y, x, c] = layer[y, x, c]
+            elif carry == 0:
+                for c in range(3):
+                    rgb[y, x, c] = plate[y, x, c]
+            else:
+                for c in range(3):
+                    rgb[y, x, c] = (np.int32(layer[y, x, c]) * carry + np.int32(plate[y, x, c]) * (255 - carry) + 127) // 255

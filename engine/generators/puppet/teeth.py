@@ -1,0 +1,173 @@
+"""What is inside the mouth: teeth, tongue and the dark, drawn once a portrait and painted under the lips in every frame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.generators.puppet import topology
+from engine.generators.puppet.mesh import Head
+from engine.generators.puppet.raster import kernel
+from engine.types import FloatArray, UInt8Array
+
+DETAIL = 3
+"""Patch pixels per portrait pixel."""
+# Anatomy in ocular distances (63 mm): widths of the teeth from the middle outwards, and their heights.
+UPPER_WIDTHS = (0.135, 0.108, 0.118, 0.105, 0.10, 0.14)
+UPPER_HEIGHTS = (0.150, 0.130, 0.145, 0.120, 0.110, 0.100)
+LOWER_WIDTHS = (0.085, 0.092, 0.105, 0.105, 0.10, 0.14)
+LOWER_HEIGHTS = (0.120, 0.120, 0.130, 0.110, 0.100, 0.090)
+UPPER_SHOWN = 0.055
+"""The upper teeth reach this far below the closed lips' line."""
+LOWER_SHOWN = 0.015
+"""The lower teeth reach this far above the lower lip's inner line."""
+ARCH = 0.46
+"""Radius of the row of teeth seen from above, ocular distances."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """Patches in the portrait's own pixels, DETAIL times finer."""
+
+    box: FloatArray  # [4] x0, y0, width, height px of the portrait
+    upper: UInt8Array  # [h, w, 4]
+    lower: UInt8Array  # [h, w, 4]
+    cavity: FloatArray  # [3]
+
+
+def _row(u: FloatArray, v: FloatArray, widths: tuple[float, ...], heights: tuple[float, ...], *, curve: float) -> tuple[FloatArray, FloatArray]:
+    """Shade and cover of a row of teeth whose biting edge lies at v = 0 and which grows towards v > 0.
+
+    u, v [h, w] ocular distances across and along the teeth. -> (shade [h, w] 0..1, cover [h, w] 0..1)
+    """
+    # The row bends around an arch: what is seen at u lies at the arch's angle asin(u / ARCH).
+    angle = np.arcsin(np.clip(u / ARCH, -1, 1))
+    along = np.abs(angle) * ARCH
+    shade, cover = np.zeros_like(u), np.zeros_like(u)
+    start = 0.0
+    for number, (wide, high) in enumerate(zip(widths, heights, strict=True)):
+        t = (along - start) / wide
+        inside = (t >= 0) & (t < 1)
+        side = np.abs(2 * t - 1)
+        edge = 0.010 + curve * (along / ARCH) ** 2 + 0.014 * np.clip(side - 0.45, 0, 1) ** 2 * (1 + number % 2)
+        bite = np.clip((v - edge) / 0.012, 0, 1)
+        gum = np.clip((high + 0.01 - 0.03 * (1 - side**2) * -1 - v) / 0.03, 0, 1)
+        seam = np.clip((1 - side) / 0.10, 0, 1)
+        body = 0.80 + 0.20 * np.sqrt(np.clip(1 - 0.75 * side**2, 0, 1))
+        tone = body * (0.80 + 0.20 * seam) * (0.90 + 0.10 * np.clip(v / 0.05, 0, 1))
+        shade = np.where(inside, tone, shade)
+        cover = np.where(inside, bite * gum, cover)
+        start += wide
+    turn = np.maximum(np.cos(angle), 0.0)
+    shade = shade * (0.45 + 0.55 * turn**1.2)
+    cover = cover * np.clip((ARCH * 0.97 - np.abs(u)) / 0.02, 0, 1)
+    return shade.astype(np.float32), cover.astype(np.float32)
+
+
+def draw(rgb: UInt8Array, landmarks: FloatArray, head: Head) -> Inside:
+    """Draw the mouth's inside for a portrait, in the light of its skin."""
+    ocular = head.ocular
+    inner = landmarks[list(topology.LIP_CORNERS[0]), :2]
+    centre = inner.mean(0)
+    half = 0.75 * ocular
+    x0, y0 = np.floor(centre - (half, half * 0.9))
+    width, height = np.ceil(2 * half), np.ceil(1.9 * half)
+    box = np.array([x0, y0, width, height], np.float32)
+    gy, gx = np.mgrid[0 : int(height) * DETAIL, 0 : int(width) * DETAIL].astype(np.float32) / DETAIL
+    right, down = head.frame[:2, 0], head.frame[:2, 1]
+    dx, dy = gx + x0 - centre[0], gy + y0 - centre[1]
+    basis = np.linalg.inv(np.stack([right, down], 1)) / ocular
+    u, v = basis[0, 0] * dx + basis[0, 1] * dy, basis[1, 0] * dx + basis[1, 1] * dy
+
+    skin = _skin_colour(rgb, landmarks)
+    light = float(np.clip(skin @ (0.299, 0.587, 0.114) / 175.0, 0.25, 1.15))
+    cast = np.clip(skin / max(float(skin.mean()), 1.0), 0.6, 1.5) ** 0.35
+    tooth = np.array([222, 210, 188], np.float32) * light * cast
+    gum = np.array([168, 92, 86], np.float32) * light * cast
+    tongue = np.array([158, 82, 78], np.float32) * light * cast
+    lips = basis @ (landmarks[[13, 14], :2] - centre).T  # [2, 2]
+    closed_line = float(lips[1].mean())
+    lower_line = float(lips[1, 1])
+
+    # Upper: teeth with a strip of gum above.
+    shade, cover = _row(u, closed_line + UPPER_SHOWN - v, UPPER_WIDTHS, UPPER_HEIGHTS, curve=0.07)
+    above = np.clip((closed_line + UPPER_SHOWN - 0.09 - v) / 0.02, 0, 1) * np.clip((ARCH * 0.9 - np.abs(u)) / 0.04, 0, 1)
+    upper = np.dstack([gum * (0.75 * above[..., None]) * (1 - cover[..., None]) + tooth * shade[..., None] * cover[..., None], 255 * np.maximum(cover, above)])
+    colour = np.where(np.maximum(cover, above)[..., None] > 0, upper[..., :3] / np.maximum(cover + (1 - cover) * above, 1e-3)[..., None], 0)
+    upper[..., :3] = np.clip(colour, 0, 255)
+
+    # Lower: the tongue behind, the teeth before it.
+    shade, cover = _row(u, v - (lower_line - LOWER_SHOWN), LOWER_WIDTHS, LOWER_HEIGHTS, curve=0.05)
+    mound = np.clip(1 - (u / 0.33) ** 2, 0, 1) ** 0.5
+    tongue_top = lower_line - 0.02 - 0.10 * mound
+    body = np.clip((v - tongue_top) / 0.05, 0, 1) * np.clip(mound / 0.25, 0, 1)
+    groove = 1 - 0.22 * np.exp(-((u / 0.025) ** 2))
+    tongue_shade = groove * (0.62 + 0.38 * np.clip((v - tongue_top) / 0.12, 0, 1)) * (0.7 + 0.3 * mound)
+    total = np.maximum(cover, body)
+    lower_colour = np.where(cover[..., None] > 0, tooth * 0.88 * shade[..., None] * cover[..., None] + tongue * tongue_shade[..., None] * (1 - cover[..., None]), tongue * tongue_shade[..., None])
+    lower = np.dstack([np.clip(lower_colour, 0, 255), 255 * total])
+    cavity = np.array([62, 26, 24], np.float32) * light
+    return Inside(box, upper.astype(np.uint8), lower.astype(np.uint8), cavity.astype(np.float32))
+
+
+def _skin_colour(rgb: UInt8Array, landmarks: FloatArray) -> FloatArray:
+    """[3] median colour of the cheeks."""
+    height, width = rgb.shape[:2]
+    samples = []
+    for point in (50, 280, 205, 425, 101, 330):
+        x, y = int(np.clip(landmarks[point, 0], 3, width - 4)), int(np.clip(landmarks[point, 1], 3, height - 4))
+        samples.append(rgb[y - 3 : y + 4, x - 3 : x + 4].reshape(-1, 3))
+    found: FloatArray = np.median(np.concatenate(samples), 0).astype(np.float32)
+    return found
+
+
+@kernel
+def paint(layer: UInt8Array, hole: UInt8Array, tag: int, bounds: FloatArray, skull: FloatArray, jaw: FloatArray, upper: UInt8Array, lower: UInt8Array, box: FloatArray, detail: float, cavity: FloatArray, ocular: float) -> None:
+    """Paint the mouth's inside into `layer` [H, W, 4] wherever the hole `tag` shows.
+
+    bounds [4] x0, y0, x1, y1 px; skull, jaw [2, 3]: output px -> portrait px for what rides the skull and the jaw; upper, lower
+    [h, w, 4] patches at box [4], `detail` times finer than the portrait; cavity [3]; ocular px.
+    """
+    ya, yb = max(int(bounds[1]), 1), min(int(bounds[3]) + 1, hole.shape[0] - 1)
+    for x in range(max(int(bounds[0]), 1), min(int(bounds[2]) + 1, hole.shape[1] - 1)):
+        top, bottom = -1, -1
+        for y in range(ya, yb):
+            if hole[y, x] == tag:
+                if top < 0:
+                    top = y
+                bottom = y
+        if top < 0:
+            continue
+        for y in range(max(ya, top - 1), min(yb, bottom + 2)):
+            count = 0
+            for j in range(-1, 2):
+                for i in range(-1, 2):
+                    if hole[y + j, x + i] == tag:
+                        count += 1
+            if count == 0:
+                continue
+            mix = np.float32(count) / np.float32(9.0)
+            # Darker towards the lips that overhang it, and deeper in the middle.
+            under = np.float32(y - top + 1) / (np.float32(0.11) * ocular)
+            over = np.float32(bottom - y + 1) / (np.float32(0.06) * ocular)
+            shadow = (np.float32(0.42) + np.float32(0.58) * min(under, np.float32(1.0))) * (np.float32(0.70) + np.float32(0.30) * min(over, np.float32(1.0)))
+            r, g, b = cavity[0], cavity[1], cavity[2]
+            for which in range(2):
+                back = jaw if which == 0 else skull
+                patch = lower if which == 0 else upper
+                px = (back[0, 0] * x + back[0, 1] * y + back[0, 2] - box[0]) * detail
+                py = (back[1, 0] * x + back[1, 1] * y + back[1, 2] - box[1]) * detail
+                if px < 0 or py < 0 or px >= patch.shape[1] - 1 or py >= patch.shape[0] - 1:
+                    continue
+                ix, iy = int(px), int(py)
+                fx, fy = px - ix, py - iy
+                w00, w10, w01, w11 = (1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy
+                cover = (patch[iy, ix, 3] * w00 + patch[iy, ix + 1, 3] * w10 + patch[iy + 1, ix, 3] * w01 + patch[iy + 1, ix + 1, 3] * w11) / np.float32(255.0)
+                if cover > 0:
+                    r = r * (1 - cover) + cover * (patch[iy, ix, 0] * w00 + patch[iy, ix + 1, 0] * w10 + patch[iy + 1, ix, 0] * w01 + patch[iy + 1, ix + 1, 0] * w11)
+                    g = g * (1 - cover) + cover * (patch[iy, ix, 1] * w00 + patch[iy, ix + 1, 1] * w10 + patch[iy + 1, ix, 1] * w01 + patch[iy + 1, ix + 1, 1] * w11)
+                    b = b * (1 - cover) + cover * (patch[iy, ix, 2] * w00 + patch[iy, ix + 1, 2] * w10 + patch[iy + 1, ix, 2] * w01 + patch[iy + 1, ix + 1, 2] * w11)
+            layer[y, x, 0] = np.uint8(layer[y, x, 0] * (1 - mix) + r * shadow * mix + np.float32(0.5))
+            layer[y, x, 1] = np.uint8(layer[y, x, 1] * (1 - mix) + g * shadow * mix + np.float32(0.5))
+            layer[y, x, 2] = np.uint8(layer[y, x, 2] * (1 - mix) + b * shadow * mix + np.float32(0.5))
