@@ -1,0 +1,639 @@
+// The page: what a person presses, and what they see and hear of it. The connection lives in link.js, the measuring in
+// meter.js, the choice of a portrait in portraits.js.
+
+import { Link, Trouble, megabytes, openDevice, readToken, request, setToken, upload } from "./link.js";
+import { Meter, drawChart, parts } from "./meter.js";
+import { Portraits } from "./portraits.js";
+
+const $ = (id) => document.getElementById(id);
+const store = { get: (key, otherwise) => JSON.parse(localStorage.getItem(`avatar.${key}`) ?? "null") ?? otherwise, set: (key, value) => localStorage.setItem(`avatar.${key}`, JSON.stringify(value)) };
+
+/** What each drive is for, which devices it needs, and what the server calls it. */
+const DRIVES = {
+  camera: { server: "camera", needs: ["camera", "microphone"], text: "Your face moves the portrait, and your voice comes along in sync." },
+  microphone: { server: "voice", needs: ["microphone"], text: "Your voice moves the lips; blinks and small head movements come by themselves." },
+  text: { server: "voice", needs: [], text: "Type, and the portrait speaks it." },
+  file: { server: "voice", needs: [], text: "The portrait speaks a recording." },
+  auto: { server: "auto", needs: ["camera", "microphone"], text: "Your face moves it; your voice takes the lips over while your mouth is hidden." },
+};
+const INSTEAD = { camera: ["microphone", "Use the microphone"], microphone: ["text", "Type text instead"] };
+
+const app = {
+  drive: "camera",
+  tracks: { camera: null, microphone: null },
+  background: { kind: "keep" },
+  micMuted: false,
+  speaking: false,
+  recording: 0,
+  limits: {},
+};
+
+const video = $("avatar");
+const meter = new Meter(video);
+const portraits = new Portraits();
+const link = new Link({ describe: () => ({ ...(portraits.chosen?.upload ? { portrait_upload: portraits.chosen.upload } : { persona: portraits.chosen?.name }), drive: DRIVES[app.drive].server }) });
+
+// -- what is said -------------------------------------------------------------------------------------------------------------
+
+const NOTICE_MS = { info: 6000, warning: 9000, error: 12000 };
+
+function notify(text, { level = "info", href, action, download } = {}) {
+  for (const old of $("notices").children) if (old.querySelector("p").textContent === text) old.remove();
+  while ($("notices").children.length > 2) $("notices").firstChild.remove();
+  const box = Object.assign(document.createElement("div"), { className: "notice" });
+  box.dataset.level = level;
+  box.append(Object.assign(document.createElement("p"), { textContent: text }));
+  if (href) box.append(Object.assign(document.createElement("a"), { textContent: action, href, download: download || "" }));
+  const close = Object.assign(document.createElement("button"), { type: "button", ariaLabel: "Dismiss" });
+  close.innerHTML = '<svg aria-hidden="true"><use href="#i-close"/></svg>';
+  close.addEventListener("click", () => box.remove());
+  box.append(close);
+  $("notices").append(box);
+  const fade = () => setTimeout(() => (box.matches(":hover, :focus-within") ? fade() : box.remove()), NOTICE_MS[level]);
+  if (!href) fade();
+}
+
+function report(error) {
+  if (error instanceof Trouble) notify(`${error.title}. ${error.text}`, { level: "error" });
+  else {
+    notify("Something on this page went wrong. Load it again; if it happens again, tell whoever runs this server.", { level: "error" });
+    console.error(error);
+  }
+}
+
+/** The card in the middle of the stage: what is going on or wrong, and up to two things to do about it. */
+function card(title, text, { spinner = false, action, other } = {}) {
+  $("card").hidden = !title;
+  if (!title) return;
+  $("card-title").textContent = title;
+  $("card-text").textContent = text;
+  $("card-spinner").hidden = !spinner;
+  for (const [button, choice] of [[$("card-action"), action], [$("card-other"), other]]) {
+    button.hidden = !choice;
+    if (!choice) continue;
+    button.textContent = choice[0];
+    button.onclick = choice[1];
+  }
+}
+
+function hint(text = "") {
+  $("hint").hidden = !text;
+  if ($("hint").textContent !== text) $("hint").textContent = text;
+}
+
+const STATUS = { idle: "Ready", ended: "Ready", connecting: "Connecting", live: "Live", lost: "Connection lost", failed: "Not connected" };
+
+function showState(state) {
+  const live = state === "live";
+  const running = live || state === "connecting" || state === "lost";
+  $("stage").dataset.state = state;
+  $("status").dataset.state = state;
+  $("status-text").textContent = STATUS[state];
+  $("start").dataset.live = running;
+  $("start").querySelector("use").setAttribute("href", running ? "#i-stop" : "#i-play");
+  $("start").querySelector("span").textContent = running ? "Stop" : "Start";
+  for (const id of ["sound", "record", "interrupt"]) $(id).disabled = !live;
+  $("neutral").disabled = !live || !DRIVES[app.drive].needs.includes("camera");
+  $("mic-mute").disabled = !app.tracks.microphone;
+  $("play-audio").disabled = !app.audio;
+  $("invite").hidden = state !== "ended" && state !== "idle";
+  $("share").hidden = !link.sessionid;
+  $("share-idle").hidden = Boolean(link.sessionid);
+  if (!live) hint();
+  if (state === "ended" || state === "failed") {
+    video.hidden = true;
+    for (const id of ["chip-rate", "chip-speaking"]) $(id).hidden = true;
+    $("glance").textContent = "Numbers appear while the avatar is live";
+  }
+}
+
+// -- devices -------------------------------------------------------------------------------------------------------------------
+
+const wants = (what) => DRIVES[app.drive].needs.includes(what) || (what === "microphone" && $("barge-in").checked && ["text", "file"].includes(app.drive));
+
+/** Opens what the drive needs and closes what it does not, so that a camera's light goes out when nobody looks. Raises Trouble. */
+async function arrangeDevices() {
+  for (const what of ["camera", "microphone"]) if (!wants(what)) setDevice(what, null);
+  if (wants("camera") && !app.tracks.camera) setDevice("camera", await openDevice("camera", $("camera-device").value));
+  if (wants("microphone") && !app.tracks.microphone) {
+    try {
+      setDevice("microphone", await openDevice("microphone", $("mic-device").value));
+    } catch (trouble) {
+      if (!wants("camera")) throw trouble;
+      notify(`${trouble.title}: the portrait follows your face, but your voice is not sent. ${trouble.text}`, { level: "warning" });
+    }
+  }
+  await listDevices();
+}
+
+function setDevice(what, track) {
+  if (app.tracks[what] !== track) app.tracks[what]?.stop();
+  app.tracks[what] = track;
+  link.setTrack(what, track);
+  if (track) {
+    track.addEventListener("ended", () => {
+      if (app.tracks[what] !== track) return;
+      setDevice(what, null);
+      notify(`The ${what} went away. Plug it in again or choose another one.`, { level: "warning" });
+    });
+  }
+  if (what === "camera") {
+    $("self").srcObject = track ? new MediaStream([track]) : null;
+    if (track) $("self").play().catch(() => {});
+    showSelf();
+  } else {
+    if (track) track.enabled = !app.micMuted;
+    $("mic-mute").disabled = !track;
+  }
+}
+
+function showSelf() {
+  $("self-figure").hidden = !app.tracks.camera || !$("show-self").checked;
+}
+
+async function listDevices() {
+  const devices = (await navigator.mediaDevices?.enumerateDevices?.()) || [];
+  for (const [id, kind, name] of [["camera-device", "videoinput", "camera"], ["mic-device", "audioinput", "microphone"]]) {
+    const select = $(id);
+    const before = select.value || store.get(id, "");
+    const options = devices.filter((one) => one.kind === kind && one.deviceId && one.deviceId !== "default").map((one, index) => new Option(one.label || `${name} ${index + 1}`, one.deviceId));
+    select.replaceChildren(new Option(`Default ${name}`, ""), ...options);
+    select.value = options.some(({ value }) => value === before) ? before : "";
+  }
+}
+
+async function changeDevice(what, select) {
+  store.set(select.id, select.value);
+  if (!app.tracks[what]) return;
+  try {
+    const track = await openDevice(what, select.value);
+    setDevice(what, track);
+  } catch (trouble) {
+    report(trouble);
+  }
+}
+
+// -- start, stop, and what comes between ------------------------------------------------------------------------------------------
+
+async function start() {
+  card("Starting", wants("camera") ? "If your browser asks, allow the camera and the microphone." : "One moment.", { spinner: true });
+  showState("connecting");
+  $("start").focus({ preventScroll: true });
+  try {
+    await arrangeDevices();
+  } catch (trouble) {
+    return fail(trouble);
+  }
+  if ($("stage").dataset.state !== "connecting") return stop();
+  card("Starting", "Waking the portrait up.", { spinner: true });
+  meter.reset();
+  await link.start();
+}
+
+function stop() {
+  if (app.recording) endRecording().catch(report);
+  link.stop();
+  for (const what of ["camera", "microphone"]) setDevice(what, null);
+  card("");
+  showState("ended");
+}
+
+function fail(trouble) {
+  if (!(trouble instanceof Trouble)) {
+    console.error(trouble);
+    trouble = new Trouble("server", "It did not start", "Try again. If it stays like this, load the page again.");
+  }
+  for (const what of ["camera", "microphone"]) setDevice(what, null);
+  showState("failed");
+  const instead = INSTEAD[trouble.kind];
+  const other = instead ? [instead[1], () => (chooseDrive(instead[0]), start())] : ["Close", () => (card(""), showState("ended"))];
+  if (trouble.kind === "token") card(trouble.title, trouble.text, { action: ["Enter token", () => askToken(trouble.text, start)], other });
+  else card(trouble.title, trouble.text, { action: ["Try again", start], other });
+  $("card-action").focus();
+}
+
+function askToken(text, then) {
+  $("token-text").textContent = text;
+  $("token").value = "";
+  const dialog = $("token-dialog");
+  dialog.returnValue = "";
+  dialog.addEventListener("close", () => {
+    if (dialog.returnValue !== "ok" || !$("token").value.trim()) return;
+    setToken($("token").value.trim());
+    then();
+  }, { once: true });
+  dialog.showModal();
+}
+
+link.addEventListener("state", ({ detail: { state, trouble, wait } }) => {
+  if (state === "failed") return fail(trouble);
+  showState(state);
+  if (state === "lost") {
+    const seconds = Math.max(1, Math.round(wait / 1000));
+    card("Connection lost", navigator.onLine ? `Trying to get it back; next try in ${seconds} s. Your portrait and settings are kept.` : "This computer is offline. It goes on by itself when the network is back.", { spinner: true, action: ["Try now", () => link.tryNow()] });
+  }
+  if (state === "live") {
+    for (const [id, path] of [["view-url", `/view?sessionid=${link.sessionid}`], ["whep-url", `/whep?sessionid=${link.sessionid}`]]) $(id).value = location.origin + path;
+    $("view-open").href = `/view?sessionid=${link.sessionid}`;
+    app.firstFrames = meter.count;
+  }
+});
+
+link.addEventListener("stream", ({ detail: stream }) => {
+  video.srcObject = stream;
+  video.hidden = false;
+  video.play().catch(() => {
+    video.muted = true;
+    showSound();
+    video.play().catch(report);
+    notify("The browser keeps the sound off until you press the sound button.", { level: "warning" });
+  });
+});
+
+link.addEventListener("open", () => {
+  tell("drive", DRIVES[app.drive].server);
+  tell("barge_in", $("barge-in").checked);
+  tell("return_voice", $("return-voice").checked);
+  if (app.background.kind !== "keep") tell("background", app.background);
+});
+
+addEventListener("online", () => link.state === "lost" && link.tryNow());
+addEventListener("pagehide", () => link.stop());
+
+const tell = (name, value) => link.send({ type: "set", [name]: value });
+
+// -- what the server says ---------------------------------------------------------------------------------------------------------
+
+const heard = {
+  pong: (message) => meter.pong(message),
+  frames: ({ pairs }) => meter.pair(pairs),
+  stats: (message) => {
+    app.stats = message;
+    if (message.speaking !== undefined) showSpeaking(message.speaking);
+  },
+  hello: (message) => {
+    app.limits = message.limits || {};
+  },
+  state: (message) => {
+    if (message.speaking !== undefined) showSpeaking(message.speaking);
+    if (message.face !== undefined) app.face = message.face;
+    if (message.neutral !== undefined) app.neutral = message.neutral;
+    showFace();
+  },
+  notice: ({ level, text }) => notify(text, { level }),
+  bye: ({ reason }) => {
+    if (link.state !== "live") return;
+    stop();
+    card("The session has ended", reason || "The server closed it. Press Start to begin a new one.", { action: ["Start again", start], other: ["Close", () => card("")] });
+  },
+};
+link.addEventListener("message", ({ detail }) => heard[detail.type]?.(detail));
+
+function showSpeaking(speaking) {
+  app.speaking = speaking;
+  $("chip-speaking").hidden = !speaking;
+}
+
+function showFace() {
+  if (!DRIVES[app.drive].needs.includes("camera") || link.state !== "live") return hint();
+  if (app.face === "lost") return hint("I cannot see your face. Move into the picture, or turn a light on in front of you.");
+  if (app.neutral === "searching") return hint("Look straight ahead with a relaxed face for a moment.");
+  hint();
+}
+
+const ms = (value) => (Number.isFinite(value) ? `${Math.round(value)} ms` : "–");
+
+/** Once a second: the card goes when pictures come, the numbers move. */
+function tick() {
+  const reading = meter.tick();
+  if (link.state !== "live") return;
+  if (meter.count > app.firstFrames) card("");
+  const { fps, p50, p95 } = reading;
+  $("chip-rate").hidden = !fps;
+  const brief = `${Math.round(fps)} fps${Number.isFinite(p50) ? ` · ${Math.round(p50)} ms` : ""}`;
+  $("chip-rate").textContent = brief;
+  $("glance").textContent = Number.isFinite(p50) ? `${Math.round(fps)} fps · ${Math.round(p50)} ms from motion to picture` : brief;
+  if (app.recording) showRecordTime();
+  if ($("performance").open) showPerformance(reading, fps, p50, p95);
+}
+
+function showPerformance(reading, fps, p50, p95) {
+  const stats = app.stats || {};
+  $("n-fps").textContent = fps.toFixed(fps < 10 ? 1 : 0);
+  $("n-p50").textContent = ms(p50);
+  $("n-p95").textContent = ms(p95);
+  $("n-av").textContent = ms(stats.av_offset_ms?.p50);
+  drawChart($("chart"), meter.history);
+  const shown = parts(stats.stages, reading);
+  const total = shown.reduce((sum, part) => sum + part.ms, 0);
+  const bar = shown.map(({ ms: length, colour }) => {
+    const piece = document.createElement("i");
+    piece.style.background = colour;
+    piece.style.width = `${(100 * length) / total}%`;
+    return piece;
+  });
+  $("stack").replaceChildren(...bar);
+  $("parts").replaceChildren(
+    ...shown.map(({ name, ms: length, colour }) => {
+      const item = document.createElement("li");
+      const dot = document.createElement("i");
+      dot.style.background = colour;
+      item.append(dot, name, Object.assign(document.createElement("b"), { textContent: `${length.toFixed(1)} ms` }));
+      return item;
+    }),
+  );
+  $("drops").textContent = describeDrops(stats);
+}
+
+function describeDrops({ drops = {}, ladder, camera_fps: cameraFps }) {
+  const lost = Object.entries(drops).filter(([, count]) => count).map(([cause, count]) => `${cause.replaceAll("_", " ")}: ${count}`);
+  const lines = [lost.length ? `Dropped so far: ${lost.join(", ")}.` : "Nothing was dropped."];
+  if (Number.isFinite(cameraFps) && cameraFps) lines.push(`The camera delivers ${Math.round(cameraFps)} pictures a second.`);
+  const rung = ladder?.rung ?? ladder;
+  if (rung) lines.push(`The server is busy and has stepped this session down: ${ladder.name || ladder.text || `step ${rung}`}.`);
+  else lines.push("Full size, full rate.");
+  return lines.join(" ");
+}
+
+// -- drive, sound, speech -----------------------------------------------------------------------------------------------------------
+
+function chooseDrive(drive) {
+  document.querySelector(`input[name="drive"][value="${drive}"]`).checked = true;
+  setDrive(drive);
+}
+
+async function setDrive(drive) {
+  app.drive = drive;
+  store.set("drive", drive);
+  $("drive-text").textContent = DRIVES[drive].text;
+  const barge = $("barge-in").checked && ["text", "file"].includes(drive);
+  for (const control of document.querySelectorAll("[data-for]")) {
+    const modes = control.dataset.for.split(" ");
+    control.hidden = !modes.includes(drive) && !(barge && modes.includes("barge"));
+  }
+  $("headphones").hidden = !$("return-voice").checked || !DRIVES[drive].needs.length;
+  if (link.state !== "live" && link.state !== "lost") return;
+  try {
+    await arrangeDevices();
+  } catch (trouble) {
+    report(trouble);
+  }
+  if (app.drive !== drive) return;
+  tell("drive", DRIVES[drive].server);
+  showState(link.state);
+  showFace();
+}
+
+async function sessionFor(doing) {
+  if (link.state === "live") return link.sessionid;
+  notify(`Press Start first, then ${doing}.`);
+  $("start").focus();
+  return "";
+}
+
+async function speak(type) {
+  const text = $("words").value.trim() || (type === "echo" ? $("words").placeholder : "");
+  if (!text) return $("words").focus();
+  const sessionid = await sessionFor("let it speak");
+  if (!sessionid) return;
+  await busy($(type === "chat" ? "ask" : "speak"), () => request("/human", { json: { sessionid, text, type, interrupt: app.speaking } }));
+  $("words").select();
+}
+
+async function playAudio() {
+  const sessionid = await sessionFor("play the file");
+  if (!sessionid || !app.audio) return;
+  await busy($("play-audio"), () => upload("/humanaudio", { sessionid, file: app.audio }));
+}
+
+function chooseAudio(file) {
+  if (!file) return;
+  app.audio = file;
+  $("audio-name").textContent = `${file.name} (${megabytes(file.size)})`;
+  $("play-audio").disabled = false;
+}
+
+async function busy(button, work) {
+  button.disabled = true;
+  try {
+    return await work();
+  } catch (error) {
+    report(error);
+  } finally {
+    button.disabled = false;
+  }
+}
+
+function interrupt() {
+  link.send({ type: "interrupt" });
+}
+
+function toggleMic() {
+  app.micMuted = !app.micMuted;
+  if (app.tracks.microphone) app.tracks.microphone.enabled = !app.micMuted;
+  press($("mic-mute"), app.micMuted, ["#i-mic", "#i-mic-off"], ["Mute mic", "Unmute mic"]);
+}
+
+function showSound() {
+  press($("sound"), video.muted, ["#i-sound", "#i-sound-off"], ["Mute sound", "Unmute"]);
+}
+
+function press(button, pressed, icons, words) {
+  button.setAttribute("aria-pressed", pressed);
+  button.querySelector("use").setAttribute("href", icons[Number(pressed)]);
+  button.querySelector("span").textContent = words[Number(pressed)];
+}
+
+// -- background ---------------------------------------------------------------------------------------------------------------------
+
+function setBackground(background) {
+  app.background = background;
+  tell("background", background);
+}
+
+function chooseBackground(kind) {
+  for (const control of document.querySelectorAll("[data-background]")) control.hidden = control.dataset.background !== kind;
+  if (kind === "colour") setBackground({ kind, colour: $("colour").value });
+  else if (kind !== "picture") setBackground({ kind });
+  else if (app.backgroundPicture) setBackground({ kind, picture: app.backgroundPicture });
+  else $("background-file").click();
+}
+
+async function uploadBackground(file) {
+  if (!file) return;
+  await busy($("choose-background"), async () => {
+    const { id } = await upload("/upload", { kind: "background", picture: file });
+    app.backgroundPicture = id;
+    $("background-name").textContent = file.name;
+    setBackground({ kind: "picture", picture: id });
+  });
+}
+
+// -- recording ------------------------------------------------------------------------------------------------------------------------
+
+const recordName = () => `avatar-${new Date().toISOString().slice(0, 19).replaceAll(":", "").replace("T", "-")}.mp4`;
+
+async function beginRecording() {
+  await busy($("record"), async () => {
+    await request("/record", { json: { sessionid: link.sessionid, type: "start_record" } });
+    app.recording = Date.now();
+    press($("record"), true, ["#i-record", "#i-stop"], ["Record", "Stop rec."]);
+    $("chip-record").hidden = false;
+    showRecordTime();
+  });
+}
+
+async function endRecording() {
+  const { sessionid } = link;
+  app.recording = 0;
+  press($("record"), false, ["#i-record", "#i-stop"], ["Record", "Stop rec."]);
+  $("chip-record").hidden = true;
+  await request("/record", { json: { sessionid, type: "end_record" } });
+  const file = await request(`/record/${sessionid}`, { as: "blob" });
+  const href = URL.createObjectURL(file);
+  const download = recordName();
+  const item = document.createElement("li");
+  const anchor = Object.assign(document.createElement("a"), { href, download });
+  anchor.innerHTML = '<svg aria-hidden="true"><use href="#i-down"/></svg>';
+  anchor.append(`${download} (${megabytes(file.size)})`);
+  item.append(anchor);
+  $("recording-list").prepend(item);
+  $("recordings").hidden = false;
+  notify("The recording is ready.", { href, action: "Download", download });
+}
+
+function showRecordTime() {
+  const seconds = Math.floor((Date.now() - app.recording) / 1000);
+  $("record-time").textContent = `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")}`;
+}
+
+// -- portrait -------------------------------------------------------------------------------------------------------------------------
+
+portraits.addEventListener("choose", async ({ detail: { choice } }) => {
+  if (choice.name) store.set("persona", choice.name);
+  for (const id of ["still", "ambient"]) {
+    if (choice.src) $(id).src = choice.src;
+    else $(id).removeAttribute("src");
+  }
+  $("still").alt = `Portrait: ${choice.label}`;
+  $("invite-name").textContent = choice.label;
+  if (["live", "lost", "connecting"].includes(link.state)) {
+    if (app.recording) await endRecording().catch(report);
+    link.stop();
+    start();
+  } else if (link.state === "failed" || $("stage").dataset.state === "failed") {
+    card("");
+    showState("ended");
+  }
+});
+
+async function loadPortraits() {
+  try {
+    await portraits.load(store.get("persona", ""));
+  } catch (trouble) {
+    if (trouble.kind !== "token") return fail(trouble), ($("card-action").onclick = () => location.reload());
+    card(trouble.title, trouble.text, { action: ["Enter token", () => askToken(trouble.text, () => (card(""), loadPortraits()))] });
+  }
+}
+
+// -- hands ----------------------------------------------------------------------------------------------------------------------------
+
+const on = (id, type, act) => $(id).addEventListener(type, (event) => Promise.resolve(act(event)).catch(report));
+const radios = (name, act) => document.querySelectorAll(`input[name="${name}"]`).forEach((radio) => radio.addEventListener("change", () => act(radio.value)));
+
+on("start", "click", () => ($("start").dataset.live === "true" ? stop() : start()));
+on("mic-mute", "click", toggleMic);
+on("sound", "click", () => {
+  video.muted = !video.muted;
+  showSound();
+});
+on("neutral", "click", () => link.send({ type: "neutral" }) && notify("Neutral set: this is now the resting face."));
+on("interrupt", "click", interrupt);
+on("record", "click", () => (app.recording ? endRecording() : beginRecording()));
+on("full", "click", () => (document.fullscreenElement ? document.exitFullscreen() : $("stage-frame").requestFullscreen?.()));
+on("help", "click", () => $("help-dialog").showModal());
+on("speak", "click", () => speak("echo"));
+on("ask", "click", () => speak("chat"));
+on("words", "keydown", (event) => {
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return undefined;
+  event.preventDefault();
+  return speak("echo");
+});
+on("choose-audio", "click", () => $("audio-file").click());
+on("audio-file", "change", ({ target }) => chooseAudio(target.files[0]));
+on("play-audio", "click", playAudio);
+on("camera-device", "change", ({ target }) => changeDevice("camera", target));
+on("mic-device", "change", ({ target }) => changeDevice("microphone", target));
+on("show-self", "change", showSelf);
+on("barge-in", "change", ({ target }) => {
+  tell("barge_in", target.checked);
+  return setDrive(app.drive);
+});
+on("return-voice", "change", ({ target }) => {
+  tell("return_voice", target.checked);
+  $("headphones").hidden = !target.checked;
+});
+on("colour", "input", () => chooseBackground("colour"));
+on("choose-background", "click", () => $("background-file").click());
+on("background-file", "change", ({ target }) => uploadBackground(target.files[0]));
+on("use-keys", "change", ({ target }) => store.set("keys", target.checked));
+on("performance", "toggle", () => store.set("performance", $("performance").open));
+radios("drive", setDrive);
+radios("background", chooseBackground);
+for (const swatch of document.querySelectorAll(".swatch")) {
+  swatch.style.background = swatch.dataset.colour;
+  swatch.addEventListener("click", () => {
+    $("colour").value = swatch.dataset.colour;
+    chooseBackground("colour");
+  });
+}
+for (const button of document.querySelectorAll("[data-copy]")) {
+  button.addEventListener("click", async () => {
+    await navigator.clipboard?.writeText($(button.dataset.copy).value).catch(() => $(button.dataset.copy).select());
+    notify("Copied.");
+  });
+}
+
+const KEYS = { s: "start", m: "mic-mute", v: "sound", n: "neutral", i: "interrupt", r: "record", f: "full" };
+addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
+  if (event.target.closest?.("textarea, select, input:not([type=radio], [type=checkbox])") || !$("use-keys").checked) return;
+  const key = event.key.toLowerCase();
+  if (KEYS[key] && !event.repeat) $(KEYS[key]).click();
+  else if (key === "p") $("performance").open = !$("performance").open;
+  else if (key === "?") $("help-dialog").showModal();
+  else if ("12345".includes(key)) chooseDrive(Object.keys(DRIVES)[Number(key) - 1]);
+  else return;
+  event.preventDefault();
+});
+
+let dragDepth = 0;
+const hasFiles = (event) => event.dataTransfer?.types.includes("Files");
+addEventListener("dragenter", (event) => hasFiles(event) && ((dragDepth += 1), ($("veil").hidden = false)));
+addEventListener("dragleave", (event) => hasFiles(event) && (dragDepth -= 1) <= 0 && ($("veil").hidden = true));
+addEventListener("dragover", (event) => hasFiles(event) && event.preventDefault());
+addEventListener("drop", (event) => {
+  if (!hasFiles(event)) return;
+  event.preventDefault();
+  dragDepth = 0;
+  $("veil").hidden = true;
+  const [file] = event.dataTransfer.files;
+  if (!file?.type.startsWith("audio/")) return void (file && portraits.offer(file));
+  chooseAudio(file);
+  chooseDrive("file");
+});
+
+// -- begin ----------------------------------------------------------------------------------------------------------------------------
+
+readToken();
+$("use-keys").checked = store.get("keys", true);
+$("performance").open = store.get("performance", false);
+for (const control of document.querySelectorAll("[data-background]")) control.hidden = true;
+if (!document.fullscreenEnabled) $("full").hidden = true;
+meter.report = (frames) => link.send({ type: "shown", frames });
+chooseDrive(DRIVES[store.get("drive", "camera")] ? store.get("drive", "camera") : "camera");
+showState("idle");
+navigator.mediaDevices?.addEventListener?.("devicechange", listDevices);
+listDevices();
+loadPortraits();
+setInterval(tick, 1000);

@@ -1,0 +1,27 @@
+"""What every test file may use."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+
+import pytest
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def found(name: str) -> str | None:
+    """Where a part that a bare machine may lack is ("chromium", or any module's name), or None."""
+    if name == "chromium":
+        return next((path for browser in BROWSERS if (path := shutil.which(browser))), None)
+    return name if importlib.util.find_spec(name) else None
+
+
+def require(name: str) -> str:
+    """The part's place, or the test is skipped with its name; where REQUIRE (comma separated) lists it, a missing part is a failure."""
+    if place := found(name):
+        return place
+    if name in os.environ.get("REQUIRE", "").split(","):
+        pytest.fail(f"{name} is missing and REQUIRE lists it: install it.")
+    pytest.skip(f"{name} is not installed")
