@@ -1,63 +1,247 @@
-"""Landmarks -> calibrated motion: pose and expression apart, relative to a neutral. Knows points, not pictures."""
+"""What is this person's neutral, and how far do their eyes and lips go? Running answers from the frames so far, never from later ones.
+
+Knows measurements and time, not pictures. Nothing here jumps: what is learnt is eased in.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import Literal
+
 import numpy as np
 
-from engine.pose import Float64Array, angles, umeyama
-from engine.types import FloatArray, Motion
+from engine.drivers.measure import Measures, measure
+from engine.drivers.rigid import MEAN_RIGID, PIVOT, RIGID, Pose
+from engine.pose import Float64Array, angles, rotation
 
-RIGID = np.array([10, 151, 9, 8, 168, 6, 197, 195, 109, 338, 67, 297, 103, 332, 54, 284, 21, 251, 127, 356, 133, 362, 33, 263])
-"""Forehead, nose bridge, temples, eye corners: what neither jaw, brows nor lips move."""
+NeutralState = Literal["searching", "set"]
+
+FRONTAL = 12.0
+"""Degrees of yaw or roll away from frontal, and of pitch away from the usual, that make a frame a poor neutral."""
+SLOW = 20.0
+"""Degrees a second that make a frame a poor neutral."""
+LOWERED = 0.25
+"""Share of the usual eye opening whose lack makes a frame a poor neutral."""
+PARTED = 0.05
+"""Lip gap in inter-ocular distances that makes a frame a poor neutral."""
+USUAL_WIDTH, WIDTH_SPREAD = 0.82, 0.12
+"""Width of a relaxed mouth in inter-ocular distances over people, and how far a smile or a pucker takes it."""
+PRIOR = 0.7
+"""s of this person's best frames that the prior (a head about upright that looks about at the camera) weighs as much as at first; it fades."""
+UPRIGHT = 6.0
+"""Degrees of yaw and roll a first frame may show and still be taken for straight: faces and the mean face differ as much."""
+SET_AFTER = 1.0
+"""s of good frames after which the neutral counts as found."""
+MEMORY = 30.0
+"""s of good frames the running neutral remembers."""
+EASE = 0.4
+"""s: time constant with which a better neutral is eased in."""
+CHOSEN_FRAMES = 8
+"""Frames averaged for a neutral the person asks for."""
+CHOSEN_EASE = 0.15
+"""s: time constant with which that neutral is eased in."""
+LONGEST_STEP = 0.1
+"""s a single frame counts at most."""
 
 
-def metric(face: FloatArray, aspect: float) -> Float64Array:
-    """[478, 3] 0..1 -> [478, 3] in picture heights, all three axes on one scale."""
-    return np.asarray(face, np.float64) * (aspect, 1.0, aspect)
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """A neutral: where the head rests and what the face looks like there."""
+
+    head: Float64Array  # [6] yaw, pitch, roll (degrees, absolute), x and y of the pivot (picture heights), log of the scale
+    shape: Float64Array  # [478, 3] head frame, face widths
+    measures: Measures  # of the shape
+
+    @property
+    def turn(self) -> Float64Array:
+        """[3, 3] rotation head -> picture."""
+        return rotation(*(float(a) for a in self.head[:3]))
 
 
-def face_width(points: Float64Array) -> float:
-    """Distance of the face's two sides at the ears (points 234 and 454)."""
-    return float(np.linalg.norm(points[454] - points[234]))
+def head_vector(pose: Pose) -> Float64Array:
+    """Pose -> [6] as in `Rest.head`."""
+    pivot = pose.apply(PIVOT[None])[0]
+    return np.array([*angles(pose.turn), pivot[0], pivot[1], np.log(pose.scale)])
 
 
-def eye_distance(points: Float64Array) -> float:
-    """Inter-ocular distance: between the centres of the eyes, each the middle of its corners."""
-    return float(np.linalg.norm((points[263] + points[362]) / 2 - (points[33] + points[133]) / 2))
+@dataclass(slots=True)
+class RunningMean:
+    """Mean of vectors weighted by how good they are, with a memory of MEMORY seconds of the best."""
+
+    value: Float64Array
+    weight: float = 0.0  # s of goodness
+    best: float = 1e-6  # best goodness so far, 0..1
+
+    def add(self, value: Float64Array, goodness: float, *, step: float) -> None:
+        """One frame that stood for `step` s."""
+        self.best = max(self.best, goodness)
+        self.weight = min(self.weight + goodness * step, MEMORY * self.best)
+        if self.weight > 0.0:
+            self.value = self.value + (value - self.value) * min(1.0, goodness * step / self.weight)
+
+    @property
+    def seconds(self) -> float:
+        """How much it has seen, in seconds of frames as good as the best."""
+        return self.weight / self.best
 
 
-def lid_gaps(points: Float64Array) -> Float64Array:
-    """[2] opening of the left and right eye, lids against corners."""
-    left = np.linalg.norm(points[159] - points[145]) / np.linalg.norm(points[33] - points[133])
-    right = np.linalg.norm(points[386] - points[374]) / np.linalg.norm(points[263] - points[362])
-    return np.array([left, right])
+@dataclass(slots=True)
+class Neutral:
+    """The running neutral of one person. `rest` is what to measure against; None before the first frame."""
+
+    rest: Rest | None = None
+    state: NeutralState = "searching"
+    _head: RunningMean | None = None
+    _shape: RunningMean | None = None
+    _last: tuple[float, Float64Array] | None = None  # time, head vector
+    _chosen: list[tuple[Float64Array, Float64Array]] | None = None  # frames of a neutral being taken
+    _prior: Float64Array | None = None  # the head vector to start from
+    _locked: bool = False
+    _ease: float = EASE
+
+    def choose(self) -> None:
+        """Take the next few frames as the neutral and keep it until the person is forgotten."""
+        self._chosen = []
+
+    def see(self, head: Float64Array, shape: Float64Array, measures: Measures, *, time: float, opening: Float64Array) -> Rest:
+        """A frame: head vector [6], shape [478, 3] in the head frame of the mean face, its measures -> the neutral to measure against.
+
+        `opening` [2]: the lids' usual opening.
+        """
+        step = 0.0 if self._last is None else float(np.clip(time - self._last[0], 0.0, LONGEST_STEP))
+        speed = 0.0 if self._last is None or step == 0.0 else float(np.abs(head[:3] - self._last[1][:3]).max()) / step
+        self._last = (time, head)
+        if self.rest is None or self._head is None or self._shape is None:
+            return self._start(head, shape)
+        if self._chosen is not None:
+            self._take(head, shape, measures, opening)
+        elif not self._locked:
+            self._weigh(head, shape, measures, step=step, speed=speed, opening=opening)
+        self._approach(step)
+        return self.rest
+
+    def rebase(self, before: Float64Array, after: Float64Array) -> None:
+        """The picture's geometry changed (another resolution, a turned phone): keep place and size relative to the neutral.
+
+        `before`, `after`: head vectors of the last frame of the old and the first of the new geometry.
+        """
+        if self.rest is None or self._head is None:
+            return
+        for_now = self.rest.head
+        grown = after[5] - before[5]
+        moved = np.concatenate([for_now[:3], after[3:5] - (before[3:5] - for_now[3:5]) * np.exp(grown), for_now[5:] + grown])
+        self._head.value = np.concatenate([self._head.value[:3], moved[3:]])
+        self.rest = Rest(moved, self.rest.shape, self.rest.measures)
+        self._last = None
+
+    def _start(self, head: Float64Array, shape: Float64Array) -> Rest:
+        upright = head.copy()
+        upright[[0, 2]] = np.clip(head[[0, 2]], -UPRIGHT, UPRIGHT)
+        self._prior = upright
+        self._head, self._shape = RunningMean(upright), RunningMean(shape)
+        self.rest = Rest(upright, shape, measure(shape))
+        return self.rest
+
+    def _weigh(self, head: Float64Array, shape: Float64Array, measures: Measures, *, step: float, speed: float, opening: Float64Array) -> None:
+        assert self._head is not None
+        assert self._shape is not None
+        known = self._head.seconds / (self._head.seconds + SET_AFTER)
+        usual = (head[1] - self._head.value[1]) / FRONTAL * known
+        pose_cost = float(((head[[0, 2]] / FRONTAL) ** 2).sum() + usual**2 + (speed / SLOW) ** 2)
+        lids = np.maximum(0.0, 1.0 - measures.lids / opening) / LOWERED
+        face_cost = float((lids**2).sum() + (measures.gap / PARTED) ** 2 + ((measures.width - USUAL_WIDTH) / WIDTH_SPREAD) ** 2)
+        self._head.add(head, 1.0 / (1.0 + pose_cost) ** 2, step=step)
+        self._shape.add(shape, 1.0 / (1.0 + pose_cost + face_cost) ** 2, step=step)
+        if min(self._head.seconds, self._shape.seconds) >= SET_AFTER:
+            self.state = "set"
+
+    def _take(self, head: Float64Array, shape: Float64Array, measures: Measures, opening: Float64Array) -> None:
+        assert self._chosen is not None
+        blinking = bool((measures.lids < 0.6 * opening).any())
+        if not blinking or len(self._chosen) == 0:
+            self._chosen.append((head, shape))
+        if len(self._chosen) < CHOSEN_FRAMES:
+            return
+        frames = self._chosen[1:] if blinking else self._chosen
+        self._head = RunningMean(np.mean([frame[0] for frame in frames], 0), MEMORY, 1.0)
+        self._shape = RunningMean(np.mean([frame[1] for frame in frames], 0), MEMORY, 1.0)
+        self._chosen, self._locked, self._ease, self.state = None, True, CHOSEN_EASE, "set"
+
+    def _target(self) -> tuple[Float64Array, Float64Array]:
+        assert self._head is not None
+        assert self._shape is not None
+        if self._locked or self._prior is None:
+            return self._head.value, self._shape.value
+        prior = PRIOR * float(np.exp(-self._head.seconds / SET_AFTER))
+        share = self._head.seconds / (self._head.seconds + prior)
+        return self._prior + share * (self._head.value - self._prior), self._shape.value
+
+    def _approach(self, step: float) -> None:
+        assert self.rest is not None
+        head, shape = self._target()
+        share = 1.0 - float(np.exp(-step / self._ease))
+        rest = self.rest
+        shape = rest.shape + share * (shape - rest.shape)
+        self.rest = Rest(rest.head + share * (head - rest.head), shape, measure(shape))
+
+    @property
+    def rigid(self) -> Float64Array:
+        """[len(RIGID), 3] the rigid points to fit the head with: this person's own, the mean face's before the first frame."""
+        return MEAN_RIGID if self.rest is None else self.rest.shape[RIGID]
 
 
-def motion(points: Float64Array, neutral: Float64Array) -> Motion:
-    """Motion of metric points relative to metric neutral points."""
-    width, apart = face_width(neutral), eye_distance(neutral)
-    scale, turn, shift = umeyama(neutral[RIGID], points[RIGID])
-    head = np.array([*angles(turn), 0.0, 0.0, np.log(scale)])
-    head[3:5] = (points[RIGID] - neutral[RIGID]).mean(0)[:2] / width
-    still = (points - shift) @ turn / scale
-    shape = (still - neutral) / width
-    eyes = np.clip(lid_gaps(still) / lid_gaps(neutral), 0.0, 1.6)
-    gap = max(0.0, float(np.linalg.norm(still[13] - still[14])) / apart - 0.02)
-    wider = float(np.linalg.norm(still[291] - still[61]) / np.linalg.norm(neutral[291] - neutral[61])) - 1.0
-    gaze = np.stack(
-        [
-            (still[468] - neutral[468])[:2] / np.linalg.norm(neutral[33] - neutral[133]),
-            (still[473] - neutral[473])[:2] / np.linalg.norm(neutral[263] - neutral[362]),
-        ]
-    ).mean(0)
-    brows = np.array([neutral[105, 1] - still[105, 1], neutral[334, 1] - still[334, 1]]) / apart
-    smile = float(np.clip(-((still[[61, 291], 1] - neutral[[61, 291], 1]).mean()) / apart * 5.0, -1.0, 1.0))
-    return Motion(
-        head=head.astype(np.float32),
-        eyes=eyes.astype(np.float32),
-        gaze=gaze.astype(np.float32),
-        brows=brows.astype(np.float32),
-        mouth=np.array([gap, wider, max(0.0, -wider), smile], np.float32),
-        expression=shape.astype(np.float32),
-        confidence=np.array([1.0, 1.0, 0.0], np.float32),
-    )
+LEVELS_SECONDS = 30.0
+"""s of lids and lips the ranges are read from."""
+LEVELS_FRAMES = 900
+"""Frames kept at most: LEVELS_SECONDS at 30 a second."""
+OPEN_QUANTILE, CLOSED_QUANTILE, SHUT_QUANTILE = 0.85, 0.02, 0.25
+"""Quantiles of the lids' opening that count as usual and as closed, and of the lip gap that counts as shut."""
+OPEN_RANGE = (0.17, 0.5)
+"""Plausible usual openings of lids, in eye widths."""
+CLOSED_SHARE = 0.3
+"""Opening the tracker reads on a closed eye as a share of the usual one, before a blink was seen."""
+CLOSED_MARGIN = 1.12
+"""A blink reads a little differently each time; so much above the least one seen still counts as closed."""
+CLOSED_RANGE = (0.16, 0.42)
+"""Bounds of the closed reading as shares of the usual opening."""
+SHUT_MARGIN, SHUT_RANGE = 0.014, (0.024, 0.045)
+"""Inter-ocular distances: what is added to the shut lips' reading, and its bounds. What lies below is a gap of exactly 0."""
+LOWER_EASE = 8.0
+"""s: time constant with which the usual opening falls: eyes that look down for a while have not become small."""
+LEARN_EVERY = 5
+"""Frames from one reading of the quantiles to the next."""
+
+
+@dataclass(slots=True)
+class Levels:
+    """Running ranges of one person's lids and lips."""
+
+    opening: Float64Array = field(default_factory=lambda: np.full(2, 0.3))  # [2] usual opening of the lids, eye widths
+    closed: Float64Array = field(default_factory=lambda: np.full(2, 0.3 * CLOSED_SHARE))  # [2] reading of closed lids
+    shut: float = 0.03  # reading of shut lips, inter-ocular distances
+    _seen: list[tuple[float, float, float, float]] = field(default_factory=list)  # time, left, right, gap
+    _frames: int = 0
+
+    def see(self, measures: Measures, *, time: float) -> None:
+        """A frame's measures; learn every few frames and ease towards what was learnt."""
+        first = not self._seen
+        self._seen.append((time, float(measures.lids[0]), float(measures.lids[1]), measures.gap))
+        self._frames += 1
+        if self._frames % LEARN_EVERY and not first:
+            return
+        while self._seen and (self._seen[0][0] < time - LEVELS_SECONDS or len(self._seen) > LEVELS_FRAMES):
+            self._seen.pop(0)
+        table = np.array(self._seen)
+        opening = np.clip(np.quantile(table[:, 1:3], OPEN_QUANTILE, axis=0), *OPEN_RANGE)
+        least = np.quantile(table[:, 1:3], CLOSED_QUANTILE, axis=0)
+        low, high = CLOSED_RANGE
+        closed = np.where(least < high * opening, np.clip(least * CLOSED_MARGIN, low * opening, high * opening), CLOSED_SHARE * opening)
+        shut = float(np.clip(np.quantile(table[:, 3], SHUT_QUANTILE) + SHUT_MARGIN, *SHUT_RANGE))
+        span = (
+            LEARN_EVERY / 30.0 if len(self._seen) < 2 else min(LONGEST_STEP * LEARN_EVERY, (time - self._seen[0][0]) / len(self._seen) * LEARN_EVERY)
+        )
+        share = 1.0 if first else 1.0 - float(np.exp(-span / EASE))
+        lower = share if first else 1.0 - float(np.exp(-span / LOWER_EASE))
+        self.opening = self.opening + np.where(opening < self.opening, lower, share) * (opening - self.opening)
+        self.closed = self.closed + share * (closed - self.closed)
+        self.shut += share * (shut - self.shut)

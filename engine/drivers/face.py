@@ -8,9 +8,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from engine.drivers.calibrate import metric, motion
+from engine.drivers.calibrate import NeutralState
+from engine.drivers.express import Expression
 from engine.drivers.quiet import quiet
-from engine.pose import Float64Array
+from engine.drivers.rigid import metric
 from engine.types import FACE_POINTS, AvatarError, FloatArray, Signal, UInt8Array, VideoFrame, still_motion
 
 LONGEST_SIDE = 960
@@ -79,27 +80,33 @@ class FaceDriver:
 
     def __init__(self) -> None:
         self._tracker = FaceTracker()
-        self._neutral: Float64Array | None = None
+        self._person = Expression()
 
     def __call__(self, frame: VideoFrame) -> Signal:
         """A camera frame -> Signal; where no face is seen `face` is None and the motion's confidence 0."""
-        aspect = frame.rgb.shape[1] / max(1, frame.rgb.shape[0])
+        height, width = frame.rgb.shape[:2]
+        aspect = width / max(1, height)
         faces = self._tracker.detect(frame.rgb)
         if not faces:
             return Signal(frame.time, frame.id, motion=replace(still_motion()), aspect=aspect, confidence={"face": 0.0, "mouth": 0.0})
-        points = metric(faces[0], aspect)
-        if self._neutral is None:
-            self._neutral = points
-        moved = motion(points, self._neutral)
-        return Signal(frame.time, frame.id, motion=moved, face=faces[0], aspect=aspect, confidence={"face": 1.0, "mouth": 1.0})
+        moved, head = self._person(metric(faces[0], aspect), frame.time)
+        head[:3] *= height
+        return Signal(
+            frame.time, frame.id, motion=moved, face=faces[0], aspect=aspect, head=head.astype(np.float32), confidence={"face": 1.0, "mouth": 1.0}
+        )
+
+    @property
+    def neutral_state(self) -> NeutralState:
+        """Whether the neutral is still searched for or set."""
+        return self._person.neutral_state
 
     def set_neutral(self) -> None:
-        """Take the present face as the neutral one."""
-        self._neutral = None
+        """Take the present face (the mean of the next few frames) as the neutral one."""
+        self._person.set_neutral()
 
     def reset(self) -> None:
         """Forget the person."""
-        self._neutral = None
+        self._person = Expression()
         self._tracker.reset()
 
     def close(self) -> None:
