@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from engine.config import OperatorSettings, SessionSettings
-from engine.types import UInt8Array, VideoFrame
+from engine.config import Background, OperatorSettings, SessionSettings
+from engine.types import AvatarError, FloatArray, UInt8Array, VideoFrame
 
 HEAD_AND_SHOULDERS = 3.4
 """Side of the crop in face widths."""
@@ -25,27 +27,126 @@ SHORTEST_LONG_SIDE = 512
 """px: smaller pictures are enlarged to this."""
 FEATHER = 0.08
 """Soft rim of the crop where it meets the rest of the picture, as a share of its side."""
+BLUR = 0.022
+"""Standard deviation of the blurred background, as a share of the picture's longest side."""
+BLUR_REDUCTION = 4
+"""The blur is done at a quarter of the size: nothing finer is left in it."""
+BADGE_HEIGHT = 0.06
+"""Height of the "AI" badge as a share of the picture's short side, and its smallest height in px."""
+BADGE_SMALLEST = 16
+KEPT_STAGES = 6
+"""Backgrounds and sizes of one scene that are kept ready."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fit:
+    """How a square lies in a picture."""
+
+    square: tuple[int, int, int]  # x, y, side in px; may reach beyond the picture
+    box: tuple[int, int, int, int]  # x0, y0, x1, y1 of its visible part
+    feather: UInt8Array  # [box] 255 = the square; soft only where its rim lies inside the picture
+    whole: bool  # it covers the picture
+
+    @classmethod
+    def of(cls, square: tuple[int, int, int], size: tuple[int, int]) -> Fit:
+        """A square in a picture of (H, W)."""
+        x, y, side = square
+        height, width = size
+        x0, y0, x1, y1 = box = max(0, x), max(0, y), min(width, x + side), min(height, y + side)
+        ramps = np.multiply.outer(_ramp(y0, y1, height, FEATHER * side), _ramp(x0, x1, width, FEATHER * side))
+        return cls(square, box, np.asarray(255 * ramps + 0.5, np.uint8), box == (0, 0, width, height))
+
+    @property
+    def exact(self) -> bool:
+        """The picture is the square itself."""
+        return self.whole and self.box == (0, 0, self.square[2], self.square[2])
+
+    @property
+    def inset(self) -> tuple[int, int]:
+        """x, y of the box in the square."""
+        return self.box[0] - self.square[0], self.box[1] - self.square[1]
+
+    def cut(self, image: UInt8Array) -> UInt8Array:
+        """[side, side] or [side, side, 3]: the square of a picture, its edge repeated outside of it."""
+        x, y, side = self.square
+        rows = np.clip(np.arange(y, y + side), 0, image.shape[0] - 1)
+        columns = np.clip(np.arange(x, x + side), 0, image.shape[1] - 1)
+        return np.ascontiguousarray(image[rows][:, columns])
+
+    def scaled(self, size: tuple[int, int], to: tuple[int, int]) -> Fit:
+        """The same square in the picture resized from `size` to `to`, (H, W); edges that it reached it still reaches."""
+        scale = max(to) / max(size)
+        x, y, side = self.square
+        lengths = [(x, size[1], to[1]), (y, size[0], to[0])]
+        spans = [new for start, old, new in lengths if start <= 0 and start + side >= old]
+        new_side = max([round(side * scale), *spans])
+        starts = []
+        for start, old, new in lengths:
+            moved = round(start * scale)
+            moved = min(moved, 0) if start <= 0 else moved
+            starts.append(max(moved, new - new_side) if start + side >= old else moved)
+        return Fit.of((starts[0], starts[1], new_side), to)
+
+
+def _ramp(start: int, end: int, length: int, band: float) -> FloatArray:
+    """[end - start] 0..1, smooth over `band` px at each end that is not an end of 0..length."""
+    at = np.arange(start, end) + 0.5
+    t = np.ones(end - start)
+    if start > 0:
+        t = np.minimum(t, (at - start) / band)
+    if end < length:
+        t = np.minimum(t, (end - at) / band)
+    return np.asarray(t * t * (3 - 2 * t), np.float32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scene:
-    """A portrait's picture and where the generator's frames go in it."""
+    """A portrait's picture and where the generator's frames go in it. Immutable but for its cache of stages."""
 
     picture: UInt8Array  # [H, W, 3] RGB, even sides
-    square: tuple[int, int, int]  # x, y, side in px of the picture; may reach beyond it
-    feather: UInt8Array | None = None  # [H, W] of the square's visible part, 255 = the frame; None where the frame is the whole picture
+    matte: UInt8Array  # [H, W] 255 = the person as the picture shows them
+    clean: UInt8Array  # [H, W, 3] the picture without its person
+    fit: Fit  # where frames go
+    stages: Stages = field(default_factory=lambda: Stages(), repr=False)
 
     @property
     def size(self) -> tuple[int, int]:
         """(H, W) px of the pictures that `compose` makes at output scale 1."""
         return self.picture.shape[0], self.picture.shape[1]
 
-    @property
-    def box(self) -> tuple[int, int, int, int]:
-        """x0, y0, x1, y1 of the square's visible part."""
-        x, y, side = self.square
-        height, width = self.size
-        return max(0, x), max(0, y), min(width, x + side), min(height, y + side)
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stage:
+    """A scene made ready for one size and one background."""
+
+    still: UInt8Array  # [h, w, 3] the whole picture as it is where no frame is pasted
+    fit: Fit  # where frames go
+    plate: UInt8Array | None = None  # [h, w, 3] the new background; None where the portrait's own is kept
+    clean: UInt8Array | None = None  # [h, w, 3] the old one
+    matte: UInt8Array | None = None  # [side, side] of the still picture's square, for generators that give none
+
+
+class Stages:
+    """The stages of a scene that were used last. Safe from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[object, ...], tuple[Background, Stage]] = OrderedDict()
+
+    def get(self, scene: Scene, background: Background, scale: float) -> Stage:
+        """The stage for a background and an output scale, built where it is new (up to 30 ms)."""
+        key = (scale, background.kind, background.colour, id(background.picture))
+        with self._lock:
+            if key not in self._kept:
+                # The background is kept beside the stage, so that the id of its picture stays its own.
+                self._kept[key] = (background, _stage(scene, background, scale))
+                while len(self._kept) > KEPT_STAGES:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(key)
+            return self._kept[key][1]
+
+
+# -- once a portrait ----------------------------------------------------------------------------------------------------
 
 
 def frame_portrait(rgb: UInt8Array, *, size: int = 512) -> tuple[Scene, UInt8Array]:
@@ -54,22 +155,29 @@ def frame_portrait(rgb: UInt8Array, *, size: int = 512) -> tuple[Scene, UInt8Arr
     `size`: px of the generator's frames; the scene is scaled so that they need no resizing where that fits. Raises AvatarError
     where the picture has no face that can be driven (see `engine.drivers.portrait.find_face`).
     """
-    import cv2
-
+    from engine.drivers.matte import clean_plate, person_matte
     from engine.drivers.portrait import find_face
 
     face = find_face(rgb)
     height, width = rgb.shape[:2]
-    short, long = min(height, width), max(height, width)
-    side = _side(face.width, face.height, short, long)
+    long = max(height, width)
+    side = _side(face.width, face.height, min(height, width), long)
     x = _place(face.center[0] - side / 2, side, width)
     y = _place(face.center[1] - FACE_HEIGHT_IN_CROP * side, side, height)
-    crop = _cut(rgb, x, y, side)
+    fit = Fit.of((x, y, side), (height, width))
+    crop = fit.cut(rgb)
     scale = min(size / side, LONGEST_SIDE / long, max(1.0, SHORTEST_LONG_SIDE / long))
-    even = (max(2, 2 * round(width * scale / 2)), max(2, 2 * round(height * scale / 2)))
-    picture = np.asarray(cv2.resize(rgb, even, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC), np.uint8)
-    square = (round(x * even[0] / width), round(y * even[1] / height), round(side * scale))
-    return _with_feather(Scene(picture, square)), crop
+    picture = _resize(rgb, _even(width * scale), _even(height * scale))
+    fit = fit.scaled((height, width), (picture.shape[0], picture.shape[1]))
+    matte = person_matte(picture)
+    if not fit.whole:  # the head is worth a look of its own
+        side = fit.square[2]
+        x0, y0, x1, y1 = fit.box
+        left, top = fit.inset
+        near = _resize(person_matte(crop), side, side)[top : top + y1 - y0, left : left + x1 - x0].astype(np.int32)
+        far = matte[y0:y1, x0:x1]
+        far[:] = far + (near - far) * fit.feather // 255
+    return Scene(picture, matte, clean_plate(picture, matte), fit), crop
 
 
 def _side(face_width: float, face_height: float, short: int, long: int) -> int:
@@ -86,46 +194,119 @@ def _place(start: float, side: int, length: int) -> int:
     return round(min(max(start, 0.0), float(length - side)))
 
 
-def _cut(rgb: UInt8Array, x: int, y: int, side: int) -> UInt8Array:
-    """The square, with the picture's edge repeated outside of it."""
-    rows = np.clip(np.arange(y, y + side), 0, rgb.shape[0] - 1)
-    columns = np.clip(np.arange(x, x + side), 0, rgb.shape[1] - 1)
-    return np.ascontiguousarray(rgb[rows][:, columns])
+def _even(length: float) -> int:
+    """The nearest even number of px: encoders store colour for two by two."""
+    return max(2, 2 * round(length / 2))
 
 
-def _with_feather(scene: Scene) -> Scene:
-    """Soft only where the square's rim lies inside the picture."""
-    x0, y0, x1, y1 = scene.box
-    height, width = scene.size
-    if (x0, y0, x1, y1) == (0, 0, width, height):
-        return scene
-    band = FEATHER * scene.square[2]
-    columns, rows = np.arange(x0, x1) + 0.5, np.arange(y0, y1) + 0.5
-    far = np.float64(np.inf)
-    across = np.minimum(columns - x0 if x0 > 0 else far, x1 - columns if x1 < width else far)
-    down = np.minimum(rows - y0 if y0 > 0 else far, y1 - rows if y1 < height else far)
-    t = np.clip(np.minimum.outer(np.broadcast_to(down, len(rows)), np.broadcast_to(across, len(columns))) / band, 0.0, 1.0)
-    return replace(scene, feather=np.asarray(255 * t * t * (3 - 2 * t) + 0.5, np.uint8))
+def _resize(image: UInt8Array, width: int, height: int) -> UInt8Array:
+    """The image itself where it already fits."""
+    import cv2
+
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = width * height < image.shape[0] * image.shape[1]
+    return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC), np.uint8)
+
+
+# -- once a background --------------------------------------------------------------------------------------------------
+
+
+def _stage(scene: Scene, background: Background, scale: float) -> Stage:
+    from engine.blend import replace_background
+
+    height, width = _even(scene.size[0] * scale), _even(scene.size[1] * scale)
+    fit = scene.fit.scaled(scene.size, (height, width))
+    still = _resize(scene.picture, width, height)
+    if background.kind == "keep":
+        return Stage(still, fit)
+    matte, clean = _resize(scene.matte, width, height), _resize(scene.clean, width, height)
+    plate = _plate(clean, background)
+    behind = plate.copy()
+    replace_background(behind, still, matte, clean, plate, np.full((height, width), 255, np.uint8), 0, 0, 0, 0)
+    return Stage(behind, fit, plate, clean, fit.cut(matte))
+
+
+def _plate(clean: UInt8Array, background: Background) -> UInt8Array:
+    """[H, W, 3] the new background, given the old one without its person."""
+    import cv2
+
+    height, width = clean.shape[:2]
+    if background.kind == "colour":
+        return np.full(clean.shape, background.colour, np.uint8)
+    if background.kind == "blur":
+        small = cv2.resize(clean, (max(1, width // BLUR_REDUCTION), max(1, height // BLUR_REDUCTION)), interpolation=cv2.INTER_AREA)
+        soft = cv2.GaussianBlur(small, (0, 0), BLUR * max(height, width) / BLUR_REDUCTION, borderType=cv2.BORDER_REPLICATE)
+        return np.asarray(cv2.resize(soft, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
+    if background.picture is None:
+        raise AvatarError("The background is set to a picture but none was given; choose a picture or another background.")
+    own_height, own_width = background.picture.shape[:2]
+    cover = max(width / own_width, height / own_height)
+    large = _resize(background.picture, max(width, round(own_width * cover)), max(height, round(own_height * cover)))
+    left, top = (large.shape[1] - width) // 2, (large.shape[0] - height) // 2
+    return np.ascontiguousarray(large[top : top + height, left : left + width])
+
+
+# -- every frame ----------------------------------------------------------------------------------------------------------
 
 
 def compose(
     scene: Scene, frame: VideoFrame, settings: SessionSettings, operator: OperatorSettings, *, driving: UInt8Array | None = None
 ) -> VideoFrame:
-    """A generator's frame -> the picture that leaves. The frame's arrays are not written to."""
+    """A generator's frame [S, S, 3], matte [S, S] or None -> the picture that leaves [H, W, 3], even sides; time and id are the frame's.
+
+    `driving`: the camera picture that the frame follows, for `operator.carry_strip`. The frame's arrays are neither written nor kept.
+    """
+    from engine.blend import paste, replace_background
+
+    stage = scene.stages.get(scene, settings.background, settings.output_scale)
+    fit, side = stage.fit, stage.fit.square[2]
+    where = (*fit.box[:2], *fit.inset)
+    rgb = _quickly(frame.rgb, side)
+    if stage.plate is None or stage.clean is None or stage.matte is None:
+        if fit.exact:
+            picture = rgb.copy() if rgb is frame.rgb else rgb
+        else:
+            picture = stage.still.copy()
+            paste(picture, rgb, fit.feather, *where)
+    else:
+        matte = stage.matte if frame.alpha is None else _quickly(frame.alpha, side)
+        picture = np.empty_like(stage.still) if fit.whole else stage.still.copy()
+        replace_background(picture, rgb, matte, stage.clean, stage.plate, fit.feather, *where)
+    if operator.badge:
+        _stamp(picture)
+    if operator.carry_strip and driving is not None:
+        _carry(driving, picture, operator.carry_strip)
+    return replace(frame, rgb=picture, alpha=None)
+
+
+def _quickly(image: UInt8Array, side: int) -> UInt8Array:
+    """A frame or its matte at `side`: halved while that is too large, then linear, a tenth of the time that exact areas take."""
     import cv2
 
-    x, y, side = scene.square
-    x0, y0, x1, y1 = scene.box
-    rgb = frame.rgb if frame.rgb.shape[0] == side else np.asarray(cv2.resize(frame.rgb, (side, side), interpolation=cv2.INTER_AREA), np.uint8)
-    part = rgb[y0 - y : y1 - y, x0 - x : x1 - x]
-    picture = scene.picture.copy()
-    if scene.feather is None:
-        picture[y0:y1, x0:x1] = part
-    else:
-        share = scene.feather[..., None].astype(np.uint16)
-        still = picture[y0:y1, x0:x1]
-        picture[y0:y1, x0:x1] = ((part * share + still * (255 - share)) // 255).astype(np.uint8)
-    rows = operator.carry_strip
-    if rows and driving is not None:
-        picture[:rows] = cv2.resize(driving[:rows], (picture.shape[1], rows), interpolation=cv2.INTER_NEAREST)
-    return replace(frame, rgb=picture, alpha=None)
+    while image.shape[0] >= 2 * side:
+        image = np.asarray(cv2.resize(image, (image.shape[1] // 2, image.shape[0] // 2), interpolation=cv2.INTER_AREA), np.uint8)
+    if image.shape[:2] != (side, side):
+        image = np.asarray(cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR), np.uint8)
+    return np.ascontiguousarray(image)
+
+
+def _carry(driving: UInt8Array, picture: UInt8Array, rows: int) -> None:
+    """Copy the camera picture's top rows over the picture's, as many of them, stretched in width."""
+    import cv2
+
+    rows = min(rows, driving.shape[0], picture.shape[0])
+    picture[:rows] = cv2.resize(driving[:rows], (picture.shape[1], rows), interpolation=cv2.INTER_AREA)
+
+
+def _stamp(picture: UInt8Array) -> None:
+    """Lay the badge into the lower right corner."""
+    from engine.badge import badge
+
+    colour, cover = badge(max(BADGE_SMALLEST, round(BADGE_HEIGHT * min(picture.shape[:2]))))
+    height, width = cover.shape[:2]
+    edge = height // 2
+    if picture.shape[0] < height + edge or picture.shape[1] < width + edge:
+        edge = 0
+    corner = picture[-edge - height : picture.shape[0] - edge, -edge - width : picture.shape[1] - edge]
+    corner[:] = (corner * (255 - cover) + colour) // 255
