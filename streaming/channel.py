@@ -1,0 +1,165 @@
+"""The data channel "avatar": JSON both ways. Unknown or malformed messages are answered with a notice and change nothing."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any, get_args
+
+from aiortc import RTCDataChannel
+from aiortc.exceptions import InvalidStateError
+
+from engine.config import Background
+from engine.types import AvatarError, Drive
+from streaming.live import Live
+
+PAIRS_PER_MESSAGE = 3
+"""Pairs are sent as soon as there are three: 10 messages a second at 30 fps."""
+BUFFER_LIMIT = 256 * 1024
+"""Bytes the channel may hold back before unimportant messages (pairs, stats) are left out."""
+
+
+class Channel:
+    """One peer's side of the protocol; before the channel is open, messages are dropped."""
+
+    def __init__(self, live: Live) -> None:
+        self.live = live
+        self.heard = time.monotonic()  # s, the last message
+        self._channel: RTCDataChannel | None = None
+        self._pairs: list[list[float]] = []
+        self._second = 0.0
+        self._messages = 0
+        self._handlers: dict[str, Callable[[dict[str, Any]], None]] = {
+            "ping": self._ping,
+            "set": self._set,
+            "neutral": lambda _: self.live.set_neutral(),
+            "interrupt": lambda _: self.live.interrupt(),
+            "shown": self._shown,
+        }
+
+    def open(self, channel: RTCDataChannel) -> None:
+        """The channel is there."""
+        self._channel = channel
+        channel.on("message", self._on_message)
+        spec = self.live.stepper.generator.spec
+        self.send(
+            {
+                "type": "hello",
+                "sessionid": self.live.id,
+                "resume": self.live.resume_token,
+                "ai_generated": True,
+                "generator": "echo" if self.live.echo else spec.name,
+                "persona": self.live.persona.name,
+                "drive": self.live.drive,
+                "barge_in": self.live.barge_in,
+                "return_voice": self.live.return_voice,
+                "badge": self.live.settings.badge,
+                "limits": {"text": self.live.settings.limits.text_chars, "viewers": self.live.settings.limits.viewers},
+            }
+        )
+        self.live.tell_state()
+
+    def close(self) -> None:
+        """Nothing is sent any more."""
+        self._channel = None
+
+    # -- out -----------------------------------------------------------------------------------------------------------
+
+    def send(self, message: dict[str, Any]) -> None:
+        """One message; lost where the channel is not open."""
+        channel = self._channel
+        if channel is None or channel.readyState != "open":
+            return
+        if message["type"] in ("frames", "stats") and channel.bufferedAmount > BUFFER_LIMIT:
+            self.live.stats.drop("channel")
+            return
+        try:
+            channel.send(json.dumps(message))
+        except (InvalidStateError, ConnectionError):
+            self._channel = None
+
+    def notice(self, text: str, level: str = "info") -> None:
+        """A sentence for the person."""
+        self.send({"type": "notice", "level": level, "text": text})
+
+    def pair(self, rtp: int, capture: float, sent: float) -> None:
+        """An outgoing picture: its RTP timestamp, the capture time of the motion it shows, when it left (s, server clock)."""
+        self._pairs.append([rtp, round(capture, 4), round(sent, 4)])
+        if len(self._pairs) >= PAIRS_PER_MESSAGE:
+            self.send({"type": "frames", "pairs": self._pairs})
+            self._pairs = []
+
+    def second(self) -> None:
+        """Called once a second: the stats."""
+        if self._pairs:
+            self.send({"type": "frames", "pairs": self._pairs})
+            self._pairs = []
+        self.send({"type": "stats", **self.live.snapshot()})
+
+    # -- in ------------------------------------------------------------------------------------------------------------
+
+    def _on_message(self, data: str | bytes) -> None:
+        self.heard = now = time.monotonic()
+        limits = self.live.settings.limits
+        if now - self._second > 1.0:
+            self._second, self._messages = now, 0
+        self._messages += 1
+        if self._messages > limits.messages_per_second:
+            self.live.stats.drop("messages")
+            return
+        try:
+            if len(data) > limits.message_bytes:
+                raise AvatarError(f"That message is too long; {limits.message_bytes} bytes is the limit.")
+            try:
+                message = json.loads(data)
+            except (ValueError, RecursionError):
+                raise AvatarError("That message is not JSON.") from None
+            if not isinstance(message, dict) or message.get("type") not in self._handlers:
+                raise AvatarError("The server does not know that message; reload the page, it may be older than the server.")
+            self._handlers[message["type"]](message)
+        except AvatarError as error:
+            self.notice(str(error), "error")
+
+    def _ping(self, message: dict[str, Any]) -> None:
+        self.send({"type": "pong", "t": message.get("t"), "server_time": time.monotonic()})
+
+    def _set(self, message: dict[str, Any]) -> None:
+        live = self.live
+        for name, value in message.items():
+            if name == "type":
+                continue
+            if name == "drive" and value in get_args(Drive):
+                live.set_drive(value)
+            elif name == "background" and isinstance(value, dict):
+                live.set_background(self._background(value))
+            elif name in ("barge_in", "return_voice") and isinstance(value, bool):
+                setattr(live, name, value)
+            else:
+                raise AvatarError(f"'{name}' cannot be set to that.")
+
+    def _background(self, value: dict[str, Any]) -> Background:
+        kind = value.get("kind")
+        if kind == "keep" or kind == "blur":
+            return Background(kind)
+        if kind == "colour":
+            return Background("colour", colour=parse_colour(value.get("colour")))
+        raise AvatarError("A background is one of: keep, blur, colour, picture.")
+
+    def _shown(self, message: dict[str, Any]) -> None:
+        frames = message.get("frames")
+        if not isinstance(frames, list):
+            raise AvatarError("'shown' needs a list of [rtp, milliseconds].")
+        for frame in frames[:100]:
+            if isinstance(frame, list) and len(frame) == 2 and isinstance(frame[1], (int, float)) and 0 <= frame[1] < 60_000:
+                self.live.stats.stage("shown", frame[1] / 1000.0)
+
+
+def parse_colour(text: Any) -> tuple[int, int, int]:
+    """ "#rrggbb" -> (r, g, b). Raises AvatarError."""
+    if isinstance(text, str) and len(text) == 7 and text[0] == "#":
+        try:
+            return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
+        except ValueError:
+            pass
+    raise AvatarError("A colour is written as #rrggbb.")

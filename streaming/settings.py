@@ -1,0 +1,105 @@
+"""What the operator of a server chooses, and the limits every client meets; frozen dataclasses, checked once at the start."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from engine.types import AvatarError
+
+KIB = 1024
+MIB = 1024 * KIB
+CHAT_PROMPT = "You are speaking aloud through an avatar. Answer briefly, in plain sentences, without lists or markup."
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on whatever a client may send; every one of them is answered with a sentence, never with a dead server."""
+
+    request_bytes: int = 256 * KIB  # any request that is not an upload
+    sdp_bytes: int = 64 * KIB
+    media_lines: int = 4  # m= lines of an offer
+    candidates: int = 32  # ICE candidates of an offer
+    upload_bytes: int = 20 * MIB  # a picture
+    upload_pixels: int = 50_000_000
+    uploads: int = 32  # pictures kept in memory; the oldest goes
+    audio_bytes: int = 64 * MIB  # a file for /humanaudio
+    audio_seconds: float = 600.0
+    text_chars: int = 4000  # one /human request
+    message_bytes: int = 16 * KIB  # one data channel message
+    messages_per_second: float = 50.0
+    camera_pixels: int = 1280 * 720  # larger camera pictures are scaled down before tracking
+    camera_fps: float = 60.0  # faster cameras are thinned out, counted as drops
+    viewers: int = 8  # WHEP viewers of one session
+    record_seconds: float = 1800.0
+    offers_per_minute: int = 60  # from one address
+    connect_seconds: float = 15.0  # from the answer to a working connection
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """Everything `serve` needs. `check` raises AvatarError with one sentence where a choice is unsafe or impossible."""
+
+    host: str = "127.0.0.1"
+    port: int = 8010
+    token: str | None = None  # bearer token; needed when the server is reachable from other machines
+    tls_cert: Path | str | None = None
+    tls_key: Path | str | None = None
+    allowed_origins: tuple[str, ...] = ()  # besides the server's own address
+    ice_servers: tuple[str, ...] = ()  # "stun:host:port" or "turn:user:password@host:port"; none are contacted unless named
+    max_sessions: int = 4
+    generator: str = "puppet"
+    persona: str | None = None  # the persona of offers that name none; None: the built-in portrait
+    persona_dir: Path | None = None  # default: engine.persona's
+    workers: int = 0  # generator threads, 0: one per core up to max_sessions
+    trackers: int = 0  # face tracking threads, 0: one per core up to max_sessions
+    accelerator: bool = False  # one generator thread steps all sessions in one call; False: N threads, one session at a time
+    badge: bool = False
+    carry_strip: int = 0  # rows, see engine.config.OperatorSettings
+    allow_echo: bool = False  # offers may ask for "generator": "echo" (benchmarks)
+    tts_url: str | None = None  # an OpenAI-compatible endpoint that ends in /v1; None: espeak-ng
+    tts_key: str | None = None
+    tts_model: str = "tts-1"
+    tts_voice: str | None = None
+    chat_url: str | None = None  # an OpenAI-compatible endpoint that ends in /v1
+    chat_key: str | None = None
+    chat_model: str = "gpt-4o-mini"
+    chat_prompt: str = CHAT_PROMPT
+    virtual_camera: bool = False
+    resume_seconds: float = 30.0  # how long a lost session is kept for its person
+    silence_limit: float = 6.0  # s without any packet after which a peer is dead
+    limits: Limits = field(default_factory=Limits)
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def address(self) -> str:
+        """The address to open in a browser (without the token)."""
+        host = "localhost" if self.loopback or self.host in ("0.0.0.0", "::") else self.host
+        return f"{'https' if self.tls_cert else 'http'}://{host}:{self.port}"
+
+    def check(self) -> None:
+        """Raise AvatarError where the server must not start."""
+        if not self.loopback and not self.token:
+            raise AvatarError(f"Listening on {self.host} lets other machines in: give a secret with --token, or leave --host at 127.0.0.1.")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise AvatarError("TLS needs both a certificate and its key: give --tls-cert and --tls-key together.")
+        for name in (self.tls_cert, self.tls_key):
+            if name is not None and not Path(name).is_file():
+                raise AvatarError(f"There is no file {name}: check --tls-cert and --tls-key.")
+        if self.max_sessions < 1:
+            raise AvatarError("A server needs room for at least one session: give --max-sessions 1 or more.")
+        if not 0 <= self.port <= 65535:
+            raise AvatarError(f"{self.port} is not a port: choose one between 1 and 65535.")
+        for url in self.ice_servers:
+            if not url.startswith(("stun:", "turn:", "turns:")):
+                raise AvatarError(f"'{url}' is not an ICE server: write stun:host:port or turn:user:password@host:port.")

@@ -1,0 +1,161 @@
+"""Everything the sessions share: the generator, the threads, the personas, the seats. Admits, keeps and frees sessions."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from engine.batch import Batch
+from engine.config import OperatorSettings, SessionSettings
+from engine.generators import load
+from engine.persona import Persona, demo_portrait, make_persona
+from engine.session import Session
+from engine.types import AvatarError, Drive, Generator
+from streaming.face import HeldFace
+from streaming.live import Live
+from streaming.settings import ServerSettings
+from streaming.worker import Pool, Stepper
+
+RETRY_AFTER = 10
+"""s a refused client is told to wait."""
+DEMO = "demo"
+
+
+class Full(AvatarError):
+    """Every seat is taken."""
+
+
+def _face_driver() -> Any:
+    from engine.drivers.face import FaceDriver
+
+    return FaceDriver()
+
+
+class Studio:
+    """Made on the event loop; `start` loads the generator off it, `close` ends every session and thread."""
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        *,
+        generator: Callable[[], Generator] | None = None,
+        face: Callable[[], Any] = _face_driver,
+        body: Callable[[], Any] | None = None,
+    ) -> None:
+        """`generator`, `face`, `body`: makers to use instead of the configured ones (fakes in tests)."""
+        self.settings = settings
+        self.sessions: dict[str, Live] = {}
+        self.started = time.monotonic()
+        self.refused = 0
+        self._make_generator = generator or (lambda: load(settings.generator))
+        self._make_face, self._make_body = face, body
+        self._generator: Generator | None = None
+        self._ready: asyncio.Task[None] | None = None
+        self._steppers: list[Stepper] = []
+        cores = max(1, min(os.cpu_count() or 1, settings.max_sessions))
+        self._workers = 1 if settings.accelerator else settings.workers or cores
+        self.pool = Pool("tracker", threads=settings.trackers or cores)
+        self.bodies = Pool("body", threads=1, nice=5)
+        self.executor = ThreadPoolExecutor(4, thread_name_prefix="io")
+        self._personas: dict[str, Persona] = {}
+        self._persona_lock = asyncio.Lock()
+
+    # -- start and end -------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin loading in the background; `ready` waits for it."""
+        self._ready = asyncio.create_task(self._load())
+
+    async def ready(self) -> None:
+        """Wait until sessions can be opened. Raises what loading raised."""
+        assert self._ready is not None
+        await asyncio.shield(self._ready)
+
+    async def _load(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._generator = await loop.run_in_executor(self.executor, self._make_generator)
+        rows = -(-self.settings.max_sessions // self._workers)
+        self._steppers = [
+            Stepper(self._generator, rows=rows, together=self.settings.accelerator, name=f"generator-{k}") for k in range(self._workers)
+        ]
+        await self.persona(self.settings.persona)
+
+    async def close(self) -> None:
+        """End every session and thread."""
+        await asyncio.gather(*(self.end(live) for live in list(self.sessions.values())))
+        if self._ready is not None:
+            self._ready.cancel()
+        loop = asyncio.get_running_loop()
+        stops = [stepper.stop for stepper in self._steppers] + [self.pool.stop, self.bodies.stop]
+        await asyncio.gather(*(loop.run_in_executor(None, stop) for stop in stops))
+        self.executor.shutdown(wait=False, cancel_futures=True)
+
+    # -- personas ------------------------------------------------------------------------------------------------------
+
+    @property
+    def generator(self) -> Generator:
+        """The generator; only after `ready`."""
+        assert self._generator is not None
+        return self._generator
+
+    async def persona(self, name: str | None) -> Persona:
+        """A persona by name, prepared once. None: the built-in one."""
+        key = name or DEMO
+        async with self._persona_lock:
+            if key not in self._personas:
+                loop = asyncio.get_running_loop()
+                self._personas[key] = await loop.run_in_executor(self.executor, self._prepare, key)
+            return self._personas[key]
+
+    def _prepare(self, name: str) -> Persona:
+        if name == DEMO:
+            return make_persona(self.generator, demo_portrait(), name=DEMO)
+        raise AvatarError(f"There is no persona called '{name}'; GET /personas lists the ones there are.")
+
+    # -- sessions ------------------------------------------------------------------------------------------------------
+
+    async def open(self, persona: Persona, *, drive: Drive = "camera", echo: bool = False) -> Live:
+        """A new session. Raises Full where every seat is taken."""
+        if len(self.sessions) >= self.settings.max_sessions:
+            self.refused += 1
+            raise Full(f"All {self.settings.max_sessions} places are taken; try again in {RETRY_AFTER} seconds.")
+        stepper = min(self._steppers, key=lambda s: sum(live.stepper is s for live in self.sessions.values()))
+        live = Live(persona, settings=self.settings, pool=self.pool, bodies=self.bodies, stepper=stepper, echo=echo)
+        self.sessions[live.id] = live
+        live.on_failed = lambda reason: self._died(live, reason)
+        try:
+            live.session = await asyncio.wrap_future(stepper.call(lambda batch: self._seat(batch, live, drive)))
+        except BaseException:
+            self.sessions.pop(live.id, None)
+            live.close()
+            raise
+        live.outlet.start()
+        return live
+
+    def _seat(self, batch: Batch, live: Live, drive: Drive) -> Session:
+        """On the stepper's thread."""
+        session = Session(
+            batch,
+            live.persona,
+            settings=SessionSettings(drive=drive),
+            operator=OperatorSettings(badge=self.settings.badge, carry_strip=self.settings.carry_strip),
+            face=HeldFace(self._make_face, every=lambda: live.session.settings.track_every),
+            body=self._make_body() if self._make_body is not None else None,
+        )
+        live.session = session
+        live.stepper.seat(live)
+        return session
+
+    def _died(self, live: Live, reason: str) -> None:
+        live.on_event({"type": "bye", "reason": reason})
+        self._ending = asyncio.ensure_future(self.end(live))
+
+    async def end(self, live: Live) -> None:
+        """Free everything a session holds; harmless twice."""
+        self.sessions.pop(live.id, None)
+        live.close()
+        await asyncio.wrap_future(live.stepper.leave(live))
