@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 
 from engine.drivers.resample import RATE, Resampler
-from engine.drivers.visemes import CHANNELS, VisemeState, analyse, blend
+from engine.drivers.visemes import CHANNELS, FRAME, REACH, VisemeState, analyse, blend
 from engine.types import MEL_BANDS, MEL_ROWS, AudioChunk, AvatarError, FloatArray
 
 LOOK_AHEAD = 0.08
@@ -184,7 +184,7 @@ class SpeechDriver:
                 return _silence()
             end = int(np.floor((time + LOOK_AHEAD - track.time) * RATE + 1e-6))
             last = (end - WINDOW) // HOP  # newest row whose window is over by then
-            first = last - round(2 * LOOK_AHEAD * RATE) // HOP
+            first = last - 2 * round(REACH * RATE) // HOP
             rows = track.mouth.read(first, last + 1)
             centres = (np.arange(first, last + 1) * HOP + WINDOW / 2) / RATE + track.time - time
             mouth, voiced, loudness = blend(rows, centres)
@@ -254,8 +254,8 @@ class SpeechDriver:
         """Every row whose window is complete, one at a time, so that the result does not depend on the chunks."""
         hann, filters = _tables()
         while (start := track.mel.end * HOP) + WINDOW <= track.pcm.end:
-            frame = track.pcm.read(start, start + WINDOW)
-            spectrum = np.fft.rfft(frame * hann, FFT)
+            frame = track.pcm.read(start + WINDOW - FRAME, start + WINDOW)
+            spectrum = np.fft.rfft(frame[FRAME - WINDOW :] * hann, FFT)
             power = filters @ (spectrum.real**2 + spectrum.imag**2).astype(np.float32)
             track.mel.append(np.log10(np.maximum(power, POWER_FLOOR))[None])
             track.mouth.append(analyse(self._visemes, power, frame)[None])
