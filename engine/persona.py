@@ -1,17 +1,41 @@
-"""A persona: a portrait, whose it is and with what consent, and what a generator computed from it once."""
+"""A persona: a portrait, whose it is and with what consent, and what a generator computed from it once.
+
+On disk a persona is a folder of its name with `portrait.png`, `manifest.json` and, for every generator that has prepared it, a cache of
+arrays. Portrait and manifest are the truth; caches are made again when the code, the generator or its weights have changed.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+import sys
+import unicodedata
+import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from engine.composite import Scene, frame_portrait
-from engine.types import Generator, Identity, UInt8Array
+import numpy as np
+import numpy.typing as npt
+
+from engine.composite import Fit, Scene, frame_portrait
+from engine.types import AvatarError, Generator, Identity, UInt8Array
 
 ASSETS = Path(__file__).parent / "assets"
+PORTRAIT, MANIFEST = "portrait.png", "manifest.json"
 MANIFEST_VERSION = 1
+LONGEST_NAME = 64
+SCENE_SOURCES = ("composite.py", "blend.py", "drivers/matte.py", "drivers/portrait.py", "drivers/face.py")
+"""Code that a cached scene comes from, beside this file."""
+
+_Arrays = dict[str, npt.NDArray[Any]]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,21 +46,124 @@ class Persona:
     scene: Scene
     identity: Identity
     manifest: dict[str, Any]
-    folder: Path | None = None  # None: lives in memory only
+    folder: Path | None = None  # where it is kept; None: in memory only
 
 
-def make_persona(generator: Generator, rgb: UInt8Array, *, name: str, consent: str | None = None, folder: Path | None = None) -> Persona:
-    """Frame a portrait [H, W, 3] RGB and prepare it. Raises AvatarError where the portrait cannot be driven."""
+# -- make and keep --------------------------------------------------------------------------------------------------------
+
+
+def make_persona(
+    generator: Generator,
+    rgb: UInt8Array,
+    *,
+    name: str,
+    consent: str | None = None,
+    source: str | None = None,
+    folder: Path | None = None,
+) -> Persona:
+    """Frame a portrait [H, W, 3] RGB and prepare it; keep it in `folder / name` where a folder is given.
+
+    `consent`: who agreed to what, in the words of whoever brings the picture; `source`: where it is from. Raises AvatarError where the
+    portrait cannot be driven, and for a kept persona where the name is unfit or taken.
+    """
+    if folder is not None and _place(name, folder).exists():
+        raise AvatarError(f"There is already a persona called '{name}'; remove it first or choose another name.")
     scene, crop = frame_portrait(rgb, size=generator.spec.size[0])
     identity = generator.prepare(crop)
-    manifest = {
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    manifest: dict[str, Any] = {
         "version": MANIFEST_VERSION,
         "name": name,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created": now,
         "generator": generator.spec.name,
-        "consent": consent,
+        "weights": _weights(generator),
+        "consent": {"statement": consent, "time": now} if consent else None,
+        "source": source,
+        "size": [rgb.shape[1], rgb.shape[0]],
+        "files": {},
+        "caches": {},
     }
-    return Persona(name, scene, identity, manifest, folder)
+    if folder is None:
+        return Persona(name, scene, identity, manifest)
+    place = _place(name, folder)
+    _keep(place, rgb, manifest, generator, scene, identity)
+    return Persona(name, scene, identity, manifest, place)
+
+
+def create(generator: Generator, portrait: Path, *, name: str, consent: str | None = None, folder: Path | None = None) -> Persona:
+    """Make a persona of a picture file and keep it."""
+    from engine.picture import read_picture
+
+    home = folder or personas_folder()
+    _place(name, home)  # a bad name is refused before the work
+    return make_persona(generator, read_picture(portrait), name=name, consent=consent, source=Path(portrait).name, folder=home)
+
+
+def load_persona(generator: Generator, name: str, *, folder: Path | None = None) -> Persona:
+    """A kept persona, from its cache where that is of today's code, generator and weights, prepared again otherwise.
+
+    Raises AvatarError where there is none of that name or its files are missing, damaged or not its own.
+    """
+    place = _existing(name, folder or personas_folder())
+    manifest = _manifest(place)
+    data = _portrait_bytes(place, manifest)
+    key = _cache_key(generator, hashlib.sha256(data).hexdigest())
+    arrays = _cached(place, manifest, generator, key)
+    if arrays is not None:
+        return Persona(manifest["name"], _scene_of(arrays), _identity_of(generator, arrays), manifest, place)
+    from engine.picture import decode_picture
+
+    made = make_persona(generator, decode_picture(data), name=manifest["name"])
+    try:
+        _write_cache(place, manifest, generator, key, made.scene, made.identity)
+        _write(place / MANIFEST, _json(manifest))
+    except OSError as error:
+        _log.warning("The persona '%s' was prepared but could not be cached in %s: %s", name, place, error)
+    return Persona(made.name, made.scene, made.identity, manifest, place)
+
+
+# -- look after -----------------------------------------------------------------------------------------------------------
+
+
+def personas_folder() -> Path:
+    """$AVATAR_HOME/personas, else avatar/personas in the user's data folder (XDG base directory specification)."""
+    home = os.environ.get("AVATAR_HOME")
+    if home:
+        return Path(home) / "personas"
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "avatar" / "personas"
+
+
+def list_personas(*, folder: Path | None = None) -> list[str]:
+    """Names of the kept personas, sorted."""
+    home = folder or personas_folder()
+    if not home.is_dir():
+        return []
+    return sorted(place.name for place in home.iterdir() if not place.name.startswith(".") and (place / MANIFEST).is_file())
+
+
+def show(name: str, *, folder: Path | None = None) -> dict[str, Any]:
+    """A persona's manifest, after a look at its portrait."""
+    place = _existing(name, folder or personas_folder())
+    manifest = _manifest(place)
+    _portrait_bytes(place, manifest)
+    return manifest
+
+
+def read_portrait(name: str, *, folder: Path | None = None) -> UInt8Array:
+    """A persona's portrait [H, W, 3] RGB, for previews."""
+    from engine.picture import decode_picture
+
+    place = _existing(name, folder or personas_folder())
+    return decode_picture(_portrait_bytes(place, _manifest(place)))
+
+
+def remove(name: str, *, folder: Path | None = None) -> None:
+    """Delete a persona and all its files."""
+    home = folder or personas_folder()
+    place = _existing(name, home)
+    aside = home / f".{uuid.uuid4().hex}"
+    place.rename(aside)  # gone at once for everyone else, even if deleting is interrupted
+    shutil.rmtree(aside)
 
 
 def demo_portrait() -> UInt8Array:
@@ -44,3 +171,152 @@ def demo_portrait() -> UInt8Array:
     from engine.picture import read_picture
 
     return read_picture(ASSETS / "portrait.jpg")
+
+
+# -- names and files ------------------------------------------------------------------------------------------------------
+
+
+def _place(name: str, home: Path) -> Path:
+    """The folder of a name. Only letters, digits, spaces, '-' and '_': no name leads anywhere else on the disk."""
+    name = unicodedata.normalize("NFC", name)
+    fit = 0 < len(name) <= LONGEST_NAME and name[0].isalnum() and name == name.strip() and all(c.isalnum() or c in " -_" for c in name)
+    if not fit:
+        raise AvatarError(
+            f"A persona's name is 1 to {LONGEST_NAME} letters, digits, spaces, '-' or '_' and starts with a letter or digit; rename it."
+        )
+    return home / name
+
+
+def _existing(name: str, home: Path) -> Path:
+    place = _place(name, home)
+    if place.is_symlink() or not place.is_dir():
+        raise AvatarError(f"There is no persona called '{name}'; `avatar persona list` shows the ones there are.")
+    return place
+
+
+def _manifest(place: Path) -> dict[str, Any]:
+    again = "remove it and create it again"
+    try:
+        manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+        version, _, _, _ = manifest["version"], manifest["files"][PORTRAIT], manifest["caches"].items(), manifest["consent"]
+    except FileNotFoundError:
+        raise AvatarError(f"The persona '{place.name}' has lost its {MANIFEST}; {again}.") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise AvatarError(f"The {MANIFEST} of persona '{place.name}' cannot be read; {again}.") from error
+    if version != MANIFEST_VERSION:
+        raise AvatarError(f"The persona '{place.name}' was made by another version of this program; {again}.")
+    if manifest.get("name") != unicodedata.normalize("NFC", place.name):
+        raise AvatarError(f"The {MANIFEST} in '{place.name}' belongs to another persona; {again}.")
+    return dict(manifest)
+
+
+def _portrait_bytes(place: Path, manifest: Mapping[str, Any]) -> bytes:
+    """The portrait's file, which must be the one that the manifest's consent was given for."""
+    try:
+        data = (place / PORTRAIT).read_bytes()
+    except OSError:
+        raise AvatarError(f"The persona '{place.name}' has lost its {PORTRAIT}; remove it and create it again.") from None
+    if hashlib.sha256(data).hexdigest() != manifest["files"][PORTRAIT]:
+        raise AvatarError(f"The {PORTRAIT} of persona '{place.name}' is not the picture it was made from; remove it and create it again.")
+    return data
+
+
+def _keep(place: Path, rgb: UInt8Array, manifest: dict[str, Any], generator: Generator, scene: Scene, identity: Identity) -> None:
+    """Write a new persona's folder: whole or not at all."""
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.fromarray(rgb).save(out, "PNG", compress_level=3)
+    digest = hashlib.sha256(out.getvalue()).hexdigest()
+    manifest["files"][PORTRAIT] = digest
+    aside = place.parent / f".{uuid.uuid4().hex}"
+    try:
+        aside.mkdir(parents=True)
+        (aside / PORTRAIT).write_bytes(out.getvalue())
+        _write_cache(aside, manifest, generator, _cache_key(generator, digest), scene, identity)
+        (aside / MANIFEST).write_bytes(_json(manifest))
+        aside.rename(place)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        if place.exists():
+            raise AvatarError(f"There is already a persona called '{place.name}'; remove it first or choose another name.") from None
+        raise AvatarError(f"The persona cannot be kept in {place.parent} ({error.strerror or error}); choose a folder with AVATAR_HOME.") from error
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Replace a file: readers see the old one or the new one, never a part."""
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        aside.write_bytes(data)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _json(manifest: Mapping[str, Any]) -> bytes:
+    return (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+# -- caches ---------------------------------------------------------------------------------------------------------------
+
+
+def _weights(generator: Generator) -> str | None:
+    """What a generator says about its weights (an optional attribute `weights`, such as their sha256)."""
+    weights = getattr(generator, "weights", None)
+    return None if weights is None else str(weights)
+
+
+def _cache_key(generator: Generator, portrait: str) -> str:
+    """sha256 of all that the cached arrays depend on: the portrait's digest, the generator, its weights, and the code of both halves."""
+    digest = hashlib.sha256(f"{portrait} {generator.spec} {_weights(generator)}".encode())
+    here = Path(__file__).parent
+    own = Path(str(sys.modules[type(generator).__module__].__file__))
+    for path in [*(here / name for name in SCENE_SOURCES), *(sorted(own.parent.glob("*.py")) if here in own.parents else [own])]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _write_cache(place: Path, manifest: dict[str, Any], generator: Generator, key: str, scene: Scene, identity: Identity) -> None:
+    """Write a generator's cache and name it in the manifest. Generators without `pack` and `unpack` are prepared anew each time."""
+    if not (hasattr(generator, "pack") and hasattr(generator, "unpack")):
+        return
+    arrays: _Arrays = {
+        "scene.picture": scene.picture,
+        "scene.matte": scene.matte,
+        "scene.clean": scene.clean,
+        "scene.square": np.array(scene.fit.square),
+        "portrait": identity.portrait,
+        **{f"features.{name}": array for name, array in generator.pack(identity).items()},
+    }
+    out = io.BytesIO()
+    np.savez(out, **arrays)
+    name = f"{generator.spec.name}.npz"
+    _write(place / name, out.getvalue())
+    manifest["caches"][generator.spec.name] = {"file": name, "key": key, "sha256": hashlib.sha256(out.getbuffer()).hexdigest()}
+
+
+def _cached(place: Path, manifest: Mapping[str, Any], generator: Generator, key: str) -> _Arrays | None:
+    """A generator's arrays, or None where they are not there, not of today or not as they were written."""
+    entry = manifest["caches"].get(generator.spec.name)
+    if not isinstance(entry, dict) or entry.get("key") != key or not hasattr(generator, "unpack"):
+        return None
+    try:
+        data = (place / f"{generator.spec.name}.npz").read_bytes()
+    except OSError:
+        return None
+    if hashlib.sha256(data).hexdigest() != entry.get("sha256"):
+        return None
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def _scene_of(arrays: _Arrays) -> Scene:
+    picture = arrays["scene.picture"]
+    x, y, side = (int(value) for value in arrays["scene.square"])
+    return Scene(picture, arrays["scene.matte"], arrays["scene.clean"], Fit.of((x, y, side), (picture.shape[0], picture.shape[1])))
+
+
+def _identity_of(generator: Any, arrays: _Arrays) -> Identity:
+    start = "features."
+    identity: Identity = generator.unpack(arrays["portrait"], {name[len(start) :]: array for name, array in arrays.items() if name.startswith(start)})
+    return identity
