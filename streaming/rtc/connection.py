@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import weakref
 from contextvars import ContextVar
+from types import ModuleType
+from typing import Any
 
 import aioice.ice
 import aiortc.rtcpeerconnection as upstream
-from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
+import aiortc.rtcrtpreceiver
+from aiortc import MediaStreamTrack, RTCConfiguration, RTCRtpTransceiver, RTCSessionDescription
 
-from streaming.rtc import readers, send
+from streaming.rtc import decode, readers, receive, send
 from streaming.rtc.settings import DEFAULTS, Interfaces, RtcSettings
 
 LOOPBACK = "127.0.0.1"
 
 _interfaces: ContextVar[Interfaces] = ContextVar("interfaces", default="all")
 _upstream_addresses = aioice.ice.get_host_addresses
-_alive: weakref.WeakSet[PeerConnection] = weakref.WeakSet()
+_alive: weakref.WeakSet[RTCPeerConnection] = weakref.WeakSet()
 _installed = False
 
 
@@ -26,9 +29,9 @@ def install() -> None:
     global _installed
     if _installed:
         return
-    aioice.ice.get_host_addresses = _host_addresses
-    upstream.RemoteStreamTrack = readers.RemoteTrack
-    upstream.RTCRtpSender = send.RTCRtpSender
+    for module, name, mend in MENDS:
+        getattr(module, name)  # an upstream that has moved it fails here, not in the middle of a call
+        setattr(module, name, mend)
     _installed = True
 
 
@@ -39,8 +42,18 @@ def _host_addresses(use_ipv4: bool, use_ipv6: bool) -> list[str]:
     return loopback + (_upstream_addresses(use_ipv4, use_ipv6) if which != "loopback" else [])
 
 
-class PeerConnection(RTCPeerConnection):
-    """aiortc's connection, with the settings of this package."""
+MENDS: tuple[tuple[ModuleType, str, Any], ...] = (
+    (aioice.ice, "get_host_addresses", _host_addresses),
+    (upstream, "RemoteStreamTrack", readers.RemoteTrack),
+    (upstream, "RTCRtpSender", send.RTCRtpSender),
+    (upstream, "RTCRtpReceiver", receive.RTCRtpReceiver),
+    (aiortc.rtcrtpreceiver, "decoder_worker", decode.decoder_worker),
+)
+"""Module, name and what is put there."""
+
+
+class RTCPeerConnection(upstream.RTCPeerConnection):
+    """aiortc's connection, with the settings of this package. (Its parent's name, so that private names mean the parent's.)"""
 
     def __init__(self, settings: RtcSettings = DEFAULTS) -> None:
         install()
@@ -48,6 +61,17 @@ class PeerConnection(RTCPeerConnection):
         # With iceServers=None aiortc asks stun.l.google.com and may wait 5 s for it; an empty list asks nobody.
         super().__init__(RTCConfiguration(iceServers=list(settings.ice_servers)))
         _alive.add(self)
+
+    def __createTransceiver(self, direction: str, kind: str, sender_track: MediaStreamTrack | None = None) -> RTCRtpTransceiver:
+        """Every sender and receiver that upstream makes gets the connection's settings, and the receiver its sender (for the round trip)."""
+        transceiver: RTCRtpTransceiver = super().__createTransceiver(direction, kind, sender_track)
+        sender, receiver = transceiver.sender, transceiver.receiver
+        assert isinstance(sender, send.RTCRtpSender)
+        assert isinstance(receiver, receive.RTCRtpReceiver)
+        sender.configure(self.settings)
+        receiver.configure(self.settings)
+        receiver.sender = sender
+        return transceiver
 
     async def setLocalDescription(self, sessionDescription: RTCSessionDescription | None = None) -> None:
         """As upstream; candidates are gathered here, on the interfaces that the settings name."""
@@ -58,11 +82,14 @@ class PeerConnection(RTCPeerConnection):
             _interfaces.reset(token)
 
 
+PeerConnection = RTCPeerConnection
+
+
 def make_peer_connection(settings: RtcSettings = DEFAULTS) -> PeerConnection:
     """A new connection with every mend; must be called on a running event loop."""
     return PeerConnection(settings)
 
 
 async def close_all() -> None:
-    """Close every connection that is still open (a server's shutdown)."""
-    await asyncio.gather(*(pc.close() for pc in list(_alive)))
+    """Close every connection that is still open (a server's shutdown). Without it aiortc's sockets and tasks outlive the server."""
+    await asyncio.gather(*(pc.close() for pc in list(_alive) if pc.connectionState != "closed"))

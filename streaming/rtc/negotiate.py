@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from aiortc import RTCPeerConnection, RTCRtpSender, RTCRtpTransceiver
+from aiortc.rtcrtpparameters import RTCRtpCodecCapability
 
 from engine.types import AvatarError
 from streaming.rtc.settings import DEFAULTS
@@ -27,7 +28,7 @@ def prefer_codecs(pc: RTCPeerConnection, *, video: Sequence[str] = VIDEO_CODECS,
         transceiver.setCodecPreferences(_ordered(transceiver, video if transceiver.kind == "video" else audio))
 
 
-def _ordered(transceiver: RTCRtpTransceiver, names: Sequence[str]) -> list[object]:
+def _ordered(transceiver: RTCRtpTransceiver, names: Sequence[str]) -> list[RTCRtpCodecCapability]:
     known = RTCRtpSender.getCapabilities(transceiver.kind).codecs
     chosen = [codec for name in names for codec in known if codec.name.lower() == name.lower()]
     return chosen + [codec for codec in known if codec.name.lower() == "rtx"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from aiortc import MediaStreamTrack
@@ -48,12 +49,14 @@ class RemoteTrack(RemoteStreamTrack):
 
     def __init__(self, kind: str, id: str | None = None) -> None:
         super().__init__(kind, id)
-        self._queue = DroppingQueue(VIDEO_QUEUE if kind == "video" else AUDIO_QUEUE)
+        self.receiver: Any = None  # streaming.rtc.receive.RTCRtpReceiver, once it has one
+        self.bounded = DroppingQueue(VIDEO_QUEUE if kind == "video" else AUDIO_QUEUE)
+        self._queue = self.bounded
 
     @property
     def dropped(self) -> int:
         """Frames that were decoded but given up because nobody read them."""
-        return self._queue.dropped
+        return self.bounded.dropped
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +80,8 @@ class LatestVideo:
     async def read(self) -> ReceivedVideo:
         """Wait for the newest picture. Raises TrackEnded."""
         frame = await self.track.recv()
-        queue = getattr(self.track, "_queue", None)
-        while isinstance(queue, DroppingQueue) and not queue.empty():
+        queue = self.track.bounded if isinstance(self.track, RemoteTrack) else None
+        while queue is not None and not queue.empty():
             newer = queue.get_nowait()
             if newer is None:
                 queue.put_nowait(None)
@@ -88,7 +91,8 @@ class LatestVideo:
         assert isinstance(frame, VideoFrame)
         self.received += 1
         now = time.monotonic()
-        return ReceivedVideo(frame, now, int(frame.pts or 0) & 0xFFFFFFFF, now)
+        capture, rtp = _times(self.track, frame, now)
+        return ReceivedVideo(frame, capture, rtp, now)
 
 
 class BoundedAudio:
@@ -101,7 +105,7 @@ class BoundedAudio:
     @property
     def dropped(self) -> int:
         """Packets given up because nobody read them."""
-        return int(getattr(self.track, "dropped", 0))
+        return self.track.dropped if isinstance(self.track, RemoteTrack) else 0
 
     async def read(self) -> AudioChunk:
         """The next 20 ms or so: mono, -1..1, `time` = capture time of its first sample. Raises TrackEnded."""
@@ -109,7 +113,18 @@ class BoundedAudio:
         assert isinstance(frame, AudioFrame)
         self.received += 1
         pcm = mono(frame)
-        return AudioChunk(pcm, frame.sample_rate, time.monotonic() - len(pcm) / frame.sample_rate)
+        capture, _ = _times(self.track, frame, time.monotonic() - len(pcm) / frame.sample_rate)
+        return AudioChunk(pcm, frame.sample_rate, capture)
+
+
+def _times(track: MediaStreamTrack, frame: Frame, otherwise: float) -> tuple[float, int]:
+    """(capture time, RTP time) of a received frame; a track that is not a received one captures `otherwise`."""
+    pts = int(frame.pts or 0)
+    receiver = getattr(track, "receiver", None)
+    if receiver is None:
+        return otherwise, pts & 0xFFFFFFFF
+    capture = receiver.capture_time(pts)
+    return otherwise if capture is None else capture, receiver.times.rtp(pts)
 
 
 def mono(frame: AudioFrame) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
