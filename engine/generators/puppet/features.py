@@ -15,7 +15,8 @@ Int32Array = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """One portrait, ready to move. N mesh vertices: 478 face points, then the rings of hair, neck and body. P px of padding."""
+    """One portrait, ready to move. N mesh vertices: 478 face points,
+    M between them, then hair, neck and body. P px of padding."""
 
     # The sheet
     rest: FloatArray  # [N, 3] vertices in camera space: their weak perspective projection is the portrait itself, px
@@ -24,6 +25,8 @@ class Features:
     tags: UInt8Array  # [T] 0 skin, else which hole the triangle closes
     texture: UInt8Array  # [H + 2P, W + 2P, 4] colour and packed matte
     plate: UInt8Array  # [H, W, 3] background without the person
+    parents: Int32Array  # [M, 4] the points made by subdivision
+    weights: FloatArray  # [M, 4]
     # The head
     frame: FloatArray  # [3, 3] the portrait's own head rotation: columns are its right, down and away
     pivot: FloatArray  # [3] px: what the head turns about
@@ -31,7 +34,7 @@ class Features:
     width: FloatArray  # [] face width, px
     ocular: FloatArray  # [] distance between the eyes' centres, px
     head_weight: FloatArray  # [N] 1 moves with the head, 0 with the body
-    follow: FloatArray  # [N - 478, 36] how the rings follow the outline's expression
+    follow: FloatArray  # [N - 478 - M, 36] how the rings follow the outline's expression
     # Mouth
     jaw: FloatArray  # [478] share of the jaw's motion
     upper: FloatArray  # [478, 9] share of each upper lip column's motion
@@ -50,6 +53,8 @@ class Features:
     lid_lower: FloatArray  # [2, 478, 7]
     eye_patch: FloatArray  # [2, 4] x0, y0, width, height, px
     eyeballs: UInt8Array  # [2, h, w, 3] the eyes without lids
+    lids: UInt8Array  # [2, h, w, 3] the skin of closed lids
+    lash: FloatArray  # [2, 3] colour of the lashes
     iris: FloatArray  # [2, 3] centre and radius, px
     eye_axis: FloatArray  # [2, 4] centre and half width vector of each eye, px
     brow: FloatArray  # [2, 478] share of each brow's lift

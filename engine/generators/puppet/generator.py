@@ -16,7 +16,9 @@ from engine.generators.puppet import body as shoulders
 from engine.generators.puppet import features as feature_arrays
 from engine.generators.puppet.features import Features
 from engine.generators.puppet.mesh import CAMERA, measure, spread_sheet
+from engine.generators.puppet.refine import apply
 from engine.generators.puppet.raster import blend, raster
+from engine.drivers.matte import person_matte
 from engine.pose import rotation
 from engine.types import AvatarError, FloatArray, GeneratorSpec, Identity, Motion, Signal, UInt8Array, VideoFrame, still_motion
 
@@ -81,24 +83,23 @@ class Puppet:
         head = measure(landmarks)
         pad = int(PAD * max(size))
         sheet = spread_sheet(landmarks, head, size, pad)
-        matte = plate.person_matte(rgb)
-        carry, tight = plate.ring(matte, 7.0, 13.0), np.clip((matte - 0.2) / 0.6, 0, 1).astype(np.float32)
+        matte = person_matte(rgb).astype(np.float32) / 255.0
+        carry = plate.ring(matte, 7.0, 13.0)
         lips, lids = mouth.weigh(head), eyes.weigh(head)
         torso = shoulders.weigh(sheet.flat, landmarks, head, size)
         inside = teeth.draw(rgb, landmarks, head)
-        balls = [eyes.eyeball(rgb, landmarks, side) for side in range(2)]
-        shape = np.max([b[1].shape[:2] for b in balls], 0)
-        eyeballs = np.stack([np.pad(b[1], ((0, shape[0] - b[1].shape[0]), (0, shape[1] - b[1].shape[1]), (0, 0)), mode="edge") for b in balls])
+        patches = [eyes.draw(rgb, landmarks, side) for side in range(2)]
         as32 = np.float32
         return Features(
             rest=sheet.rest, uv=(sheet.flat + pad).astype(as32), triangles=sheet.triangles, tags=sheet.tags,
-            texture=plate.texture(rgb, plate.pack_matte(carry, tight), pad), plate=plate.background(rgb, matte, clear=6.0),
+            texture=plate.texture(rgb, plate.pack_matte(carry, matte), pad), plate=plate.background(rgb, matte, clear=6.0),
             frame=head.frame, pivot=head.pivot, eyes_middle=head.eyes_middle, width=as32(head.width), ocular=as32(head.ocular),
-            head_weight=sheet.head_weight, follow=sheet.follow,
+            parents=sheet.parents, weights=sheet.weights, head_weight=sheet.head_weight, follow=sheet.follow,
             jaw=lips.jaw, upper=lips.upper, lower=lips.lower, lip_gap=lips.lip_gap, corners=lips.corners, spread=lips.spread, pucker=lips.pucker,
             smile_rest=lips.smile_rest, mouth_patch=inside.box, upper_teeth=inside.upper, lower_teeth=inside.lower, cavity=inside.cavity,
-            lid_upper=lids.lid_upper, lid_lower=lids.lid_lower, eye_patch=np.stack([b[0] for b in balls]), eyeballs=eyeballs,
-            iris=np.stack([b[2] for b in balls]), eye_axis=np.stack([b[3] for b in balls]), brow=lids.brow,
+            lid_upper=lids.lid_upper, lid_lower=lids.lid_lower, eye_patch=np.stack([p.box for p in patches]),
+            eyeballs=_stack([p.ball for p in patches]), lids=_stack([p.lid for p in patches]), lash=np.stack([p.lash for p in patches]),
+            iris=np.stack([p.iris for p in patches]), eye_axis=np.stack([p.axis for p in patches]), brow=lids.brow,
             body=torso.body, shrug=torso.shrug, shoulders=torso.shoulders, response=np.zeros(1, as32),
         )  # fmt: skip
 
@@ -174,7 +175,9 @@ class Puppet:
         offset = face - features.rest[:count]
         everything = features.rest.copy()
         everything[:count] = face
-        everything[count:] += features.follow @ offset[list(topology.OVAL)]
+        fine = count + len(features.parents)
+        everything[count:fine] = apply(features.parents, features.weights, face)
+        everything[fine:] += features.follow @ offset[list(topology.OVAL)]
         head = motion.head
         turn = rotation(soft(float(head[0]), LIMITS["yaw"]), soft(float(head[1]), LIMITS["pitch"]), soft(float(head[2]), LIMITS["roll"])).astype(np.float32)
         width = float(features.width)
@@ -207,7 +210,14 @@ class Puppet:
             half = features.eye_axis[side, 2:]
             gaze = np.clip(motion.gaze, -0.35, 0.35) * 2 * float(np.hypot(*half))
             shift = gaze[0] * half / np.hypot(*half) + gaze[1] * np.array([-half[1], half[0]]) / np.hypot(*half)
-            eyes.paint(row.layer, row.tag, topology.LEFT_EYE_HOLE + side, bounds(points[near]), back, features.eyeballs[side], features.eye_patch[side, :2], features.iris[side], features.eye_axis[side], shift.astype(np.float32))
+            aperture = float(motion.eyes[side])
+            shut = float(np.clip((eyes.SHUT_FROM - aperture) / (eyes.SHUT_FROM - eyes.SHUT_TO), 0.0, 1.0))
+            edge = points[eyes.lid_curve(side), :2]
+            eyes.paint(
+                row.layer, row.tag, row.sampling, float(features.uv[0, 0] - flat[0, 0]), side, bounds(points[[*near, *topology.UPPER_CREASE[side]]]), back,
+                features.eyeballs[side], features.lids[side], features.eye_patch[side, :2], features.iris[side], features.eye_axis[side],
+                shift.astype(np.float32), edge, shut, features.lash[side], eyes.LASH * float(features.ocular),
+            )  # fmt: skip
         ring = [*topology.LIP_CORNERS[0], *topology.UPPER_LIP[0], *topology.LOWER_LIP[0]]
         near = [*topology.LIP_CORNERS[3], *topology.UPPER_LIP[3], *topology.LOWER_LIP[3]]
         back = affine(skull[near], flat[near])
@@ -247,6 +257,12 @@ def gate(features: Features, expression: FloatArray) -> FloatArray:
         held[list(topology.IRIS[side])] = 0
     moved: FloatArray = (held @ features.frame.T).astype(np.float32)
     return moved
+
+
+def _stack(pictures: list[UInt8Array]) -> UInt8Array:
+    """Pictures of nearly one size in one array, their last rows and columns repeated."""
+    height, width = np.max([p.shape[:2] for p in pictures], 0)
+    return np.stack([np.pad(p, ((0, height - p.shape[0]), (0, width - p.shape[1]), (0, 0)), mode="edge") for p in pictures])
 
 
 def _limited(body: FloatArray) -> FloatArray:

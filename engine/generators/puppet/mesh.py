@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.generators.puppet import topology
-from engine.types import FACE_POINTS, FloatArray
+from engine.generators.puppet.refine import apply, subdivide
+from engine.types import FloatArray
 
 CAMERA = 6.0
 """Distance of the weak perspective's camera, face widths."""
@@ -18,6 +19,8 @@ BACK_SLOPE = 0.5
 """How fast the head recedes outside the face's outline: depth per distance."""
 BACK_LIMIT = 0.4
 """The deepest point behind the outline, face widths."""
+PIVOT = (0.0, 0.8, 0.4)
+"""What the head turns about, face widths right, down and away from between the eyes: where the drivers measure shifts too."""
 NECK = 0.55
 """The head's hold on the neck ends this far below the chin, face heights."""
 
@@ -71,30 +74,30 @@ def measure(landmarks: FloatArray) -> Head:
     down -= right * (down @ right)
     down /= np.linalg.norm(down)
     frame = np.stack([right, down, np.cross(right, down)], 1).astype(np.float32)
-    left_cheek, right_cheek = landmarks[list(topology.CHEEKS)]
-    width = float(np.linalg.norm(left_cheek - right_cheek))
+    width = float(np.linalg.norm(np.subtract(*landmarks[list(topology.CHEEKS)])))
     height = float(np.linalg.norm(landmarks[topology.CHIN] - landmarks[topology.FOREHEAD]))
     eyes = np.stack([landmarks[list(corners)].mean(0) for corners in topology.EYE_CORNERS])
-    ears = (left_cheek + right_cheek) / 2
-    pivot = (ears + frame[:, 1] * 0.30 * height).astype(np.float32)
+    pivot = (eyes.mean(0) + frame @ (np.array(PIVOT) * width)).astype(np.float32)
     points = unproject(landmarks, pivot, width)
     return Head(points, frame, pivot, eyes.mean(0).astype(np.float32), width, height, float(np.linalg.norm(eyes[0] - eyes[1])))
 
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """The face with its surroundings."""
+    """The face, refined, with its surroundings: 478 face points, M made by subdivision, then the surroundings."""
 
     rest: FloatArray  # [N, 3] camera space
     flat: FloatArray  # [N, 2] picture px
     triangles: npt.NDArray[np.int32]
     tags: npt.NDArray[np.uint8]
+    parents: npt.NDArray[np.int32]  # [M, 4]
+    weights: FloatArray  # [M, 4]
     head_weight: FloatArray  # [N]
-    follow: FloatArray  # [N - 478, 36]
+    follow: FloatArray  # [N - 478 - M, 36]
 
 
-def _surroundings(landmarks: FloatArray, head: Head, size: tuple[int, int], pad: int) -> FloatArray:
-    """[M, 2] grid points outside the face's outline, out to the padding."""
+def _surroundings(outline: FloatArray, head: Head, size: tuple[int, int], pad: int) -> FloatArray:
+    """[S, 2] grid points outside the face's outline [K, 2], out to the padding."""
     import cv2
 
     step = max(GRID * head.width / 150.0, 10.0)
@@ -102,11 +105,11 @@ def _surroundings(landmarks: FloatArray, head: Head, size: tuple[int, int], pad:
     columns = np.linspace(-pad, width - 1 + pad, int(np.ceil((width + 2 * pad) / step)) + 1)
     rows = np.linspace(-pad, height - 1 + pad, int(np.ceil((height + 2 * pad) / step)) + 1)
     grid = np.stack(np.meshgrid(columns, rows), -1).reshape(-1, 2).astype(np.float32)
-    outline = landmarks[list(topology.OVAL), :2].astype(np.float32)
     away = np.array([-cv2.pointPolygonTest(outline, (float(x), float(y)), True) for x, y in grid], np.float32)
     # A first ring close to the outline, so that the skin's edge does not stretch over a whole cell.
-    middle = outline.mean(0)
-    ring = outline + (outline - middle) / np.linalg.norm(outline - middle, axis=1, keepdims=True) * step * 0.5
+    hull = outline[::2]
+    middle = hull.mean(0)
+    ring = hull + (hull - middle) / np.linalg.norm(hull - middle, axis=1, keepdims=True) * step * 0.5
     found: FloatArray = np.concatenate([ring, grid[away > step * 0.8]]).astype(np.float32)
     return found
 
@@ -115,18 +118,20 @@ def spread_sheet(landmarks: FloatArray, head: Head, size: tuple[int, int], pad: 
     """Grow the face mesh over the whole (padded) picture of `size` (H, W)."""
     from scipy.spatial import Delaunay
 
-    oval = np.array(topology.OVAL)
-    outer = _surroundings(landmarks, head, size, pad)
-    outline = landmarks[oval]
-    joined = Delaunay(np.concatenate([outline[:, :2], outer])).simplices
-    joined = joined[(joined >= len(oval)).any(1)]
-    index = np.concatenate([oval, FACE_POINTS + np.arange(len(outer))])
-    holes, hole_tags = topology.hole_triangles()
-    skin = topology.skin_triangles()
+    division = subdivide()
+    made = apply(division.parents, division.weights, head.points)
+    face = np.concatenate([head.points, made])
+    face_flat = project(face, head.pivot, head.width)
+    border = face_flat[division.outline]
+    outer = _surroundings(np.ascontiguousarray(border), head, size, pad)
+    joined = Delaunay(np.concatenate([border, outer])).simplices
+    joined = joined[(joined >= len(border)).any(1)]
+    index = np.concatenate([division.outline, len(face) + np.arange(len(outer))])
     around = index[joined].astype(np.int32)
-    triangles = np.concatenate([skin, around, holes])
-    tags = np.concatenate([np.zeros(len(skin) + len(around), np.uint8), hole_tags])
+    triangles = np.concatenate([division.triangles, around])
+    tags = np.concatenate([division.tags, np.zeros(len(around), np.uint8)])
 
+    outline = landmarks[list(topology.OVAL)]
     gap = np.linalg.norm(outer[:, None] - outline[None, :, :2], axis=2)
     away = gap.min(1)
     near = 1.0 / (gap + 0.02 * head.width) ** 3
@@ -134,9 +139,11 @@ def spread_sheet(landmarks: FloatArray, head: Head, size: tuple[int, int], pad: 
     z = near @ outline[:, 2] + np.minimum(BACK_SLOPE * away, BACK_LIMIT * head.width)
     follow = (near * np.exp(-away / (0.22 * head.width))[:, None]).astype(np.float32)
 
-    flat3 = np.concatenate([landmarks, np.concatenate([outer, z[:, None]], 1)]).astype(np.float32)
-    weight = np.concatenate([np.ones(len(landmarks), np.float32), _head_hold(outer, away, landmarks, head)])
-    return Sheet(unproject(flat3, head.pivot, head.width), flat3[:, :2].copy(), triangles.astype(np.int32), tags, weight, follow)
+    around3 = unproject(np.concatenate([outer, z[:, None]], 1).astype(np.float32), head.pivot, head.width)
+    weight = np.concatenate([np.ones(len(face), np.float32), _head_hold(outer, away, landmarks, head)])
+    rest = np.concatenate([face, around3]).astype(np.float32)
+    flat = np.concatenate([face_flat, outer]).astype(np.float32)
+    return Sheet(rest, flat, triangles.astype(np.int32), tags.astype(np.uint8), division.parents, division.weights, weight, follow)
 
 
 def _head_hold(outer: FloatArray, away: FloatArray, landmarks: FloatArray, head: Head) -> FloatArray:

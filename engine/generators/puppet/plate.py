@@ -11,15 +11,6 @@ PLATE_SCALE = 4
 """The hole behind the person is filled at 1/4 of the size: what shows of it is soft anyway."""
 
 
-def person_matte(rgb: UInt8Array) -> FloatArray:
-    """[H, W] 0..1: how much of each pixel is the person."""
-    import mediapipe as mp
-
-    with mp.solutions.selfie_segmentation.SelfieSegmentation(model_selection=0) as segmentation:
-        mask = np.asarray(segmentation.process(rgb).segmentation_mask, np.float32)
-    return mask
-
-
 def ring(matte: FloatArray, inner: float, outer: float) -> FloatArray:
     """[H, W] 1 within `inner` px of the person, 0 beyond `outer` px, smooth between."""
     away = cv2.distanceTransform((matte < 0.5).astype(np.uint8), cv2.DIST_L2, 5)
@@ -54,7 +45,11 @@ def pack_matte(carry: FloatArray, tight: FloatArray) -> UInt8Array:
 
 
 def texture(rgb: UInt8Array, packed: UInt8Array, pad: int) -> UInt8Array:
-    """[H + 2 pad, W + 2 pad, 4]: colour and packed matte, mirrored beyond the edges so that a moving frame edge is never exposed."""
-    layer = np.dstack([rgb, packed])
-    padded: UInt8Array = cv2.copyMakeBorder(layer, pad, pad, pad, pad, cv2.BORDER_REFLECT_101)
+    """[H + 2 pad, W + 2 pad, 4]: colour and packed matte beyond the frame too, so that a moving frame edge is never exposed.
+
+    Colours are mirrored; the matte goes straight on: only what the frame cuts off continues.
+    """
+    colour = cv2.copyMakeBorder(rgb, pad, pad, pad, pad, cv2.BORDER_REFLECT_101)
+    matte = cv2.copyMakeBorder(packed, pad, pad, pad, pad, cv2.BORDER_REPLICATE)
+    padded: UInt8Array = np.dstack([colour, matte])
     return padded

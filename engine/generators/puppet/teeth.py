@@ -8,6 +8,7 @@ import numpy as np
 
 from engine.generators.puppet import topology
 from engine.generators.puppet.mesh import Head
+from engine.generators.puppet.mouth import UPPER_SHARE
 from engine.generators.puppet.raster import kernel
 from engine.types import FloatArray, UInt8Array
 
@@ -18,10 +19,10 @@ UPPER_WIDTHS = (0.135, 0.108, 0.118, 0.105, 0.10, 0.14)
 UPPER_HEIGHTS = (0.150, 0.130, 0.145, 0.120, 0.110, 0.100)
 LOWER_WIDTHS = (0.085, 0.092, 0.105, 0.105, 0.10, 0.14)
 LOWER_HEIGHTS = (0.120, 0.120, 0.130, 0.110, 0.100, 0.090)
-UPPER_SHOWN = 0.055
+UPPER_SHOWN = 0.060
 """The upper teeth reach this far below the closed lips' line."""
-LOWER_SHOWN = 0.015
-"""The lower teeth reach this far above the lower lip's inner line."""
+LOWER_SHOWN = 0.030
+"""The lower teeth reach this far above the line of the closed lips, once the jaw has dropped."""
 ARCH = 0.46
 """Radius of the row of teeth seen from above, ocular distances."""
 
@@ -81,34 +82,47 @@ def draw(rgb: UInt8Array, landmarks: FloatArray, head: Head) -> Inside:
     u, v = basis[0, 0] * dx + basis[0, 1] * dy, basis[1, 0] * dx + basis[1, 1] * dy
 
     skin = _skin_colour(rgb, landmarks)
-    light = float(np.clip(skin @ (0.299, 0.587, 0.114) / 175.0, 0.25, 1.15))
-    cast = np.clip(skin / max(float(skin.mean()), 1.0), 0.6, 1.5) ** 0.35
-    tooth = np.array([222, 210, 188], np.float32) * light * cast
-    gum = np.array([168, 92, 86], np.float32) * light * cast
-    tongue = np.array([158, 82, 78], np.float32) * light * cast
+    light = float(np.clip(skin @ (0.299, 0.587, 0.114) / 165.0, 0.2, 1.2))
+    cast = np.clip(skin / max(float(skin.mean()), 1.0), 0.5, 1.6)
+    tooth = np.minimum(np.array([226, 216, 198], np.float32) * light**0.75 * cast**0.30, 245)
+    gum = np.array([172, 92, 88], np.float32) * light * cast**0.35
+    tongue = np.array([176, 92, 88], np.float32) * light * cast**0.35
     lips = basis @ (landmarks[[13, 14], :2] - centre).T  # [2, 2]
-    closed_line = float(lips[1].mean())
-    lower_line = float(lips[1, 1])
+    line = float(lips[1, 0] + UPPER_SHARE * max(lips[1, 1] - lips[1, 0], 0.0))
 
     # Upper: teeth with a strip of gum above.
-    shade, cover = _row(u, closed_line + UPPER_SHOWN - v, UPPER_WIDTHS, UPPER_HEIGHTS, curve=0.07)
-    above = np.clip((closed_line + UPPER_SHOWN - 0.09 - v) / 0.02, 0, 1) * np.clip((ARCH * 0.9 - np.abs(u)) / 0.04, 0, 1)
-    upper = np.dstack([gum * (0.75 * above[..., None]) * (1 - cover[..., None]) + tooth * shade[..., None] * cover[..., None], 255 * np.maximum(cover, above)])
-    colour = np.where(np.maximum(cover, above)[..., None] > 0, upper[..., :3] / np.maximum(cover + (1 - cover) * above, 1e-3)[..., None], 0)
-    upper[..., :3] = np.clip(colour, 0, 255)
+    edge = line + UPPER_SHOWN
+    shade, cover = _row(u, edge - v, UPPER_WIDTHS, UPPER_HEIGHTS, curve=0.07)
+    above = np.clip((edge - 0.10 - v) / 0.02, 0, 1) * np.clip((ARCH * 0.9 - np.abs(u)) / 0.04, 0, 1)
+    upper = _over(tooth * shade[..., None], cover, gum * np.clip(0.55 + 0.45 * (1 - (u / ARCH) ** 2), 0, 1)[..., None], above)
 
     # Lower: the tongue behind, the teeth before it.
-    shade, cover = _row(u, v - (lower_line - LOWER_SHOWN), LOWER_WIDTHS, LOWER_HEIGHTS, curve=0.05)
-    mound = np.clip(1 - (u / 0.33) ** 2, 0, 1) ** 0.5
-    tongue_top = lower_line - 0.02 - 0.10 * mound
-    body = np.clip((v - tongue_top) / 0.05, 0, 1) * np.clip(mound / 0.25, 0, 1)
-    groove = 1 - 0.22 * np.exp(-((u / 0.025) ** 2))
-    tongue_shade = groove * (0.62 + 0.38 * np.clip((v - tongue_top) / 0.12, 0, 1)) * (0.7 + 0.3 * mound)
-    total = np.maximum(cover, body)
-    lower_colour = np.where(cover[..., None] > 0, tooth * 0.88 * shade[..., None] * cover[..., None] + tongue * tongue_shade[..., None] * (1 - cover[..., None]), tongue * tongue_shade[..., None])
-    lower = np.dstack([np.clip(lower_colour, 0, 255), 255 * total])
-    cavity = np.array([62, 26, 24], np.float32) * light
-    return Inside(box, upper.astype(np.uint8), lower.astype(np.uint8), cavity.astype(np.float32))
+    shade, cover = _row(u, v - (line - LOWER_SHOWN), LOWER_WIDTHS, LOWER_HEIGHTS, curve=0.05)
+    mound = np.sqrt(np.clip(1 - (u / 0.36) ** 2, 0, 1))
+    top = line + 0.02 - 0.17 * mound
+    body = np.clip((v - top) / 0.06, 0, 1) * np.clip(mound / 0.3, 0, 1)
+    groove = 1 - 0.16 * np.exp(-((u / 0.03) ** 2)) * np.clip((v - top) / 0.10, 0, 1)
+    lit = groove * (0.34 + 0.66 * np.clip((v - top) / 0.20, 0, 1)) * (0.62 + 0.38 * mound)
+    lower = _over(tooth * 0.90 * shade[..., None], cover, tongue * lit[..., None], body)
+    cavity = np.array([58, 22, 21], np.float32) * light
+    own = own_teeth(rgb, landmarks, head, box)
+    if own is not None:
+        upper = own
+    return Inside(box, upper, lower, cavity.astype(np.float32))
+
+
+def _over(front: FloatArray, front_cover: FloatArray, behind: FloatArray, behind_cover: FloatArray) -> UInt8Array:
+    """[h, w, 4] one layer over another, straight alpha."""
+    rest = behind_cover * (1 - front_cover)
+    total = front_cover + rest
+    colour = (front * front_cover[..., None] + behind * rest[..., None]) / np.maximum(total, 1e-3)[..., None]
+    both: UInt8Array = np.clip(np.dstack([colour, 255 * total]) + 0.5, 0, 255).astype(np.uint8)
+    return both
+
+
+def own_teeth(rgb: UInt8Array, landmarks: FloatArray, head: Head, box: FloatArray) -> UInt8Array | None:
+    """[h, w, 4] the portrait's own upper teeth at the patches' size, or None where too little of them is seen."""
+    return None
 
 
 def _skin_colour(rgb: UInt8Array, landmarks: FloatArray) -> FloatArray:
@@ -151,7 +165,7 @@ def paint(layer: UInt8Array, hole: UInt8Array, tag: int, bounds: FloatArray, sku
             # Darker towards the lips that overhang it, and deeper in the middle.
             under = np.float32(y - top + 1) / (np.float32(0.11) * ocular)
             over = np.float32(bottom - y + 1) / (np.float32(0.06) * ocular)
-            shadow = (np.float32(0.42) + np.float32(0.58) * min(under, np.float32(1.0))) * (np.float32(0.70) + np.float32(0.30) * min(over, np.float32(1.0)))
+            shadow = (np.float32(0.55) + np.float32(0.45) * min(under, np.float32(1.0))) * (np.float32(0.78) + np.float32(0.22) * min(over, np.float32(1.0)))
             r, g, b = cavity[0], cavity[1], cavity[2]
             for which in range(2):
                 back = jaw if which == 0 else skull

@@ -39,8 +39,8 @@ IRIS = ((468, 469, 470, 471, 472), (473, 474, 475, 476, 477))
 BROWS = ((70, 63, 105, 66, 107, 46, 53, 52, 65, 55), (300, 293, 334, 296, 336, 276, 283, 282, 295, 285))
 # fmt: on
 
-MOUTH_HOLE, LEFT_EYE_HOLE, RIGHT_EYE_HOLE = 1, 2, 3
-"""Tags of the triangles that close the mesh's holes; 0 is skin."""
+SKIN, MOUTH_HOLE, LEFT_EYE_HOLE, RIGHT_EYE_HOLE = range(4)
+"""Tags of triangles: skin, and what closes the mesh's holes."""
 
 
 @lru_cache(maxsize=1)
