@@ -27,8 +27,8 @@ Float64Array = npt.NDArray[np.float64]
 
 FRAME = 512
 """Samples (32 ms) that `analyse` reads: its row's window and the 7 ms before, so that a low voice shows three periods."""
-CHANNELS = 7
-"""Of one row: gap, width, round, smile (before the gate), voice in this row, voice in it or just before, loudness; 0..1 the last three."""
+CHANNELS = 8
+"""Of one row, before the gate: gap of parted lips, width, round, smile; then 0..1 lips shut, voice here, voice here or just before, loudness."""
 REACH = 0.06
 """s on either side of an instant that `blend` reads: 2.5 of the narrow Gaussian's deviations."""
 
@@ -46,6 +46,7 @@ _QUIET_ROOM = 10 ** (-70 / 10)  # mean square of noise taken for granted before 
 _STILLNESS = 10 ** (-84 / 10)  # mean square below which no microphone goes: keeps digital silence from making all else loud
 _HOLD, _RELEASE = 0.14, 0.10  # s that speech counts as going on after the last voiced row, then fades
 _NARROW, _WIDE = 0.024, 0.036  # s, Gaussian deviations: of the gap, which must reach closures, and of the rest
+_BITE = 1.3  # how far the smoothed closure overshoots, so that one of 60 ms closes wholly
 
 
 def _mel_edges() -> Float64Array:
@@ -192,15 +193,16 @@ def analyse(state: VisemeState, power: FloatArray, frame: FloatArray) -> FloatAr
 
 def _mouth(
     state: VisemeState, bands: _Bands, clean: Float64Array, *, openness: float, level: float, jaw: float, front: float, pitch: float
-) -> tuple[float, float, float, float]:
-    """(gap, width, round, smile) of a row that is speech."""
+) -> tuple[float, float, float, float, float]:
+    """(gap, width, round, smile, shut) of a row that is speech."""
     jaw_low, jaw_high = state.jaw.at(0.12, 0.9)
     front_low, front_high = state.front.at(0.12, 0.92)
     drop = ramp(jaw, jaw_low, max(jaw_high, jaw_low + 120))
     # Where the second formant would lie with lips at rest: high for a raised jaw, low for a dropped one; spread above, round below.
-    rest = front_low + (0.42 - 0.34 * drop) * (front_high - front_low)
-    spread = ramp(front, rest + 150, front_high) * openness**0.5
-    rounded = ramp(front, rest + 100, rest - 250) * ramp(drop, 1.0, 0.75) * openness**0.5
+    rest = front_low + (0.55 - 0.47 * drop) * (front_high - front_low)
+    voiced = ramp(openness, 0.05, 0.4)
+    spread = ramp(front, rest + 150, front_high) * voiced
+    rounded = ramp(front, rest + 100, rest - 250) * ramp(drop, 1.0, 0.75) * voiced
 
     high = decibels(clean[bands.range(3800, 8000)].sum()) - level
     murmur = decibels(clean[bands.range(500, 4000)].sum()) - decibels(clean[bands.range(150, 400)].sum())
@@ -208,25 +210,27 @@ def _mouth(
     hiss = ramp(high, -13, -5) * ramp(pitch, 0.75, 0.5)
     hush = hiss * ramp(decibels(clean[bands.range(1900, 3600)].sum()) - decibels(clean[bands.range(4200, 8000)].sum()), -3, 3)
 
-    gap = WIDEST_GAP * openness**0.85 * (0.28 + 0.72 * drop) * (1 - 0.95 * shut)
+    gap = WIDEST_GAP * openness**0.85 * (0.28 + 0.72 * drop)
     sibilant = ramp(level, state.peak - 32, state.peak - 20)
     gap += hiss * (min(gap, LIP_GAP + (TEETH_GAP - LIP_GAP) * sibilant) - gap)
     width = (0.20 * spread - 0.22 * rounded) * (1 - hiss) + 0.08 * (hiss - 2 * hush) * sibilant
     protrusion = 0.9 * rounded * (1 - hiss) * (1 - shut) + 0.6 * hush
-    return gap, width, protrusion, 0.2 * spread * (1 - hiss)
+    return gap, width, protrusion, 0.2 * spread * (1 - hiss), shut * (1 - hiss)
 
 
 def blend(rows: FloatArray, centres: Float64Array) -> tuple[FloatArray, float, float]:
     """Rows [N, CHANNELS] at `centres` [N] s from the instant (oldest first) -> (mouth [4], voiced, loudness)."""
-    # A fricative before its voice is speech too, as far as the look-ahead shows the voice.
-    coming = np.maximum.accumulate(rows[::-1, 4])[::-1]
-    gate = np.maximum(rows[:, 5], coming)
+    # A fricative before its voice is speech too, the more so the nearer the voice comes.
+    near = np.clip((REACH - centres) / (REACH - 0.02), 0, 1)
+    coming = np.maximum.accumulate((rows[:, 5] * near)[::-1])[::-1]
+    gate = np.maximum(rows[:, 6], coming)
     gated = rows * gate[:, None]
-    near = np.abs(centres) <= REACH
-    narrow = np.exp(-0.5 * (centres / _NARROW) ** 2) * near
-    wide = np.exp(-0.5 * (centres / _WIDE) ** 2) * near
+    within = np.abs(centres) <= REACH
+    narrow = np.exp(-0.5 * (centres / _NARROW) ** 2) * within
+    wide = np.exp(-0.5 * (centres / _WIDE) ** 2) * within
     narrow, wide = narrow / narrow.sum(), wide / wide.sum()
     mouth = wide @ gated[:, :4]
-    mouth[0] = narrow @ gated[:, 0]
-    mouth[np.abs(mouth) < 1e-4] = 0.0  # closed means closed
-    return mouth.astype(np.float32), float(wide @ gate), float(narrow @ gated[:, 6])
+    # Closures are as short as the smoothing: multiplied instead of averaged in, they still close.
+    mouth[0] = (narrow @ gated[:, 0]) * (1 - min(1.0, _BITE * float(narrow @ gated[:, 4])))
+    mouth[np.abs(mouth) < 1e-3] = 0.0  # closed means closed
+    return mouth.astype(np.float32), float(wide @ gate), float(narrow @ gated[:, 7])
