@@ -25,7 +25,9 @@ ALLOWED: dict[str, set[str]] = {
     "engine.drivers": {"engine.types", "engine.pose", "engine.config"},
     "engine.backends": {"engine.types"},
     "engine.generators": {"engine.types", "engine.pose", "engine.config", "engine.drivers", "engine.backends", "engine.window"},
-    "engine.composite": {"engine.types", "engine.pose", "engine.config", "engine.drivers", "engine.picture"},
+    "engine.blend": {"engine.types"},
+    "engine.badge": set(),
+    "engine.composite": {"engine.types", "engine.pose", "engine.config", "engine.drivers", "engine.picture", "engine.blend", "engine.badge"},
     "engine.persona": {"engine.types", "engine.config", "engine.composite", "engine.picture", "engine.drivers", "engine.generators"},
     "engine.session": {
         "engine.types",
