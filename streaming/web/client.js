@@ -151,6 +151,11 @@ function showSelf() {
   $("self-figure").hidden = !app.tracks.camera || !$("show-self").checked;
 }
 
+/** Camera and avatar together, so that both go where the person goes; only here, never for viewers. */
+function showMirror() {
+  $("stage").dataset.mirror = $("mirror").checked && DRIVES[app.drive].needs.includes("camera");
+}
+
 async function listDevices() {
   const devices = (await navigator.mediaDevices?.enumerateDevices?.()) || [];
   for (const [id, kind, name] of [["camera-device", "videoinput", "camera"], ["mic-device", "audioinput", "microphone"]]) {
@@ -233,21 +238,27 @@ link.addEventListener("state", ({ detail: { state, trouble, wait } }) => {
     card("Connection lost", navigator.onLine ? `Trying to get it back; next try in ${seconds} s. Your portrait and settings are kept.` : "This computer is offline. It goes on by itself when the network is back.", { spinner: true, action: ["Try now", () => link.tryNow()] });
   }
   if (state === "live") {
-    for (const [id, path] of [["view-url", `/view?sessionid=${link.sessionid}`], ["whep-url", `/whep?sessionid=${link.sessionid}`]]) $(id).value = location.origin + path;
-    $("view-open").href = `/view?sessionid=${link.sessionid}`;
+    const token = readToken();
+    const view = `${location.origin}/view?sessionid=${link.sessionid}${token ? `#token=${encodeURIComponent(token)}` : ""}`;
+    $("view-url").value = $("view-open").href = view;
+    $("whep-url").value = `${location.origin}/whep?sessionid=${link.sessionid}`;
     app.firstFrames = meter.count;
   }
 });
 
-link.addEventListener("stream", ({ detail: stream }) => {
-  video.srcObject = stream;
+link.addEventListener("stream", async ({ detail: stream }) => {
   video.hidden = false;
-  video.play().catch(() => {
+  if (video.srcObject === stream) return;
+  video.srcObject = stream;
+  try {
+    await video.play();
+  } catch (error) {
+    if (error.name !== "NotAllowedError") return; // a newer stream took its place
     video.muted = true;
     showSound();
-    video.play().catch(report);
+    video.play().catch(() => {});
     notify("The browser keeps the sound off until you press the sound button.", { level: "warning" });
-  });
+  }
 });
 
 link.addEventListener("open", () => {
@@ -345,9 +356,22 @@ function showPerformance(reading, fps, p50, p95) {
   $("drops").textContent = describeDrops(stats);
 }
 
+/** What the server counts, in words. */
+const CAUSES = {
+  camera: "camera pictures overtaken by newer ones",
+  camera_fps: "camera pictures above the rate limit",
+  window: "pictures that came too late for their place",
+  voice: "pieces of sound that came too late",
+  encoder: "pictures overtaken before they were sent",
+  mic: "pieces of the microphone's sound",
+  mic_late: "late pieces of the microphone's sound",
+  sound_starved: "gaps in the returned sound",
+  channel: "numbers for this panel",
+};
+
 function describeDrops({ drops = {}, ladder, camera_fps: cameraFps }) {
-  const lost = Object.entries(drops).filter(([, count]) => count).map(([cause, count]) => `${cause.replaceAll("_", " ")}: ${count}`);
-  const lines = [lost.length ? `Dropped so far: ${lost.join(", ")}.` : "Nothing was dropped."];
+  const lost = Object.entries(drops).filter(([, count]) => count).map(([cause, count]) => `${count} ${CAUSES[cause] || cause.replaceAll("_", " ")}`);
+  const lines = [lost.length ? `Left out so far: ${lost.join(", ")}.` : "Nothing was left out."];
   if (Number.isFinite(cameraFps) && cameraFps) lines.push(`The camera delivers ${Math.round(cameraFps)} pictures a second.`);
   const rung = ladder?.rung ?? ladder;
   if (rung) lines.push(`The server is busy and has stepped this session down: ${ladder.name || ladder.text || `step ${rung}`}.`);
@@ -372,6 +396,7 @@ async function setDrive(drive) {
     control.hidden = !modes.includes(drive) && !(barge && modes.includes("barge"));
   }
   $("headphones").hidden = !$("return-voice").checked || !DRIVES[drive].needs.length;
+  showMirror();
   if (link.state !== "live" && link.state !== "lost") return;
   try {
     await arrangeDevices();
@@ -565,6 +590,10 @@ on("play-audio", "click", playAudio);
 on("camera-device", "change", ({ target }) => changeDevice("camera", target));
 on("mic-device", "change", ({ target }) => changeDevice("microphone", target));
 on("show-self", "change", showSelf);
+on("mirror", "change", ({ target }) => {
+  store.set("mirror", target.checked);
+  showMirror();
+});
 on("barge-in", "change", ({ target }) => {
   tell("barge_in", target.checked);
   return setDrive(app.drive);
@@ -627,6 +656,7 @@ addEventListener("drop", (event) => {
 
 readToken();
 $("use-keys").checked = store.get("keys", true);
+$("mirror").checked = store.get("mirror", true);
 $("performance").open = store.get("performance", false);
 for (const control of document.querySelectorAll("[data-background]")) control.hidden = true;
 if (!document.fullscreenEnabled) $("full").hidden = true;

@@ -132,6 +132,7 @@ export class Link extends EventTarget {
     this.describe = describe; // () -> the fields of the offer besides the SDP
     this.tracks = { camera: null, microphone: null };
     this.sessionid = "";
+    this.resume = ""; // the server's token for getting this session back
     this.state = "ended";
     this.attempt = 0;
   }
@@ -148,7 +149,7 @@ export class Link extends EventTarget {
   /** Opens the session; raises Trouble where the first attempt fails. */
   async start() {
     this.attempt = 0;
-    this.sessionid = "";
+    this.sessionid = this.resume = "";
     this.wanted = true;
     this.become("connecting");
     try {
@@ -164,9 +165,8 @@ export class Link extends EventTarget {
   stop() {
     this.wanted = false;
     clearTimeout(this.retryTimer);
-    if (this.channel?.readyState === "open") this.send({ type: "bye" });
     this.drop();
-    this.sessionid = "";
+    this.sessionid = this.resume = "";
     this.become("ended");
   }
 
@@ -199,12 +199,14 @@ export class Link extends EventTarget {
       this.emit("stream", incoming);
     });
     const up = this.listen(pc, pc.createDataChannel("avatar"));
+    up.catch(() => {}); // it is awaited below, if the offer gets that far
     await pc.setLocalDescription();
     await gathered(pc);
     const { sdp, type } = pc.localDescription;
-    const answer = await request("/offer", { json: { sdp, type, ...this.describe(), ...(this.sessionid ? { resume: this.sessionid } : {}) } });
+    const answer = await request("/offer", { json: { sdp, type, ...this.describe(), ...(this.resume ? { resume: this.resume } : {}) } });
     if (pc !== this.pc) return;
     this.sessionid = answer.sessionid;
+    this.resume = answer.resume || answer.sessionid;
     await pc.setRemoteDescription({ sdp: answer.sdp, type: answer.type });
     await up;
     this.attempt = 0;
@@ -271,7 +273,7 @@ export class Link extends EventTarget {
     } catch (trouble) {
       if (!this.wanted) return;
       this.drop();
-      if (trouble.status === 404) this.sessionid = "";
+      if (trouble.status === 404) this.resume = "";
       if (["token", "refused", "portrait"].includes(trouble.kind)) {
         this.wanted = false;
         this.become("failed", { trouble });

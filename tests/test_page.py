@@ -1,0 +1,436 @@
+"""The page as a person uses it: a real Chromium, a real server, a fake camera whose motion is known, and the pictures read back."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import io
+import json
+import math
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import av
+import cv2
+import numpy as np
+import pytest
+from aiohttp import web
+
+from engine.drivers.face import FaceTracker
+from engine.persona import demo_portrait
+from engine.types import FloatArray, UInt8Array
+from streaming.server import PEERS, make_app
+from streaming.settings import ServerSettings
+from streaming.tts import make_synthesizer
+from tests.chromium import Browser, Page, chromium, write_camera, write_microphone
+from tests.conftest import require
+
+pytestmark = pytest.mark.chromium
+
+T = TypeVar("T")
+CLIP_FRAMES = 120  # 4 s at 30 fps, one period of the motion, so that the loop has no seam
+ROLL_DEGREES = 12.0
+SHIFT_PIXELS = 20.0
+CAMERA = (640, 480)
+LONG = "This is a long sentence that goes on and on, so that there is time to interrupt it before it comes to its end by itself."
+
+
+def rolling_clip() -> Iterator[UInt8Array]:
+    """The built-in portrait before a webcam: it rolls by +-12 degrees and sways, once in 4 s, starting and ending upright."""
+    portrait = demo_portrait()
+    width, height = CAMERA
+    scale = 0.9 * height / portrait.shape[0]
+    centre = (portrait.shape[1] / 2, portrait.shape[0] * 0.6)
+    for index in range(CLIP_FRAMES):
+        phase = 2 * math.pi * index / CLIP_FRAMES
+        matrix = cv2.getRotationMatrix2D(centre, ROLL_DEGREES * math.sin(phase), scale)
+        matrix[:, 2] += (width / 2 - centre[0] + SHIFT_PIXELS * math.sin(phase), height * 0.6 - centre[1])
+        yield cv2.warpAffine(portrait, matrix, CAMERA, borderMode=cv2.BORDER_REPLICATE).astype(np.uint8, copy=False)
+
+
+@dataclass
+class Desk:
+    """A server, a browser and the loop they run on, in a thread of their own."""
+
+    loop: asyncio.AbstractEventLoop
+    folder: Path
+    url: str = ""
+    app: web.Application = field(default_factory=web.Application)
+    browser: Browser | None = None
+
+    def run(self, story: Coroutine[Any, Any, T], *, seconds: float = 60.0) -> T:
+        """Live through a story on the loop."""
+        future: Future[T] = asyncio.run_coroutine_threadsafe(story, self.loop)
+        return future.result(seconds)
+
+    async def open(self, **options: Any) -> Page:
+        """The page, with its gallery filled."""
+        assert self.browser
+        page = await self.browser.open(self.url + options.pop("path", "/"), **options)
+        await page.wait("document.querySelector('#gallery input:checked') && document.querySelector('#still').complete")
+        return page
+
+
+@contextlib.asynccontextmanager
+async def serving(app: web.Application) -> AsyncIterator[str]:
+    """An application on a free port of this machine; its address."""
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        assert site._server is not None
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    """One server and one browser for all tests of this file."""
+    require("chromium")
+    folder = tmp_path_factory.mktemp("page")
+    camera = write_camera(folder / "camera.mjpeg", rolling_clip())
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="desk")
+    thread.start()
+    desk = Desk(loop, folder)
+
+    async def arrive() -> contextlib.AsyncExitStack:
+        stack = contextlib.AsyncExitStack()
+        synthesizer = make_synthesizer()
+        pieces = [piece async for piece in synthesizer.speak("One two three four five.")]
+        await synthesizer.close()
+        quiet = np.zeros(pieces[0].rate, np.float32)
+        microphone = write_microphone(folder / "voice.wav", np.concatenate([quiet, *(piece.pcm for piece in pieces), quiet]), pieces[0].rate)
+        desk.app = make_app(ServerSettings(max_sessions=1, persona_dir=folder / "personas", resume_seconds=20.0))
+        desk.url = await stack.enter_async_context(serving(desk.app))
+        desk.browser = await stack.enter_async_context(chromium(camera=camera, microphone=microphone))
+        return stack
+
+    stack = desk.run(arrive())
+    try:
+        yield desk
+    finally:
+        desk.run(stack.aclose())
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+# -- what the pictures say ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tracker() -> Iterator[FaceTracker]:
+    """Reads the faces of single pictures."""
+    tracker = FaceTracker(still=True)
+    yield tracker
+    tracker.close()
+
+
+def points(tracker: FaceTracker, rgb: UInt8Array) -> FloatArray:
+    """[478, 2] pixels of the one face."""
+    (face,) = tracker.detect(rgb)
+    height, width = rgb.shape[:2]
+    return face[:, :2] * np.array([width, height], np.float32)
+
+
+def roll(face: FloatArray) -> float:
+    """Degrees, > 0 clockwise, of the line through the outer eye corners."""
+    line = face[263] - face[33]
+    return math.degrees(math.atan2(line[1], line[0]))
+
+
+def gap(face: FloatArray) -> float:
+    """Opening of the inner lips in inter-ocular distances."""
+    return float(np.linalg.norm(face[14] - face[13]) / np.linalg.norm(face[263] - face[33]))
+
+
+async def watch(page: Page, *ids: str, pictures: int, seconds: float) -> list[list[UInt8Array]]:
+    """So many looks at these videos, spread over the time."""
+    looks = []
+    for _ in range(pictures):
+        looks.append((await page.grab(*ids))[0])
+        await asyncio.sleep(seconds / pictures)
+    return looks
+
+
+async def go_live(page: Page) -> None:
+    """Press Start and wait for the first pictures."""
+    await page.click("#start")
+    await page.wait("document.querySelector('#stage').dataset.state === 'live' && document.querySelector('#card').hidden")
+
+
+# -- the stories --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_portrait_follows_the_camera(desk: Desk, tracker: FaceTracker) -> None:
+    async def story() -> list[list[UInt8Array]]:
+        page = await desk.open()
+        await page.screenshot("idle-light")
+        await page.prefer(color_scheme="dark")
+        await page.screenshot("idle-dark")
+        await go_live(page)
+        await page.click("#performance summary")
+        looks = await watch(page, "self", "avatar", pictures=32, seconds=7.0)
+        assert float(await page.text("#n-fps")) >= 15
+        delay = float((await page.text("#n-p50")).split()[0])
+        assert 10 < delay < 400
+        assert "Generating" in await page.text("#parts")
+        await page.screenshot("live-dark")
+        await page.prefer(color_scheme="light")
+        await asyncio.sleep(1.1)
+        await page.screenshot("live-light")
+        await page.click("#start")
+        await page.wait("document.querySelector('#stage').dataset.state === 'ended'")
+        assert await page.evaluate("document.querySelector('#self').srcObject") is None
+        assert page.errors == []
+        return looks
+
+    looks = desk.run(story())
+    faces = [[roll(points(tracker, picture)) for picture in look] for look in looks]
+    camera, avatar = np.array(faces).T
+    assert np.ptp(camera) > 1.5 * ROLL_DEGREES  # the known motion is there to be followed
+    # the page shows the avatar one motion-to-photon later: about 100 ms of 4 s
+    assert np.corrcoef(camera, avatar)[0, 1] > 0.9
+    assert np.ptp(avatar) > 0.6 * np.ptp(camera)
+
+
+def test_text_speaks_and_is_interrupted(desk: Desk, tracker: FaceTracker) -> None:
+    async def story() -> tuple[list[UInt8Array], list[UInt8Array], list[UInt8Array]]:
+        page = await desk.open()
+        await page.click("input[value=text]")
+        await go_live(page)
+        assert await page.evaluate("document.querySelector('#self-figure').hidden")
+        await asyncio.sleep(0.6)
+        silent = [look[0] for look in await watch(page, "avatar", pictures=4, seconds=0.8)]
+        await page.type("#words", LONG)
+        await page.press("Enter")
+        await page.wait("!document.querySelector('#chip-speaking').hidden")
+        await asyncio.sleep(0.3)
+        speaking = [look[0] for look in await watch(page, "avatar", pictures=12, seconds=1.8)]
+        await page.screenshot("speaking")
+        await page.click("#interrupt")
+        await page.wait("document.querySelector('#chip-speaking').hidden", seconds=1.5)
+        await asyncio.sleep(0.5)
+        after = [look[0] for look in await watch(page, "avatar", pictures=4, seconds=0.8)]
+        await page.click("#start")
+        assert page.errors == []
+        return silent, speaking, after
+
+    silent, speaking, after = ([gap(points(tracker, picture)) for picture in pictures] for pictures in desk.run(story()))
+    assert max(speaking) > 0.08
+    assert max(silent) < 0.4 * max(speaking)
+    assert max(after) < 0.4 * max(speaking)
+
+
+def test_drives_switch_and_backgrounds_change(desk: Desk) -> None:
+    async def story() -> tuple[UInt8Array, UInt8Array]:
+        page = await desk.open()
+        await go_live(page)
+        before = (await page.grab("avatar"))[0][0]
+        for drive in ("microphone", "text", "file", "auto", "camera"):
+            await page.click(f"input[value={drive}]")
+            await asyncio.sleep(0.7)
+            light = await page.evaluate("document.querySelector('#self').srcObject?.active ?? false")
+            assert light == (drive in ("camera", "auto")), "the camera is on only where it is used"
+            seen = await page.evaluate("document.querySelector('#avatar').getVideoPlaybackQuality().totalVideoFrames")
+            await page.wait(f"document.querySelector('#avatar').getVideoPlaybackQuality().totalVideoFrames > {seen} + 5", seconds=3)
+        await page.click("input[value=colour]")
+        await page.click("[data-colour='#0b6e67']")
+        await asyncio.sleep(1.0)
+        after = (await page.grab("avatar"))[0][0]
+        await page.screenshot("background")
+        await page.click("#start")
+        assert page.errors == []
+        return before, after
+
+    before, after = desk.run(story())
+    assert np.abs(after[8:40, 8:40].mean((0, 1)) - (11, 110, 103)).max() < 30
+    assert np.abs(before[8:40, 8:40].mean((0, 1)) - (11, 110, 103)).max() > 60
+
+
+def test_a_recording_is_downloaded(desk: Desk) -> None:
+    async def story() -> bytes:
+        page = await desk.open()
+        await go_live(page)
+        await page.press("r")
+        await page.wait("!document.querySelector('#chip-record').hidden")
+        await asyncio.sleep(2.5)
+        await page.screenshot("recording")
+        await page.click("#record")
+        await page.wait("document.querySelector('#recording-list a')")
+        await page.screenshot("recorded")
+        data = await page.evaluate(
+            """(async () => {
+              const blob = await (await fetch(document.querySelector('#recording-list a').href)).blob();
+              return new Promise((done) => { const reader = new FileReader(); reader.onload = () => done(reader.result.split(',')[1]); reader.readAsDataURL(blob); });
+            })()"""
+        )
+        await page.click("#start")
+        assert page.errors == []
+        return base64.b64decode(data)
+
+    with av.open(io.BytesIO(desk.run(story()))) as film:
+        frames = sum(1 for _ in film.decode(video=0))
+        assert 30 <= frames <= 150
+        assert "AI" in json.dumps(dict(film.metadata)) or "artificial" in json.dumps(dict(film.metadata)).lower()
+
+
+def test_a_lost_connection_comes_back(desk: Desk) -> None:
+    async def story() -> None:
+        page = await desk.open()
+        await go_live(page)
+        (peer,) = desk.app[PEERS].values()
+        await peer._pc.close()
+        await page.wait("document.querySelector('#stage').dataset.state === 'lost'", seconds=8)
+        await page.screenshot("lost")
+        await page.wait("document.querySelector('#stage').dataset.state === 'live' && document.querySelector('#card').hidden", seconds=10)
+        assert page.errors == []
+        await page.click("#start")
+
+    desk.run(story())
+
+
+def test_a_full_server_says_so(desk: Desk) -> None:
+    async def story() -> None:
+        first = await desk.open()
+        await go_live(first)
+        page = await desk.open()
+        await page.click("#start")
+        await page.wait("document.querySelector('#stage').dataset.state === 'failed'")
+        assert "full" in await page.text("#card-title")
+        assert "seconds" in await page.text("#card-text")
+        await page.screenshot("full")
+        await first.click("#start")
+        await asyncio.sleep(0.5)
+        await page.click("#card-action")
+        await page.wait("document.querySelector('#stage').dataset.state === 'live'")
+        await page.click("#start")
+        assert [error for error in page.errors if "503" not in error] == []
+
+    desk.run(story())
+
+
+DENIED = "navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('no', '%s') }"
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "title", "advice"),
+    [
+        ("denied", DENIED % "NotAllowedError", "not allowed", "Allow"),
+        ("missing", DENIED % "NotFoundError", "no camera", "Plug"),
+        ("busy", DENIED % "NotReadableError", "busy", "Close the other program"),
+        ("insecure", "Object.defineProperty(navigator, 'mediaDevices', {value: undefined})", "closed here", "https"),
+    ],
+)
+def test_a_camera_that_does_not_open_is_explained(desk: Desk, name: str, before: str, title: str, advice: str) -> None:
+    async def story() -> None:
+        page = await desk.open(before=before)
+        await page.click("#start")
+        await page.wait("document.querySelector('#stage').dataset.state === 'failed'")
+        assert title in await page.text("#card-title")
+        assert advice in await page.text("#card-text")
+        assert page.errors == []
+        await page.screenshot(f"camera-{name}")
+
+    desk.run(story())
+
+
+def test_a_picture_needs_consent_and_a_face(desk: Desk) -> None:
+    blank = desk.folder / "blank.png"
+    cv2.imwrite(str(blank), np.full((300, 300, 3), 127, np.uint8))
+    good = desk.folder / "good.jpg"
+    cv2.imwrite(str(good), np.ascontiguousarray(demo_portrait()[..., ::-1]))
+
+    async def story() -> None:
+        page = await desk.open()
+        await page.choose_file("#portrait-file", blank)
+        assert await page.evaluate("document.querySelector('#portrait-use').disabled")
+        await page.click("#consent")
+        await page.click("#portrait-use")
+        await page.wait("!document.querySelector('#portrait-problem').hidden")
+        assert "face" in await page.text("#portrait-problem")
+        await page.screenshot("no-face")
+        await page.click("#portrait-dialog [value=cancel]")
+        await page.choose_file("#portrait-file", good)
+        await page.click("#consent")
+        await page.screenshot("consent")
+        await page.click("#portrait-use")
+        await page.wait("!document.querySelector('#portrait-dialog').open")
+        await go_live(page)
+        await page.click("#start")
+        assert [error for error in page.errors if "400" not in error] == []
+
+    desk.run(story())
+
+
+def test_a_phone_and_a_keyboard_are_enough(desk: Desk) -> None:
+    async def story() -> None:
+        page = await desk.open(width=360, height=740)
+        await page.screenshot("phone-idle", whole=True)
+        assert await page.evaluate("document.documentElement.scrollWidth") <= 360
+        await page.press("s")
+        await page.wait("document.querySelector('#stage').dataset.state === 'live' && document.querySelector('#card').hidden")
+        await asyncio.sleep(1.0)
+        await page.screenshot("phone-live", whole=True)
+        assert await page.evaluate("document.documentElement.scrollWidth") <= 360
+        await page.press("?")
+        await page.wait("document.querySelector('#help-dialog').open")
+        await page.screenshot("phone-help")
+        await page.press("Escape")
+        await page.press("m")
+        assert await page.evaluate("document.querySelector('#mic-mute').getAttribute('aria-pressed')") == "true"
+        await page.press("s")
+        await page.wait("document.querySelector('#stage').dataset.state === 'ended'")
+        assert page.errors == []
+
+    desk.run(story())
+
+
+def test_a_token_is_asked_for() -> None:
+    require("chromium")
+
+    async def story() -> None:
+        app = make_app(ServerSettings(max_sessions=1, token="open sesame"))
+        async with serving(app) as url, chromium() as browser:
+            page = await browser.open(url)
+            await page.wait("!document.querySelector('#card').hidden")
+            assert "token" in await page.text("#card-title")
+            await page.screenshot("token")
+            await page.click("#card-action")
+            await page.type("#token", "open sesame")
+            await page.press("Enter")
+            await page.wait("document.querySelector('#gallery input:checked')")
+
+    asyncio.run(story())
+
+
+def test_every_control_has_a_name(desk: Desk) -> None:
+    """What a screen reader says of each control, from the browser's own accessibility tree."""
+
+    async def story() -> list[str]:
+        page = await desk.open()
+        nodes = (await page.call("Accessibility.getFullAXTree"))["nodes"]
+        spoken = ("button", "checkbox", "switch", "radio", "textbox", "combobox", "link", "slider")
+        return [
+            node["role"]["value"] for node in nodes if not node.get("ignored") and node["role"]["value"] in spoken and not node["name"].get("value")
+        ]
+
+    assert desk.run(story()) == []
+
+
+def test_the_page_asks_nobody_else() -> None:
+    """No address but the server's own in anything the page is made of."""
+    folder = Path(__file__).parent.parent / "streaming" / "web"
+    for file in folder.iterdir():
+        foreign = [word for word in file.read_text().replace("http://www.w3.org/2000/svg", "").split() if "http://" in word or "https://" in word]
+        assert all(word.startswith("https://") and word.rstrip(".,") == "https://" for word in foreign), f"{file.name}: {foreign}"
+
+
