@@ -1,9 +1,9 @@
 """A headless Chromium, driven over its DevTools protocol with aiohttp alone: real input events, a fake camera and microphone.
 
-    async with chromium(camera=clip, microphone=sound) as browser:
-        page = await browser.open("http://127.0.0.1:8010/")
-        await page.click("#start")
-        await page.wait("document.querySelector('#stage').dataset.state === 'live'")
+async with chromium(camera=clip, microphone=sound) as browser:
+    page = await browser.open("http://127.0.0.1:8010/")
+    await page.click("#start")
+    await page.wait("document.querySelector('#stage').dataset.state === 'live'")
 """
 
 from __future__ import annotations
@@ -67,9 +67,10 @@ class PageError(AssertionError):
 class Page:
     """One tab."""
 
-    def __init__(self, browser: Browser, session: str) -> None:
+    def __init__(self, browser: Browser, session: str, context: str) -> None:
         self.browser = browser
         self.session = session
+        self.context = context
         self.errors: list[str] = []  # console errors, uncaught exceptions, failed loads, in the order they came
 
     async def call(self, method: str, **params: Any) -> dict[str, Any]:
@@ -141,6 +142,17 @@ class Page:
         found = await self.call("Runtime.evaluate", expression=f"document.querySelector({selector!r})")
         await self.call("DOM.setFileInputFiles", files=[str(path)], objectId=found["result"]["objectId"])
 
+    async def download(self, selector: str, folder: Path, *, seconds: float = 10.0) -> Path:
+        """Click a link that saves a file; the file, once it is whole."""
+        before = _files(folder)
+        await self.browser.call("Browser.setDownloadBehavior", behavior="allow", browserContextId=self.context, downloadPath=str(folder))
+        await self.click(selector)
+        for _ in range(round(seconds / 0.1)):
+            await asyncio.sleep(0.1)
+            if new := _files(folder) - before:
+                return new.pop()
+        raise PageError(f"{selector} saved nothing")
+
     async def resize(self, width: int, height: int, *, scale: float = 1.0, mobile: bool = False) -> None:
         """The viewport, in CSS pixels."""
         await self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=mobile)
@@ -203,7 +215,7 @@ class Browser:
         context = (await self.call("Target.createBrowserContext"))["browserContextId"]
         target = (await self.call("Target.createTarget", url="about:blank", browserContextId=context))["targetId"]
         session = (await self.call("Target.attachToTarget", targetId=target, flatten=True))["sessionId"]
-        page = self.pages[session] = Page(self, session)
+        page = self.pages[session] = Page(self, session, context)
         for domain in ("Page", "Runtime", "Log"):
             await page.call(f"{domain}.enable")
         if before:
@@ -215,9 +227,9 @@ class Browser:
 
 
 @contextlib.asynccontextmanager
-async def chromium(*, camera: Path | None = None, microphone: Path | None = None, allow: bool = True, more: Iterable[str] = ()) -> AsyncIterator[Browser]:
-    """Start a Chromium with a fake camera (.mjpeg or .y4m) and microphone (.wav), both looping. `allow`: nobody is asked; False: both are denied."""
-    flags = [*FLAGS, "--use-fake-ui-for-media-stream" if allow else "--deny-permission-prompts", *more]
+async def chromium(*, camera: Path | None = None, microphone: Path | None = None, more: Iterable[str] = ()) -> AsyncIterator[Browser]:
+    """Start a Chromium with a fake camera (.mjpeg or .y4m) and microphone (.wav), both looping; nobody is asked."""
+    flags = [*FLAGS, "--use-fake-ui-for-media-stream", *more]
     if camera:
         flags.append(f"--use-file-for-fake-video-capture={camera}")
     if microphone:
@@ -242,6 +254,12 @@ async def chromium(*, camera: Path | None = None, microphone: Path | None = None
                 with contextlib.suppress(ProcessLookupError):
                     process.terminate()
             await process.wait()
+
+
+def _files(folder: Path) -> set[Path]:
+    """What has been saved there, whole."""
+    folder.mkdir(exist_ok=True)
+    return {path for path in folder.iterdir() if path.suffix != ".crdownload" and path.stat().st_size}
 
 
 async def _address(process: asyncio.subprocess.Process) -> str:
