@@ -306,7 +306,7 @@ def _stamp(picture: UInt8Array) -> None:
     colour, cover = badge(max(BADGE_SMALLEST, round(BADGE_HEIGHT * min(picture.shape[:2]))))
     height, width = cover.shape[:2]
     edge = height // 2
-    if picture.shape[0] < height + edge or picture.shape[1] < width + edge:
-        edge = 0
-    corner = picture[-edge - height : picture.shape[0] - edge, -edge - width : picture.shape[1] - edge]
+    top, left = max(0, picture.shape[0] - edge - height), max(0, picture.shape[1] - edge - width)
+    corner = picture[top : top + height, left : left + width]
+    colour, cover = colour[: corner.shape[0], : corner.shape[1]], cover[: corner.shape[0], : corner.shape[1]]
     corner[:] = (corner * (255 - cover) + colour) // 255

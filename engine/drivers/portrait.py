@@ -22,8 +22,19 @@ CUT_SHARE = 0.08
 """Largest share of a face's outline outside the picture that can be completed."""
 SAME_FACE = 0.5
 """Two finds whose centres are closer than this many face widths are one face."""
-CLOSE_UP = 2.5
-"""Side of the second look at a find, in face widths: the mesh is sharpest where the face fills its window."""
+SEEN_FROM = 0.15
+"""A face at least this share of its window wide is found in it."""
+CLOSE_UPS = (3.2, 2.2)
+"""Sides of the windows for a second look at a find, in its own widths. What is not seen again in each of them, in the same place and
+size, was a shadow or a pattern; the last look is the sharpest."""
+AGREES = (0.2, 1.3)
+"""Largest shift, in widths, and change of width between two looks at one face."""
+UPRIGHT = 50.0
+"""Degrees a head may be tilted."""
+FRONTAL = 0.22
+"""Smallest ratio of the two halves of a face, split at the nose: about 45 degrees of turn."""
+LEFT_EYE, RIGHT_EYE, NOSE, LEFT_CHEEK, RIGHT_CHEEK = 33, 263, 1, 234, 454
+"""Face mesh points: outer eye corners, tip of the nose, and the outline beside it."""
 
 # fmt: off
 OVAL = (10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377, 152, 148, 176, 149, 150, 136, 172, 58, 132, 93,
@@ -57,8 +68,8 @@ class Found:
 def find_face(rgb: UInt8Array) -> Found:
     """Picture [H, W, 3] RGB -> its face.
 
-    Raises AvatarError where there is no face, where a second one is more than half as wide as the largest, where the face is
-    cut by the picture's edge and where it is too small.
+    Raises AvatarError where there is no face, where a second one is more than half as wide as the largest, and where the face is cut by
+    the picture's edge, lies on its side, looks away or is too small.
     """
     tracker = FaceTracker(still=True)
     try:
@@ -74,33 +85,63 @@ def find_face(rgb: UInt8Array) -> Found:
         raise AvatarError("The face is cut off by the edge of the picture; use one that shows the whole face.")
     if face.width < SMALLEST_FACE:
         raise AvatarError(f"The face is only {face.width:.0f} pixels wide; use a picture where it is at least {SMALLEST_FACE}.")
+    tilt, frontal = _attitude(face)
+    if tilt > UPRIGHT:
+        raise AvatarError("The face lies on its side or upside down; turn the picture upright.")
+    if frontal < FRONTAL:
+        raise AvatarError("The face looks too far to the side; use a picture where it looks towards the camera.")
     return face
 
 
 def _search(tracker: FaceTracker, rgb: UInt8Array) -> list[Found]:
-    """Every face that matters, the widest first: finer windows only while a face worth half the widest could hide in them."""
+    """Every face that matters, the widest first: finer windows only while a face worth RIVAL of the widest could hide in them."""
     faces: list[Found] = []
     for share in TILE_SHARES:
+        window = max(rgb.shape[:2]) if share == 1.0 else share * min(rgb.shape[:2])
         for x, y, side_x, side_y in _tiles(rgb.shape[1], rgb.shape[0], share):
-            window = rgb[y : y + side_y, x : x + side_x]
-            for points in tracker.detect(window):
-                found = Found.of(points[:, :2] * np.array((side_x, side_y), np.float32) + np.array((x, y), np.float32))
-                if not any(found.same(other) for other in faces):
-                    faces.append(found)
-        if faces:
+            for found in _look(tracker, rgb, (x, y, x + side_x, y + side_y)):
+                if not any(found.same(other) for other in faces) and (sure := _look_again(tracker, rgb, found)) is not None:
+                    faces.append(sure)
+        if faces and RIVAL * max(face.width for face in faces) >= SEEN_FROM * window:
             break
-    faces = [_closer(tracker, rgb, face) for face in faces]
     return sorted(faces, key=lambda face: -face.width)
 
 
-def _closer(tracker: FaceTracker, rgb: UInt8Array, face: Found) -> Found:
-    """The same face, read again from a window around it."""
-    half = CLOSE_UP / 2 * max(face.width, face.height)
-    x0, y0 = (max(0, int(c - half)) for c in face.center)
-    window = rgb[y0 : int(face.center[1] + half), x0 : int(face.center[0] + half)]
-    size = np.array((window.shape[1], window.shape[0]), np.float32)
-    again = [Found.of(points[:, :2] * size + np.array((x0, y0), np.float32)) for points in tracker.detect(window)]
-    return next((found for found in again if found.same(face)), face)
+def _look(tracker: FaceTracker, rgb: UInt8Array, box: tuple[int, int, int, int]) -> list[Found]:
+    """The faces in a window x0, y0, x1, y1, in px of the picture."""
+    x0, y0, x1, y1 = max(0, box[0]), max(0, box[1]), min(rgb.shape[1], box[2]), min(rgb.shape[0], box[3])
+    size, start = np.array((x1 - x0, y1 - y0), np.float32), np.array((x0, y0), np.float32)
+    return [Found.of(points[:, :2] * size + start) for points in tracker.detect(rgb[y0:y1, x0:x1])]
+
+
+def _look_again(tracker: FaceTracker, rgb: UInt8Array, face: Found) -> Found | None:
+    """The same face as seen from close by, or None where it is not there any more."""
+    seen: Found | None = face
+    for close_up in CLOSE_UPS:
+        assert seen is not None
+        half = close_up / 2 * max(seen.width, seen.height)
+        x, y = seen.center
+        finds = _look(tracker, rgb, (int(x - half), int(y - half), int(x + half) + 1, int(y + half) + 1))
+        seen = next((found for found in finds if _agree(found, face)), None)
+        if seen is None:
+            return None
+    return seen
+
+
+def _agree(one: Found, other: Found) -> bool:
+    shift, change = AGREES
+    apart = np.hypot(one.center[0] - other.center[0], one.center[1] - other.center[1])
+    return bool(apart < shift * other.width and 1 / change < one.width / other.width < change)
+
+
+def _attitude(face: Found) -> tuple[float, float]:
+    """(degrees of tilt in the picture, ratio of the narrower to the wider half of the face)."""
+    across = face.points[RIGHT_EYE] - face.points[LEFT_EYE]
+    tilt = abs(float(np.degrees(np.arctan2(across[1], across[0]))))
+    along = across / max(float(np.hypot(*across)), 1e-6)
+    left = float((face.points[NOSE] - face.points[LEFT_CHEEK]) @ along)
+    right = float((face.points[RIGHT_CHEEK] - face.points[NOSE]) @ along)
+    return tilt, max(min(left, right), 0.0) / max(left, right, 1e-6)
 
 
 def _tiles(width: int, height: int, share: float) -> Iterator[tuple[int, int, int, int]]:

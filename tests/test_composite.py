@@ -1,0 +1,311 @@
+"""Framing a portrait, and the picture that leaves: paste-back, backgrounds, badge, strip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.badge import badge
+from engine.composite import LONGEST_SIDE, Fit, Scene, compose, frame_portrait
+from engine.config import Background, BackgroundKind, OperatorSettings, SessionSettings
+from engine.drivers.matte import clean_plate, person_matte
+from engine.drivers.portrait import find_face
+from engine.picture import read_picture
+from engine.types import AvatarError, UInt8Array, VideoFrame
+
+ASSETS = Path(__file__).parent.parent / "engine" / "assets"
+PORTRAIT = read_picture(ASSETS / "portrait.jpg")
+WIDE = read_picture(ASSETS / "portrait_wide.jpg")
+OPERATOR = OperatorSettings()
+MAGENTA = (255, 0, 255)
+GREEN = Background(kind="colour", colour=(0, 200, 0))
+
+
+@pytest.fixture(scope="module")
+def whole() -> tuple[Scene, UInt8Array]:
+    return frame_portrait(PORTRAIT)
+
+
+@pytest.fixture(scope="module")
+def wide() -> tuple[Scene, UInt8Array]:
+    return frame_portrait(WIDE)
+
+
+def frame_of(crop: UInt8Array, *, alpha: bool = True, size: int = 512) -> VideoFrame:
+    """What a generator makes of a portrait at rest."""
+    rgb = np.asarray(cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA), np.uint8)
+    return VideoFrame(rgb, 1.5, 7, person_matte(rgb) if alpha else None)
+
+
+def canvas(height: int, width: int) -> UInt8Array:
+    """A wall with soft blotches."""
+    blotches = np.random.default_rng(3).integers(90, 150, (height // 60 + 2, width // 60 + 2, 3), dtype=np.uint8)
+    return np.asarray(cv2.resize(blotches, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
+
+
+def hang(wall: UInt8Array, x: int, y: int, side: int) -> UInt8Array:
+    """The built-in portrait on a wall."""
+    picture = wall.copy()
+    picture[y : y + side, x : x + side] = cv2.resize(PORTRAIT, (side, side), interpolation=cv2.INTER_AREA)
+    return picture
+
+
+# -- find the face and frame it -------------------------------------------------------------------------------------------
+
+
+def test_a_head_and_shoulders_picture_is_driven_whole(whole: tuple[Scene, UInt8Array]) -> None:
+    scene, crop = whole
+    assert scene.fit.exact
+    assert scene.size == (512, 512)
+    assert crop.shape == PORTRAIT.shape
+
+
+def test_a_wide_picture_is_cropped_around_the_face(wide: tuple[Scene, UInt8Array]) -> None:
+    scene, crop = wide
+    x, y, side = scene.fit.square
+    assert not scene.fit.whole
+    assert crop.shape[0] == crop.shape[1]
+    assert x < 224 < x + side  # the nose
+    assert y < 120 < y + side
+    assert 250 < side < 400
+    face = find_face(crop)
+    assert 0.2 < face.width / crop.shape[1] < 0.4
+
+
+@pytest.mark.parametrize(("height", "width", "side"), [(1500, 2000, 400), (900, 1600, 600), (1800, 1000, 300)])
+def test_small_faces_are_found(height: int, width: int, side: int) -> None:
+    face = find_face(hang(canvas(height, width), width // 2, height // 3, side))
+    expected = (width // 2 + 382 / 768 * side, height // 3 + 313 / 768 * side)
+    assert np.hypot(face.center[0] - expected[0], face.center[1] - expected[1]) < 0.05 * side
+
+
+def test_a_tight_portrait_is_extended_not_cut() -> None:
+    scene, crop = frame_portrait(np.ascontiguousarray(PORTRAIT[20:640]))
+    assert crop.shape == (768, 768, 3)
+    assert scene.fit.whole
+    assert scene.size[0] % 2 == 0
+    assert scene.size[1] == 512
+
+
+def test_large_pictures_are_bounded_and_small_ones_enlarged() -> None:
+    scene, _ = frame_portrait(hang(canvas(1800, 1203), 300, 200, 500))
+    assert max(scene.size) == LONGEST_SIDE
+    assert all(length % 2 == 0 for length in scene.size)
+    small, _ = frame_portrait(np.asarray(cv2.resize(PORTRAIT, (201, 201), interpolation=cv2.INTER_AREA), np.uint8))
+    assert small.size == (512, 512)
+
+
+BAD = {
+    "no face": (canvas(400, 500), "No face was found"),
+    "two faces": (hang(hang(canvas(600, 1200), 0, 0, 560), 600, 40, 520), "more than one face"),
+    "cut at the side": (PORTRAIT[:, 320:], "cut off"),
+    "cut at the chin": (PORTRAIT[:400], "cut off"),
+    "tiny": (cv2.resize(PORTRAIT, (120, 120), interpolation=cv2.INTER_AREA), "only 3. pixels wide"),
+    "on its side": (np.rot90(PORTRAIT), "turn the picture upright"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_be_driven_is_said_in_one_sentence(name: str) -> None:
+    picture, says = BAD[name]
+    with pytest.raises(AvatarError, match=says) as caught:
+        frame_portrait(np.ascontiguousarray(picture))
+    assert str(caught.value).endswith(".")
+
+
+def test_a_small_face_in_the_back_is_no_rival() -> None:
+    face = find_face(hang(hang(canvas(700, 1300), 0, 0, 640), 900, 100, 240))
+    assert face.center[0] < 640
+
+
+# -- where the square lies ------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(60, 900), st.integers(60, 900), st.integers(40, 1000), st.integers(-300, 900), st.integers(-300, 900), st.floats(0.2, 1.6))
+def test_a_scaled_fit_still_reaches_the_edges_it_reached(height: int, width: int, side: int, x: int, y: int, scale: float) -> None:
+    x, y = min(max(x, 40 - side), width - 40), min(max(y, 40 - side), height - 40)
+    fit = Fit.of((x, y, side), (height, width))
+    to = (max(2, round(height * scale)), max(2, round(width * scale)))
+    scaled = fit.scaled((height, width), to)
+    assert scaled.whole == fit.whole or not fit.whole
+    x0, y0, x1, y1 = scaled.box
+    assert (x0 == 0) >= (fit.box[0] == 0)
+    assert (y1 == to[0]) >= (fit.box[3] == height)
+    assert scaled.feather.shape == (y1 - y0, x1 - x0)
+    left, top = scaled.inset
+    assert left >= 0
+    assert top >= 0
+    assert left + x1 - x0 <= scaled.square[2]
+    assert top + y1 - y0 <= scaled.square[2]
+
+
+# -- compose --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_whole_frame_passes_untouched(whole: tuple[Scene, UInt8Array]) -> None:
+    frame = frame_of(whole[1])
+    made = compose(whole[0], frame, SessionSettings(), OPERATOR)
+    assert np.array_equal(made.rgb, frame.rgb)
+    assert not np.shares_memory(made.rgb, frame.rgb)  # a generator may use its buffer again
+    assert (made.time, made.id, made.alpha) == (1.5, 7, None)
+
+
+def test_paste_back_is_seamless_at_rest(wide: tuple[Scene, UInt8Array]) -> None:
+    scene, crop = wide
+    made = compose(scene, frame_of(crop), SessionSettings(), OPERATOR).rgb.astype(int)
+    assert np.abs(made - scene.picture).mean() < 2.0
+
+
+def test_paste_back_changes_the_inside_only_and_softly(wide: tuple[Scene, UInt8Array]) -> None:
+    scene, _ = wide
+    x0, y0, x1, y1 = scene.fit.box
+    made = compose(scene, VideoFrame(np.full((512, 512, 3), MAGENTA, np.uint8), 0.0), SessionSettings(), OPERATOR).rgb
+    middle = made[(y0 + y1) // 2, (x0 + x1) // 2]
+    assert tuple(middle) == MAGENTA
+    outside = np.ones(scene.size, bool)
+    outside[y0:y1, x0:x1] = False
+    assert np.array_equal(made[outside], scene.picture[outside])
+    share = scene.fit.feather[:, (x1 - x0) // 2].astype(int)
+    assert share[-1] < 8  # the lower rim meets the rest of the picture
+    assert np.abs(np.diff(share)).max() < 30
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.77, 0.5, 0.31])
+@pytest.mark.parametrize("kind", ["keep", "blur", "colour", "picture"])
+def test_every_background_at_every_size(wide: tuple[Scene, UInt8Array], whole: tuple[Scene, UInt8Array], kind: BackgroundKind, scale: float) -> None:
+    background = Background(kind=kind, picture=canvas(301, 777) if kind == "picture" else None)
+    for scene, crop in (wide, whole):
+        frame = frame_of(crop)
+        before = frame.rgb.copy()
+        made = compose(scene, frame, SessionSettings(background=background, output_scale=scale), OPERATOR)
+        height, width = made.rgb.shape[:2]
+        assert height % 2 == 0
+        assert width % 2 == 0
+        assert abs(height - scene.size[0] * scale) <= 1
+        assert np.array_equal(frame.rgb, before)
+
+
+@pytest.mark.parametrize("alpha", [True, False])
+def test_colour_background_keeps_the_person_and_leaves_no_halo(whole: tuple[Scene, UInt8Array], alpha: bool) -> None:
+    scene, crop = whole
+    frame = frame_of(crop, alpha=alpha)
+    made = compose(scene, frame, SessionSettings(background=GREEN), OPERATOR).rgb
+    assert tuple(made[5, 5]) == GREEN.colour
+    assert np.array_equal(made[150:250, 215:300], frame.rgb[150:250, 215:300])  # the face
+    # The wall was light: just outside the hair nothing may stay lighter than the new background.
+    matte = scene.matte
+    rim = (cv2.dilate(matte, np.ones((9, 9), np.uint8)) > 0) & (matte < 40)
+    excess = made[rim].astype(int).sum(1) - sum(GREEN.colour)
+    assert np.percentile(excess, 90) < 60
+
+
+def test_the_matte_moves_with_the_frame(whole: tuple[Scene, UInt8Array]) -> None:
+    scene, crop = whole
+    frame = frame_of(crop)
+    assert frame.alpha is not None
+    moved = VideoFrame(np.roll(frame.rgb, 40, 1), 0.0, 0, np.roll(frame.alpha, 40, 1))
+    made = compose(scene, moved, SessionSettings(background=GREEN), OPERATOR).rgb
+    assert np.array_equal(made[250, 250 + 40], frame.rgb[250, 250])
+    assert tuple(made[100, 60]) == GREEN.colour
+
+
+def test_rim_takes_the_old_background_out_of_the_hair() -> None:
+    """Half transparent red over white, exactly known: on green it must become red and green, without white."""
+    white, red = np.full((64, 64, 3), 255, np.uint8), np.array((200, 0, 0))
+    matte = np.full((64, 64), 128, np.uint8)
+    rgb = np.asarray(np.round((red * 128 + 255.0 * 127) / 255), np.uint8)[None, None].repeat(64, 0).repeat(64, 1)
+    scene = Scene(white, matte, white, Fit.of((0, 0, 64), (64, 64)))
+    made = compose(scene, VideoFrame(rgb, 0.0, 0, matte), SessionSettings(background=GREEN), OPERATOR).rgb[32, 32].astype(int)
+    ideal = np.round((red * 128 + np.array(GREEN.colour) * 127) / 255)
+    plain = np.round((rgb[0, 0].astype(int) * 128 + np.array(GREEN.colour) * 127) / 255)
+    assert np.abs(made - ideal).max() <= 2
+    assert np.abs(plain - ideal).max() > 50
+
+
+def test_blur_holds_no_trace_of_the_person(whole: tuple[Scene, UInt8Array]) -> None:
+    scene, crop = whole
+    made = compose(scene, frame_of(crop), SessionSettings(background=Background(kind="blur")), OPERATOR).rgb
+    beside = made[60:200, 20:90].reshape(-1, 3).astype(int)  # wall beside the hair: grey before, grey after
+    assert np.ptp(beside.mean(0)) < 25
+    assert cv2.Laplacian(made[10:150, 10:90], cv2.CV_32F).std() < 0.5 * cv2.Laplacian(scene.picture[10:150, 10:90], cv2.CV_32F).std()
+
+
+def test_picture_background_without_a_picture_says_so(whole: tuple[Scene, UInt8Array]) -> None:
+    with pytest.raises(AvatarError, match="choose a picture"):
+        compose(whole[0], frame_of(whole[1]), SessionSettings(background=Background(kind="picture")), OPERATOR)
+
+
+def test_a_background_is_prepared_once_and_few_are_kept(whole: tuple[Scene, UInt8Array]) -> None:
+    scene = whole[0]
+    first = scene.stages.get(scene, GREEN, 1.0)
+    assert scene.stages.get(scene, Background(kind="colour", colour=GREEN.colour), 1.0) is first
+    for level in range(20):
+        scene.stages.get(scene, Background(kind="colour", colour=(level, 0, 0)), 1.0)
+    assert scene.stages.get(scene, GREEN, 1.0) is not first
+
+
+def test_badge_is_in_the_corner_legible_and_only_by_the_operator(wide: tuple[Scene, UInt8Array]) -> None:
+    scene, crop = wide
+    frame = frame_of(crop)
+    plain = compose(scene, frame, SessionSettings(), OPERATOR).rgb.astype(int)
+    marked = compose(scene, frame, SessionSettings(), OperatorSettings(badge=True)).rgb.astype(int)
+    rows, columns = np.nonzero(np.abs(marked - plain).sum(2))
+    assert rows.min() > 0.85 * 512
+    assert columns.min() > 0.8 * 512
+    corner = marked[rows.min() : rows.max(), columns.min() : columns.max()].mean(2)
+    assert np.percentile(corner, 98) > 200  # letters
+    assert np.percentile(corner, 30) < 120  # on a dark pill
+    assert badge(20) is badge(20)
+
+
+def test_badge_survives_a_tiny_picture(whole: tuple[Scene, UInt8Array]) -> None:
+    made = compose(whole[0], frame_of(whole[1]), SessionSettings(output_scale=0.05), OperatorSettings(badge=True))
+    assert made.rgb.shape == (26, 26, 3)
+
+
+def test_strip_of_the_driving_picture_is_carried(wide: tuple[Scene, UInt8Array]) -> None:
+    scene, crop = wide
+    driving = np.zeros((480, 640, 3), np.uint8)
+    driving[:, :320] = 255
+    made = compose(scene, frame_of(crop), SessionSettings(), OperatorSettings(carry_strip=24), driving=driving).rgb
+    assert (made[:24, :250] == 255).all()
+    assert (made[:24, 262:] == 0).all()
+    assert np.array_equal(made[24:], compose(scene, frame_of(crop), SessionSettings(), OPERATOR).rgb[24:])
+    assert np.array_equal(compose(scene, frame_of(crop), SessionSettings(), OperatorSettings(carry_strip=24)).rgb[24:], made[24:])
+
+
+# -- the matte ------------------------------------------------------------------------------------------------------------
+
+
+def test_matte_holds_the_person_and_not_the_wall() -> None:
+    matte = person_matte(PORTRAIT)
+    assert matte.shape == PORTRAIT.shape[:2]
+    assert matte[320, 382] == 255  # nose
+    assert matte[720, 330] == 255  # chest
+    assert matte[100, 100] == 0
+    assert matte[300, 650] == 0
+    assert 0.4 < (matte > 127).mean() < 0.6
+    assert ((matte > 20) & (matte < 235)).mean() < 0.03  # soft at the rim only
+
+
+def test_nobody_gives_an_empty_matte() -> None:
+    assert not person_matte(canvas(300, 400)).any()
+
+
+def test_clean_plate_keeps_the_wall_and_fills_the_hole() -> None:
+    wall = canvas(200, 300)
+    matte = np.zeros((200, 300), np.uint8)
+    matte[60:160, 100:180] = 255
+    picture = wall.copy()
+    picture[matte > 0] = MAGENTA
+    plate = clean_plate(picture, matte)
+    far = cv2.dilate(matte, np.ones((15, 15), np.uint8)) == 0
+    assert np.abs(plate[far].astype(int) - wall[far]).max() <= 1
+    assert np.abs(plate[matte > 0].astype(int) - wall[matte > 0]).mean() < 25  # no magenta
+    assert (clean_plate(picture, np.full_like(matte, 255)) == picture.reshape(-1, 3).mean(0).round()).mean() > 0.9
