@@ -45,6 +45,9 @@ _NOISE_BLOCK, _NOISE_BLOCKS = 20, 8  # rows; the floor is the minimum of the las
 _QUIET_ROOM = 10 ** (-70 / 10)  # mean square of noise taken for granted before any was heard
 _STILLNESS = 10 ** (-84 / 10)  # mean square below which no microphone goes: keeps digital silence from making all else loud
 _HOLD, _RELEASE = 0.14, 0.10  # s that speech counts as going on after the last voiced row, then fades
+_ONSET = 4  # rows of evidence that begin speech: a knock has fewer
+_STILL, _MACHINE = 0.5, 100  # dB of change; rows without it that no voice lasts
+_GROUP_EDGES = (200, 320, 450, 600, 800, 1100, 1500, 2100, 2800, 3600)  # Hz
 _NARROW, _WIDE = 0.024, 0.036  # s, Gaussian deviations: of the gap, which must reach closures, and of the rest
 _BITE = 1.3  # how far the smoothed closure overshoots, so that one of 60 ms closes wholly
 
@@ -121,8 +124,11 @@ class VisemeState:
 
     smooth: Float64Array | None = None  # [80] mean square of each band over the last 30 ms
     minima: Float64Array = field(default_factory=lambda: np.full((_NOISE_BLOCKS, MEL_BANDS), _QUIET_ROOM / MEL_BANDS))
-    rows: int = 0
-    voice: float = 0.0  # of the row before
+    rows: int = 0  # heard without a voice
+    noise: Float64Array = field(default_factory=lambda: np.full(MEL_BANDS, _NOISE_BIAS * _QUIET_ROOM / MEL_BANDS))  # mean square of each band
+    still: int = 0  # rows in a row without change
+    evidence: list[float] = field(default_factory=lambda: [0.0] * _ONSET)  # 0..1 of the last rows
+    groups: list[Float64Array] = field(default_factory=list)  # dB [_GROUPS] of the last rows
     held: float = 0.0  # > 1 while the hold lasts
     peak: float = -90.0  # dB, level of the loudest row lately
     loud: _Range = field(default_factory=lambda: _Range.around(-90, 6, guesses=(-44, -34, -28), weight=12, memory=8))
@@ -140,16 +146,41 @@ def decibels(power: float) -> float:
     return float(10 * np.log10(power + 1e-12))
 
 
-def _room(state: VisemeState, power: Float64Array) -> Float64Array:
-    """Noise floor [80]: bias times the least smoothed power of the last seconds."""
+def _hear_room(state: VisemeState, power: Float64Array, voice: float) -> None:
+    """Follow the noise floor: bias times the least smoothed power of the last seconds without a voice."""
     state.smooth = power if state.smooth is None else 0.7 * state.smooth + 0.3 * power
+    if voice > 0.5:
+        return
     block = state.rows // _NOISE_BLOCK % _NOISE_BLOCKS
     if state.rows % _NOISE_BLOCK == 0:
         state.minima[block] = state.smooth
     else:
         np.minimum(state.minima[block], state.smooth, out=state.minima[block])
     state.rows += 1
-    return np.maximum(_NOISE_BIAS * state.minima.min(0), _STILLNESS / MEL_BANDS)
+    state.noise = np.maximum(_NOISE_BIAS * state.minima.min(0), _STILLNESS / MEL_BANDS)
+
+
+def _voice(state: VisemeState, evidence: float, change: float) -> float:
+    """Whether this row is voice, 0..1. It begins with rows in a row that are periodic and change, and goes on while they are periodic.
+
+    A knock has too few such rows, a hum does not change; a hum that sets in under a voice is found out after a second.
+    """
+    state.evidence = [*state.evidence[1:], evidence * ramp(change, 0.5, 0.9)]
+    state.still = state.still + 1 if change < _STILL else 0
+    if state.still > _MACHINE:
+        voice = 0.0
+    else:
+        voice = evidence if state.held > 0.5 else min(state.evidence)
+    state.held = max(state.held - ROW / _RELEASE, voice * (1 + _HOLD / _RELEASE))
+    return voice
+
+
+def _change(state: VisemeState, power: Float64Array) -> float:
+    """Mean change in dB of the groups of bands since 30 ms ago: under 0.6 for what hums, over 1 for nine voiced rows in ten."""
+    edges = np.searchsorted(_bands().centre, _GROUP_EDGES)
+    groups = 10 * np.log10(np.add.reduceat(power, edges)[:-1] + _STILLNESS)
+    state.groups = [*state.groups[-3:], groups]
+    return float(np.abs(groups - state.groups[0]).mean())
 
 
 def periodicity(frame: FloatArray) -> float:
@@ -169,13 +200,13 @@ def analyse(state: VisemeState, power: FloatArray, frame: FloatArray) -> FloatAr
     """Mel power [80] of a row and the samples [512] that end with it -> its targets [CHANNELS]."""
     bands = _bands()
     whole = power * bands.unit
-    noise = _room(state, whole)
+    noise = state.noise
     clean = np.maximum(whole - noise, 0)
     middle = bands.range(300, 3500)
     pitch = periodicity(frame)
-    now = ramp(pitch, 0.5, 0.7) * ramp(decibels(clean[middle].sum()) - decibels(noise[middle].sum()), 0, 6)
-    voice, state.voice = min(now, state.voice), now  # two rows in a row: a click has one
-    state.held = max(state.held - ROW / _RELEASE, voice * (1 + _HOLD / _RELEASE))
+    stands_out = decibels(clean[middle].sum()) - decibels(noise[middle].sum())
+    voice = _voice(state, ramp(pitch, 0.45, 0.65) * ramp(stands_out, 0, 6), _change(state, whole))
+    _hear_room(state, whole, voice)
     level = decibels(clean[bands.range(250, 5000)].sum())
     amplitude = np.sqrt(clean * bands.centre)  # 6 dB an octave against the voice's own slope
     jaw = _centroid(amplitude, bands.range(200, 1100), bands.centre)
