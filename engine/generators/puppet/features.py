@@ -27,6 +27,9 @@ class Features:
     plate: UInt8Array  # [H, W, 3] background without the person
     parents: Int32Array  # [M, 4] the points made by subdivision
     weights: FloatArray  # [M, 4]
+    rim_index: Int32Array  # [K] vertices near the face's visible contour
+    rim_shift: FloatArray  # [K, 2] px their sampling slides inwards when they turn into view
+    rim_normal: FloatArray  # [K, 3] their outward normals
     # The head
     frame: FloatArray  # [3, 3] the portrait's own head rotation: columns are its right, down and away
     pivot: FloatArray  # [3] px: what the head turns about

@@ -31,6 +31,10 @@ KNEE = 0.65
 """Motion is untouched up to this part of its limit and compressed beyond."""
 
 
+RIM_FROM, RIM_TO = 0.04, 0.30
+"""How much more a piece of skin must face the camera (cosine) before its sampling starts to slide inwards, and when it has done so."""
+
+
 def soft(value: float, limit: float) -> float:
     """`value` held within +-limit without a corner."""
     knee = KNEE * limit
@@ -46,6 +50,7 @@ class Row:
 
     features: Features
     points: FloatArray  # [N, 3]
+    uv: FloatArray  # [N, 2]
     sampling: FloatArray  # [H, W, 2]
     depth: FloatArray  # [H, W]
     tag: UInt8Array  # [H, W]
@@ -94,7 +99,7 @@ class Puppet:
             rest=sheet.rest, uv=(sheet.flat + pad).astype(as32), triangles=sheet.triangles, tags=sheet.tags,
             texture=plate.texture(rgb, plate.pack_matte(carry, matte), pad), plate=plate.background(rgb, matte, clear=6.0),
             frame=head.frame, pivot=head.pivot, eyes_middle=head.eyes_middle, width=as32(head.width), ocular=as32(head.ocular),
-            parents=sheet.parents, weights=sheet.weights, head_weight=sheet.head_weight, follow=sheet.follow,
+            parents=sheet.parents, weights=sheet.weights, rim_index=sheet.rim.index, rim_shift=sheet.rim.shift, rim_normal=sheet.rim.normal, head_weight=sheet.head_weight, follow=sheet.follow,
             jaw=lips.jaw, upper=lips.upper, lower=lips.lower, lip_gap=lips.lip_gap, corners=lips.corners, spread=lips.spread, pucker=lips.pucker,
             smile_rest=lips.smile_rest, mouth_patch=inside.box, upper_teeth=inside.upper, lower_teeth=inside.lower, cavity=inside.cavity,
             lid_upper=lids.lid_upper, lid_lower=lids.lid_lower, eye_patch=np.stack([p.box for p in patches]),
@@ -126,6 +131,7 @@ class Puppet:
         state.rows[row] = Row(
             features,
             points=np.empty_like(features.rest),
+            uv=features.uv.copy(),
             sampling=np.empty((height, width, 2), np.float32),
             depth=np.empty((height, width), np.float32),
             tag=np.empty((height, width), np.uint8),
@@ -151,12 +157,13 @@ class Puppet:
         motion = signal.motion or still_motion()
         features = row.features
         places = self._pose(row, motion)
-        raster(row.points, features.uv, features.triangles, features.tags, row.sampling, row.depth, row.tag)
+        pad = float(features.uv[0, 0] - flatten(features.rest[:1], features)[0, 0])
+        raster(row.points, row.uv, features.triangles, features.tags, row.sampling, row.depth, row.tag)
         cv2.remap(features.texture, row.sampling, None, cv2.INTER_LINEAR, dst=row.layer, borderMode=cv2.BORDER_CONSTANT, borderValue=(0, 0, 0, 0))
         self._fill(row, motion, places)
         height, width = self.spec.size
         rgb, alpha = np.empty((height, width, 3), np.uint8), np.empty((height, width), np.uint8)
-        blend(row.layer, features.plate, rgb, alpha)
+        blend(row.layer, row.sampling, pad, features.plate, rgb, alpha)
         return VideoFrame(rgb, signal.time, signal.id, alpha)
 
     def _pose(self, row: Row, motion: Motion) -> tuple[FloatArray, FloatArray]:
@@ -183,6 +190,7 @@ class Puppet:
         width = float(features.width)
         scale = float(np.exp(soft(float(head[5]), LIMITS["scale"])))
         shift = np.array([soft(float(head[3]), LIMITS["shift"]) * width, soft(float(head[4]), LIMITS["shift"]) * width, 0.0], np.float32)
+        slide_rim(row, turn)
         self._carry(row, everything, turn * scale, shift, np.asarray(motion.body))
         skull = flatten((features.rest[:count] - features.pivot) @ (turn * scale).T + features.pivot + shift, features)
         jaw = (turn * scale @ (features.frame[:, 1] * jaw_way))[:2]
@@ -223,6 +231,14 @@ class Puppet:
         back = affine(skull[near], flat[near])
         jaw_back = affine(skull[near] + jaw, flat[near])
         teeth.paint(row.layer, row.tag, topology.MOUTH_HOLE, bounds(points[ring]), back, jaw_back, features.upper_teeth, features.lower_teeth, features.mouth_patch, float(teeth.DETAIL), features.cavity, float(features.ocular))
+
+
+def slide_rim(row: Row, turn: FloatArray) -> None:
+    """Where the face's edge turns into view, let it sample skin from further inside: nothing else of that cheek was ever seen."""
+    features = row.features
+    before, after = -features.rim_normal[:, 2], -(features.rim_normal @ turn[2])
+    share = np.clip((after - np.maximum(before, 0.0) - RIM_FROM) / (RIM_TO - RIM_FROM), 0.0, 1.0)
+    row.uv[features.rim_index] = features.uv[features.rim_index] + features.rim_shift * share[:, None]
 
 
 def flatten(points: FloatArray, features: Features) -> FloatArray:

@@ -19,6 +19,10 @@ BACK_SLOPE = 0.5
 """How fast the head recedes outside the face's outline: depth per distance."""
 BACK_LIMIT = 0.4
 """The deepest point behind the outline, face widths."""
+FOLLOW = 0.32
+"""The outline's expression reaches this far outside it, face widths."""
+RIM, RIM_LEAST = 0.10, 0.040
+"""Skin within RIM of the visible contour slides inwards when it turns into view, at the contour itself by RIM_LEAST; face widths."""
 PIVOT = (0.0, 0.8, 0.4)
 """What the head turns about, face widths right, down and away from between the eyes: where the drivers measure shifts too."""
 NECK = 0.55
@@ -83,6 +87,46 @@ def measure(landmarks: FloatArray) -> Head:
 
 
 @dataclass(frozen=True, slots=True)
+class Rim:
+    """Skin near the face's visible contour: where a turn brings more of it into view, it samples skin from further inside."""
+
+    index: npt.NDArray[np.int32]  # [K] vertices
+    shift: FloatArray  # [K, 2] px inwards when wholly turned into view
+    normal: FloatArray  # [K, 3] outward unit normals at rest
+
+
+def find_rim(face: FloatArray, flat: FloatArray, triangles: npt.NDArray[np.int32], head: Head) -> Rim:
+    """The face's vertices [F, 3] in camera space and [F, 2] in the picture -> Rim."""
+    import cv2
+
+    hull = cv2.convexHull(np.ascontiguousarray(flat))
+    inside = np.array([cv2.pointPolygonTest(hull, (float(x), float(y)), True) for x, y in flat], np.float32)
+    reach, least = RIM * head.width, RIM_LEAST * head.width
+    index = np.flatnonzero(inside < reach)
+    border = hull[:, 0]
+    ends = np.roll(border, -1, axis=0)
+    along = ends - border
+    t = np.clip(((flat[index, None] - border) * along).sum(2) / np.maximum((along**2).sum(1), 1e-6), 0, 1)
+    nearest = border + t[..., None] * along
+    which = np.linalg.norm(flat[index, None] - nearest, axis=2).argmin(1)
+    normal = np.stack([along[:, 1], -along[:, 0]], 1)
+    normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-6)
+    normal *= np.sign(((flat.mean(0) - border) * normal).sum(1))[:, None]
+    depth = np.maximum(inside[index], 0)
+    shift = normal[which] * (least * (1 - depth / reach))[:, None]
+
+    a, b, c = (face[triangles[:, k]] for k in range(3))
+    facet = np.cross(b - a, c - a)
+    centre = head.eyes_middle + head.frame @ (np.array([0.0, 0.25, 0.45], np.float32) * head.width)
+    facet *= np.sign((facet * ((a + b + c) / 3 - centre)).sum(1))[:, None]
+    normals = np.zeros_like(face)
+    for k in range(3):
+        np.add.at(normals, triangles[:, k], facet)
+    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-6)
+    return Rim(index.astype(np.int32), shift.astype(np.float32), normals[index].astype(np.float32))
+
+
+@dataclass(frozen=True, slots=True)
 class Sheet:
     """The face, refined, with its surroundings: 478 face points, M made by subdivision, then the surroundings."""
 
@@ -94,6 +138,7 @@ class Sheet:
     weights: FloatArray  # [M, 4]
     head_weight: FloatArray  # [N]
     follow: FloatArray  # [N - 478 - M, 36]
+    rim: Rim
 
 
 def _surroundings(outline: FloatArray, head: Head, size: tuple[int, int], pad: int) -> FloatArray:
@@ -137,13 +182,13 @@ def spread_sheet(landmarks: FloatArray, head: Head, size: tuple[int, int], pad: 
     near = 1.0 / (gap + 0.02 * head.width) ** 3
     near /= near.sum(1, keepdims=True)
     z = near @ outline[:, 2] + np.minimum(BACK_SLOPE * away, BACK_LIMIT * head.width)
-    follow = (near * np.exp(-away / (0.22 * head.width))[:, None]).astype(np.float32)
+    follow = (near * (1.0 - smoothstep(away / head.width, 0.0, FOLLOW))[:, None]).astype(np.float32)
 
     around3 = unproject(np.concatenate([outer, z[:, None]], 1).astype(np.float32), head.pivot, head.width)
     weight = np.concatenate([np.ones(len(face), np.float32), _head_hold(outer, away, landmarks, head)])
     rest = np.concatenate([face, around3]).astype(np.float32)
     flat = np.concatenate([face_flat, outer]).astype(np.float32)
-    return Sheet(rest, flat, triangles.astype(np.int32), tags.astype(np.uint8), division.parents, division.weights, weight, follow)
+    return Sheet(rest, flat, triangles.astype(np.int32), tags.astype(np.uint8), division.parents, division.weights, weight, follow, find_rim(face, face_flat, division.triangles, head))
 
 
 def _head_hold(outer: FloatArray, away: FloatArray, landmarks: FloatArray, head: Head) -> FloatArray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from engine.generators.puppet import topology
 from engine.generators.puppet.features import Features
@@ -17,6 +18,10 @@ RELAXED_WIDTH = 0.84
 """Outer width of a relaxed mouth, ocular distances; wider is a smile."""
 UPPER_SHARE = 0.35
 """Share of a closing gap that the upper lip takes; the lower lip takes the rest."""
+CORNER_DROP = 0.42
+"""Share of the jaw's way that the corners of the mouth go down."""
+OPEN_NARROWS = 0.22
+"""An open mouth is narrower by this part of its opening."""
 JAW_BACK = 0.30
 """The chin swings back by this much of its way down (the jaw turns about the ears)."""
 
@@ -68,14 +73,7 @@ def weigh(head: Head) -> MouthWeights:
     upper = hats * (above * np.exp(-((np.minimum(v - top, 0) / 0.20) ** 2)))[:, None]
     lower = hats * (below * np.exp(-((np.maximum(v - bottom, 0) / 0.26) ** 2)))[:, None]
 
-    side = smoothstep(np.abs(u), outer_edge * 0.85, outer_edge * 1.25)
-    level = smoothstep(v - middle, -0.30, 0.30)
-    lateral = 1.0 - smoothstep(np.abs(u), 0.30, 1.10)
-    lip_share = np.where(below, np.maximum(level, 1.0 - side), side * level)
-    # At the corners themselves the jaw arrives half way, whichever lip they count to.
-    at_corner = 1.0 - smoothstep(np.hypot(np.abs(u) - inner_edge, v - corners_v.mean()), 0.0, 0.18)
-    jaw = lateral * (lip_share * (1 - at_corner) + 0.35 * at_corner)
-
+    jaw = _jaw(u, v, below, middle, inner_edge)
     corners = np.stack([np.exp(-(((u - s * inner_edge) / 0.26) ** 2) - ((v - corners_v.mean()) / 0.26) ** 2) for s in (-1, 1)], 1)
     inside = np.clip(u / outer_edge, -1, 1)
     spread = inside * np.exp(-((np.maximum(np.abs(u) - outer_edge, 0) / 0.25) ** 2) - (v / 0.40) ** 2)
@@ -89,10 +87,24 @@ def weigh(head: Head) -> MouthWeights:
     return MouthWeights(*as32, smile_rest=np.array([lift, wide], np.float32))
 
 
+def _jaw(u: FloatArray, v: FloatArray, below: npt.NDArray[np.bool_], middle: FloatArray, edge: float) -> FloatArray:
+    """[478] share of the jaw's way: the lower lip and the chin go with it, the corners half, the upper lip's sides a little."""
+    across = np.clip(np.abs(u) / edge, 0, 1) ** 2.2
+    lateral = 1.0 - smoothstep(np.abs(u), 0.32, 1.10)
+    level = smoothstep(v - middle, -0.32, 0.32)
+    lip = np.where(below, 1.0 - (1.0 - CORNER_DROP) * across, CORNER_DROP * across * np.exp(-((np.minimum(v - middle, 0) / 0.22) ** 2)))
+    # Outside the corners a cheek goes with the jaw by its height alone; below the lips everything does.
+    beyond = smoothstep(np.abs(u), edge, edge * 1.35)
+    chin = smoothstep(v - middle, 0.10, 0.40)
+    share = np.maximum(lip * (1 - beyond) + np.maximum(level, CORNER_DROP * np.exp(-(((v - middle) / 0.25) ** 2))) * level * beyond, chin)
+    jaw: FloatArray = lateral * share
+    return jaw
+
+
 def profile(features: Features) -> FloatArray:
     """[9] an opening mouth's gap by column, 1 in the middle."""
-    u = np.linspace(-0.8, 0.8, 9, dtype=np.float32)
-    shape: FloatArray = (1.0 - u * u) ** 0.6
+    u = np.linspace(-0.82, 0.82, 9, dtype=np.float32)
+    shape: FloatArray = np.sqrt(1.0 - u * u)
     return shape
 
 
@@ -110,7 +122,7 @@ def move(features: Features, points: FloatArray, mouth: FloatArray, *, expressed
         points += features.corners.sum(1)[:, None] * (down * lift) - features.spread[:, None] * (right * (wide / 2))
     if not expressed:
         mouth_width = 0.45 * ocular
-        points += features.spread[:, None] * (right * (mouth_width * (width - 0.30 * rounded)))
+        points += features.spread[:, None] * (right * (mouth_width * (width - 0.30 * rounded - OPEN_NARROWS * gap)))
         points += features.corners.sum(1)[:, None] * (-down * (0.10 * ocular * smile))
         points += (features.corners[:, 1] - features.corners[:, 0])[:, None] * (right * (0.06 * ocular * max(smile, 0.0)))
         points += features.pucker[:, None] * (-away * (0.10 * ocular * rounded))

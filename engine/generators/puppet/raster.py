@@ -89,24 +89,37 @@ def raster(points: FloatArray, uv: FloatArray, triangles: Any, tags: UInt8Array,
                 z += zx
 
 
+NEAR, FAR = 0.006, 0.024
+"""Share of the picture's width a pixel may move before its ring of real background fades, and by which it is gone."""
+
+
 @kernel
-def blend(layer: UInt8Array, plate: UInt8Array, rgb: UInt8Array, alpha: UInt8Array) -> None:
+def blend(layer: UInt8Array, sampling: FloatArray, pad: float, plate: UInt8Array, rgb: UInt8Array, alpha: UInt8Array) -> None:
     """Lay the person over the plate.
 
-    layer [H, W, 4]: colour and the packed matte of `plate.pack_matte`; plate [H, W, 3]; rgb [H, W, 3] and alpha [H, W] are written.
+    layer [H, W, 4]: colour and the packed matte of `plate.pack_matte`; sampling [H, W, 2] where it came from, `pad` px off; plate
+    [H, W, 3]; rgb [H, W, 3] and alpha [H, W] are written. Where a pixel stayed near its place, the ring of real background that the
+    matte carries keeps every hair; where it moved, the tight matte keeps that background from coming along.
     """
     height, width = alpha.shape
+    near, far = np.float32(NEAR * width), np.float32(FAR * width)
     for y in range(height):
         for x in range(width):
             packed = np.int32(layer[y, x, 3])
-            carry = min(packed * 2, 255)
-            alpha[y, x] = min((packed - 128) * 2 + 1, 255) if packed > 128 else 0
-            if carry == 255:
+            tight = min((packed - 128) * 2 + 1, 255) if packed > 128 else 0
+            alpha[y, x] = tight
+            cover = tight
+            if 0 < packed and tight < 255:
+                dx, dy = sampling[y, x, 0] - pad - x, sampling[y, x, 1] - pad - y
+                moved = np.sqrt(dx * dx + dy * dy)
+                stay = min(max((far - moved) / (far - near), np.float32(0.0)), np.float32(1.0))
+                cover = max(tight, np.int32(min(packed * 2, 255) * stay))
+            if cover == 255:
                 for c in range(3):
                     rgb[y, x, c] = layer[y, x, c]
-            elif carry == 0:
+            elif cover == 0:
                 for c in range(3):
                     rgb[y, x, c] = plate[y, x, c]
             else:
                 for c in range(3):
-                    rgb[y, x, c] = (np.int32(layer[y, x, c]) * carry + np.int32(plate[y, x, c]) * (255 - carry) + 127) // 255
+                    rgb[y, x, c] = (np.int32(layer[y, x, c]) * cover + np.int32(plate[y, x, c]) * (255 - cover) + 127) // 255

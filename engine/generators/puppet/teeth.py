@@ -23,6 +23,8 @@ UPPER_SHOWN = 0.060
 """The upper teeth reach this far below the closed lips' line."""
 LOWER_SHOWN = 0.030
 """The lower teeth reach this far above the line of the closed lips, once the jaw has dropped."""
+OWN_GAP = 0.06
+"""Lips nearer than this, ocular distances, show too little of a portrait's own teeth to use them."""
 ARCH = 0.46
 """Radius of the row of teeth seen from above, ocular distances."""
 
@@ -84,7 +86,7 @@ def draw(rgb: UInt8Array, landmarks: FloatArray, head: Head) -> Inside:
     skin = _skin_colour(rgb, landmarks)
     light = float(np.clip(skin @ (0.299, 0.587, 0.114) / 165.0, 0.2, 1.2))
     cast = np.clip(skin / max(float(skin.mean()), 1.0), 0.5, 1.6)
-    tooth = np.minimum(np.array([226, 216, 198], np.float32) * light**0.75 * cast**0.30, 245)
+    tooth = np.minimum(np.array([222, 212, 194], np.float32) * light**0.8 * cast**0.45, 245)
     gum = np.array([172, 92, 88], np.float32) * light * cast**0.35
     tongue = np.array([176, 92, 88], np.float32) * light * cast**0.35
     lips = basis @ (landmarks[[13, 14], :2] - centre).T  # [2, 2]
@@ -105,9 +107,11 @@ def draw(rgb: UInt8Array, landmarks: FloatArray, head: Head) -> Inside:
     lit = groove * (0.34 + 0.66 * np.clip((v - top) / 0.20, 0, 1)) * (0.62 + 0.38 * mound)
     lower = _over(tooth * 0.90 * shade[..., None], cover, tongue * lit[..., None], body)
     cavity = np.array([58, 22, 21], np.float32) * light
-    own = own_teeth(rgb, landmarks, head, box)
+    own = _own_teeth(rgb, landmarks, box, u.shape, ocular)
     if own is not None:
-        upper = own
+        # The portrait's own teeth before the drawn ones, of which only what the lip hides stays.
+        hidden = np.clip((float(lips[1, 0]) + 0.015 - v) / 0.02, 0, 1)
+        upper = _over(own[..., :3].astype(np.float32), own[..., 3] / np.float32(255.0), upper[..., :3].astype(np.float32), upper[..., 3] / np.float32(255.0) * hidden)
     return Inside(box, upper, lower, cavity.astype(np.float32))
 
 
@@ -120,9 +124,34 @@ def _over(front: FloatArray, front_cover: FloatArray, behind: FloatArray, behind
     return both
 
 
-def own_teeth(rgb: UInt8Array, landmarks: FloatArray, head: Head, box: FloatArray) -> UInt8Array | None:
-    """[h, w, 4] the portrait's own upper teeth at the patches' size, or None where too little of them is seen."""
-    return None
+def _own_teeth(rgb: UInt8Array, landmarks: FloatArray, box: FloatArray, shape: tuple[int, ...], ocular: float) -> UInt8Array | None:
+    """[h, w, 4] the teeth the portrait shows, at the patches' size, or None where it shows too little of them."""
+    import cv2
+
+    ring = [topology.LIP_CORNERS[0][0], *topology.UPPER_LIP[0], topology.LIP_CORNERS[0][1], *reversed(topology.LOWER_LIP[0])]
+    if np.linalg.norm(landmarks[13, :2] - landmarks[14, :2]) < OWN_GAP * ocular:
+        return None
+    x0, y0 = int(box[0]), int(box[1])
+    size = (int(box[2]), int(box[3]))
+    place = np.array([[1, 0, -x0], [0, 1, -y0]], np.float32)
+    picture = cv2.warpAffine(rgb, place, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    hole = np.zeros(picture.shape[:2], np.uint8)
+    cv2.fillPoly(hole, [np.round((landmarks[ring, :2] - (x0, y0)) * 16).astype(np.int32)], 1, shift=4)
+    colour = picture.astype(np.float32)
+    bright = colour @ np.array([0.299, 0.587, 0.114], np.float32)
+    redness = (colour[..., 0] - colour[..., 1:].mean(2)) / np.maximum(colour.max(2), 1)
+    skin = float(_skin_colour(rgb, landmarks) @ (0.299, 0.587, 0.114))
+    tooth = (hole > 0) & (bright > 0.72 * skin) & (redness < 0.22)
+    if tooth.sum() < 0.3 * hole.sum():
+        return None
+    fill = cv2.morphologyEx(tooth.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((7, 7), np.uint8)) & hole
+    inside = cv2.resize(cv2.erode(hole, np.ones((3, 3), np.uint8)) * 255, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC)
+    big = cv2.resize(picture, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC)
+    like = cv2.GaussianBlur(cv2.resize(fill.astype(np.float32), (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR), (0, 0), 0.03 * ocular * DETAIL)
+    smooth = cv2.GaussianBlur(inside.astype(np.float32) / 255.0, (0, 0), DETAIL * 0.6)
+    cover = 255 * np.clip(like * 3.0 - 1.0, 0.0, 1.0) * smooth
+    found: UInt8Array = np.dstack([big, cover]).astype(np.uint8)
+    return found
 
 
 def _skin_colour(rgb: UInt8Array, landmarks: FloatArray) -> FloatArray:
