@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -122,9 +122,7 @@ class Writer:
         self._last_pts = -1
         self._samples = 0
         self._pending = np.zeros(0, np.float32)
-        handle, name = tempfile.mkstemp(prefix=f".{self.path.stem}-", suffix=self.path.suffix or ".mp4", dir=self.path.parent)
-        os.close(handle)
-        self._partial = Path(name)
+        self._partial = self.path.with_name(f".{self.path.stem}-{secrets.token_hex(4)}{self.path.suffix or '.mp4'}")
 
     def __enter__(self) -> Writer:
         return self
