@@ -27,6 +27,8 @@ PERCENTILES = (50, 95, 99)
 MS = 1000.0
 """Milliseconds in a second."""
 ROOT = Path(__file__).resolve().parent.parent
+PANELS_DOWN = 8
+"""Panels of a plot under each other before there is another column."""
 DIGITS = 4
 """Significant digits of a number in the JSON line: more would be noise."""
 
@@ -184,8 +186,12 @@ def plot(panels: Sequence[Panel], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(len(panels), 1, figsize=(10, 2.6 * len(panels)), squeeze=False, layout="constrained")
-    for axis, panel in zip(axes[:, 0], panels, strict=True):
+    across = math.ceil(len(panels) / PANELS_DOWN)
+    down = math.ceil(len(panels) / across)
+    figure, axes = pyplot.subplots(down, across, figsize=((10 if across == 1 else 6 * across), 2.6 * down), squeeze=False, layout="constrained")
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
+    for axis, panel in zip(axes.flat, panels, strict=False):
         for label, (x, y) in panel.lines.items():
             axis.plot(x, y, panel.style, label=label, linewidth=1, markersize=3)
         axis.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)

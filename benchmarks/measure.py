@@ -1,7 +1,8 @@
 """Pose, mouth and eyes measured from landmarks, on their own terms: nothing here is shared with the drivers being judged.
 
 A face's shape is the mean of its own frames; pose is the rotation of a rigid fit of points that neither jaw, lips, brows nor
-lids move; apertures are distances after that pose and scale are taken away. "Left" and "right" are the picture's.
+lids move, relative to the clip's mean pose and in the camera's axes, so that neither the portrait's own pose nor a choice of
+axes in the head matters; apertures are distances after that pose and scale are taken away. "Left" and "right" are the picture's.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ ALIGN_ROUNDS = 3
 class Series:
     """What a face did in a clip, one value a frame, NaN where it was not seen."""
 
-    yaw: Float64Array  # degrees
+    yaw: Float64Array  # degrees from the clip's mean pose
     pitch: Float64Array
     roll: Float64Array
     jaw: Float64Array  # opening of the inner lips in face heights
@@ -91,29 +92,35 @@ def upright(shape: Float64Array) -> Float64Array:
     return centred
 
 
+def mean_rotation(turns: Float64Array) -> Float64Array:
+    """[3, 3] chordal mean of rotations [N, 3, 3] (Hartley et al. 2013, "Rotation averaging", section 5.3)."""
+    u, _, vt = np.linalg.svd(turns.mean(0))
+    mean: Float64Array = (u * (1.0, 1.0, np.sign(np.linalg.det(u @ vt)))) @ vt
+    return mean
+
+
 def measure(points: Float64Array) -> Series:
     """Landmarks [N, 478, 3] in pixels -> Series. Raises ValueError where no frame has a face."""
-    seen = np.isfinite(points).all((1, 2))
-    if not seen.any():
+    seen = np.flatnonzero(np.isfinite(points).all((1, 2)))
+    if not len(seen):
         raise ValueError("no frame has a face")
     rigid = list(RIGID)
-    shape = upright(points[np.flatnonzero(seen)[0]])
+    shape = upright(points[seen[0]])
     aligned: Float64Array = np.full_like(points, np.nan)
-    turns = np.full((len(points), 3), np.nan)
+    turns = np.empty((len(seen), 3, 3))
     for _ in range(ALIGN_ROUNDS):
-        for i in np.flatnonzero(seen):
-            scale, turn, shift = umeyama(shape[rigid], points[i, rigid])
-            aligned[i] = (points[i] - shift) @ turn / scale
-            turns[i] = angles(turn)
+        for k, i in enumerate(seen):
+            scale, turns[k], shift = umeyama(shape[rigid], points[i, rigid])
+            aligned[i] = (points[i] - shift) @ turns[k] / scale
         shape = upright(np.median(aligned[seen], 0))
-    for i in np.flatnonzero(seen):
-        scale, turn, shift = umeyama(shape[rigid], points[i, rigid])
-        aligned[i] = (points[i] - shift) @ turn / scale
-        turns[i] = angles(turn)
+    pose = np.full((len(points), 3), np.nan)
+    middle = mean_rotation(turns)
+    for k, i in enumerate(seen):
+        pose[i] = angles(turns[k] @ middle.T)
     height = float(np.linalg.norm(shape[CHIN] - shape[FOREHEAD]))
     eyes = {name: _gaps(aligned, LIDS[name]) / float(np.linalg.norm(shape[a] - shape[b])) for name, (a, b) in EYE_CORNERS.items()}
     jaw = _gaps(aligned, INNER_LIPS) / height
-    return Series(turns[:, 0], turns[:, 1], turns[:, 2], jaw, eyes["eye_left"], eyes["eye_right"], int((~seen).sum()))
+    return Series(pose[:, 0], pose[:, 1], pose[:, 2], jaw, eyes["eye_left"], eyes["eye_right"], len(points) - len(seen))
 
 
 def _gaps(aligned: Float64Array, pairs: Sequence[tuple[int, int]]) -> Float64Array:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from benchmarks import media
 from benchmarks.common import Panel, Table, arguments, plot, report
-from benchmarks.measure import CHANNELS, Following, Series, best_lag, correlation, follow, head_mask, measure, psnr, track
+from benchmarks.measure import CHANNELS, Float64Array, Following, Series, best_lag, correlation, follow, head_mask, measure, psnr, track
 from benchmarks.sheet import Pair, contact_sheet
 from engine.types import AudioChunk, AvatarError, Signal, UInt8Array, VideoFrame, still_motion
 
@@ -67,11 +67,12 @@ class Spoken:
 class Stage:
     """A generator with one portrait on it; every run gets a fresh Session."""
 
-    def __init__(self, generator: str, portrait: UInt8Array, *, name: str, size: int) -> None:
+    def __init__(self, generator: str, portrait: UInt8Array, *, name: str, size: int, body: bool = True) -> None:
         from engine.generators import load
         from engine.persona import make_persona
 
         self.name = name
+        self.body = body
         self.generator = load(generator, size=(size, size))
         self.portrait = portrait
         self.persona = make_persona(self.generator, portrait, name=name)
@@ -82,11 +83,11 @@ class Stage:
         from engine.config import SessionSettings
         from engine.session import Session
 
-        return Session(Batch(self.generator, rows=1), self.persona, settings=SessionSettings(drive=drive))  # type: ignore[arg-type]
+        return Session(Batch(self.generator, rows=1), self.persona, settings=SessionSettings(drive=drive, track_body=self.body))  # type: ignore[arg-type]
 
     def crop(self, rgb: UInt8Array) -> UInt8Array:
         """The driven part of a finished picture: in a full figure the face is too small for the tracker."""
-        x0, y0, x1, y1 = self.persona.scene.box
+        x0, y0, x1, y1 = self.persona.scene.fit.box
         return np.ascontiguousarray(rgb[y0:y1, x0:x1])
 
     def follow_camera(self, clip: media.Clip, *, rehearse: bool = False) -> Iterator[tuple[UInt8Array, UInt8Array]]:
@@ -102,7 +103,7 @@ class Stage:
             for i, rgb in enumerate(clip.pictures()):
                 frame = VideoFrame(rgb, offset + i / clip.fps, i + 1)
                 waiting[i] = rgb
-                if i % BODY_EVERY == 0:
+                if self.body and i % BODY_EVERY == 0:
                     session.track_body(frame)
                 output = session.push_video(frame)
                 for made in () if output is None else output.frames:
@@ -127,13 +128,17 @@ def drive_with_clip(stage: Stage, clip: media.Clip, *, rehearse: bool = False) -
     from engine.drivers.face import FaceTracker
 
     pairs: list[Pair] = []
-    drivers, outputs = [], []
+    drivers: list[Float64Array] = []
+    outputs: list[Float64Array] = []
+    faces: tuple[Float64Array, Float64Array] | None = None  # where the sheet looks: fixed, so that it shows the head's movement
     for_driver, for_output = FaceTracker(), FaceTracker()
     try:
         for driving, avatar in stage.follow_camera(clip, rehearse=rehearse):
             drivers.append(track([driving], for_driver)[0])
             outputs.append(track([avatar], for_output)[0])
-            pairs.append(Pair.of(driving, avatar))
+            if faces is None and np.isfinite(drivers[-1]).all() and np.isfinite(outputs[-1]).all():
+                faces = drivers[-1], outputs[-1]
+            pairs.append(Pair.of(driving, avatar, faces=faces))
     finally:
         for_driver.close()
         for_output.close()
@@ -318,6 +323,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=512, help="px of the generator's square frames")
     parser.add_argument("--limit", type=int, help="at most so many frames of a clip")
     parser.add_argument("--offline", action="store_true", help="let the driver see the whole clip once before it is measured")
+    parser.add_argument("--no-body", action="store_true", help="leave the shoulders still")
     parser.add_argument("--skip", nargs="+", default=[], choices=("clips", "still", "speech"), help="leave parts out")
     parser.add_argument("--sheet", type=Path, metavar="F.png", help="write a contact sheet of each run: the driver above, the avatar below")
     return parser.parse_args(argv)
@@ -349,7 +355,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     still_rows: list[dict[str, Any]] = []
     for portrait in options.portrait or [None]:
         picture = media.demo() if portrait is None else media.read_picture(portrait)
-        stage = Stage(options.generator, picture, name="built-in" if portrait is None else Path(portrait).name, size=options.size)
+        stage = Stage(
+            options.generator, picture, name="built-in" if portrait is None else Path(portrait).name, size=options.size, body=not options.no_body
+        )
         for clip in clips if "clips" not in options.skip else ():
             driven.append(drive_with_clip(stage, clip, rehearse=options.offline))
             if options.sheet is not None:

@@ -7,12 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from engine.types import UInt8Array
 
+Face = npt.NDArray[np.float64]
+"""Landmarks [478, 3] in pixels."""
 TILE = 256
 """px of a picture's side in the sheet."""
 ACROSS = 8
+AROUND = 2.2
+"""Side of what is shown of a face, in face heights."""
 LABEL = 34
 """px of text under a pair."""
 
@@ -25,9 +30,21 @@ class Pair:
     avatar: UInt8Array
 
     @classmethod
-    def of(cls, driving: UInt8Array, avatar: UInt8Array) -> Pair:
-        """Shrink both."""
+    def of(cls, driving: UInt8Array, avatar: UInt8Array, *, faces: tuple[Face, Face] | None = None) -> Pair:
+        """Shrink both; with `faces` only head and shoulders of each."""
+        if faces is not None:
+            driving, avatar = around(driving, faces[0]), around(avatar, faces[1])
         return cls(_tile(driving), _tile(avatar))
+
+
+def around(rgb: UInt8Array, face: Face) -> UInt8Array:
+    """The part of a picture that lies about a face."""
+    middle, half = face[:, :2].mean(0), AROUND * float(np.ptp(face[:, 1])) / 2
+    x0, y0 = (max(0, int(value - half)) for value in middle)
+    x1, y1 = (
+        max(start + 1, min(length, int(value + half))) for start, value, length in ((x0, middle[0], rgb.shape[1]), (y0, middle[1], rgb.shape[0]))
+    )
+    return rgb[y0:y1, x0:x1]
 
 
 def _tile(rgb: UInt8Array) -> UInt8Array:
