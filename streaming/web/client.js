@@ -10,11 +10,11 @@ const store = { get: (key, otherwise) => JSON.parse(localStorage.getItem(`avatar
 
 /** What each drive is for, which devices it needs, and what the server calls it. */
 const DRIVES = {
-  camera: { server: "camera", needs: ["camera", "microphone"], text: "Your face moves the portrait, and your voice comes along in sync." },
-  microphone: { server: "voice", needs: ["microphone"], text: "Your voice moves the lips; blinks and small head movements come by themselves." },
-  text: { server: "voice", needs: [], text: "Type, and the portrait speaks it." },
-  file: { server: "voice", needs: [], text: "The portrait speaks a recording." },
-  auto: { server: "auto", needs: ["camera", "microphone"], text: "Your face moves it; your voice takes the lips over while your mouth is hidden." },
+  camera: { server: "camera", needs: ["camera", "microphone"], invite: "Press Start and it follows you.", text: "Your face moves the portrait, and your voice comes along in sync." },
+  microphone: { server: "voice", needs: ["microphone"], invite: "Press Start and speak.", text: "Your voice moves the lips; blinks and small head movements come by themselves." },
+  text: { server: "voice", needs: [], invite: "Press Start, then type.", text: "Type, and the portrait speaks it." },
+  file: { server: "voice", needs: [], invite: "Press Start, then play a recording.", text: "The portrait speaks a recording." },
+  auto: { server: "auto", needs: ["camera", "microphone"], invite: "Press Start and it follows you.", text: "Your face moves it; your voice takes the lips over while your mouth is hidden." },
 };
 const INSTEAD = { camera: ["microphone", "Use the microphone"], microphone: ["text", "Type text instead"] };
 
@@ -64,6 +64,7 @@ function report(error) {
 /** The card in the middle of the stage: what is going on or wrong, and up to two things to do about it. */
 function card(title, text, { spinner = false, action, other } = {}) {
   $("card").hidden = !title;
+  $("card").setAttribute("role", spinner ? "status" : "alert");
   if (!title) return;
   $("card-title").textContent = title;
   $("card-text").textContent = text;
@@ -195,8 +196,8 @@ async function start() {
   await link.start();
 }
 
-function stop() {
-  if (app.recording) endRecording().catch(report);
+async function stop() {
+  if (app.recording) await endRecording().catch(report);
   link.stop();
   for (const what of ["camera", "microphone"]) setDevice(what, null);
   card("");
@@ -243,6 +244,7 @@ link.addEventListener("state", ({ detail: { state, trouble, wait } }) => {
     $("view-url").value = $("view-open").href = view;
     $("whep-url").value = `${location.origin}/whep?sessionid=${link.sessionid}`;
     app.firstFrames = meter.count;
+    arrangeDevices().catch(report); // the drive may have been changed while it connected
   }
 });
 
@@ -269,7 +271,7 @@ link.addEventListener("open", () => {
 });
 
 addEventListener("online", () => link.state === "lost" && link.tryNow());
-addEventListener("pagehide", () => link.stop());
+addEventListener("pagehide", stop);
 
 const tell = (name, value) => link.send({ type: "set", [name]: value });
 
@@ -292,9 +294,9 @@ const heard = {
     showFace();
   },
   notice: ({ level, text }) => notify(text, { level }),
-  bye: ({ reason }) => {
+  bye: async ({ reason }) => {
     if (link.state !== "live") return;
-    stop();
+    await stop();
     card("The session has ended", reason || "The server closed it. Press Start to begin a new one.", { action: ["Start again", start], other: ["Close", () => card("")] });
   },
 };
@@ -310,6 +312,14 @@ function showFace() {
   if (app.face === "lost") return hint("I cannot see your face. Move into the picture, or turn a light on in front of you.");
   if (app.neutral === "searching") return hint("Look straight ahead with a relaxed face for a moment.");
   hint();
+}
+
+/** How loud the microphone is, as a bar under its button: the simplest answer to "does it hear me?". */
+async function showLevel() {
+  const sender = link.state === "live" && app.tracks.microphone && !app.micMuted && link.senders?.microphone;
+  let level = 0;
+  if (sender) for (const entry of (await sender.getStats()).values()) if (entry.type === "media-source") level = entry.audioLevel || 0;
+  $("mic-mute").style.setProperty("--level", Math.min(1, Math.sqrt(level) * 1.4).toFixed(2));
 }
 
 const ms = (value) => (Number.isFinite(value) ? `${Math.round(value)} ms` : "–");
@@ -390,6 +400,7 @@ async function setDrive(drive) {
   app.drive = drive;
   store.set("drive", drive);
   $("drive-text").textContent = DRIVES[drive].text;
+  $("invite-text").textContent = DRIVES[drive].invite;
   const barge = $("barge-in").checked && ["text", "file"].includes(drive);
   for (const control of document.querySelectorAll("[data-for]")) {
     const modes = control.dataset.for.split(" ");
@@ -536,10 +547,8 @@ function showRecordTime() {
 
 portraits.addEventListener("choose", async ({ detail: { choice } }) => {
   if (choice.name) store.set("persona", choice.name);
-  for (const id of ["still", "ambient"]) {
-    if (choice.src) $(id).src = choice.src;
-    else $(id).removeAttribute("src");
-  }
+  if (choice.src) $("still").src = choice.src;
+  else $("still").removeAttribute("src");
   $("still").alt = `Portrait: ${choice.label}`;
   $("invite-name").textContent = choice.label;
   if (["live", "lost", "connecting"].includes(link.state)) {
@@ -550,6 +559,14 @@ portraits.addEventListener("choose", async ({ detail: { choice } }) => {
     card("");
     showState("ended");
   }
+});
+
+/** The light around the portrait: a few of its pixels, dimmed and stretched, which costs nothing while the avatar moves. */
+$("still").addEventListener("load", () => {
+  const canvas = $("ambient");
+  const pen = canvas.getContext("2d");
+  pen.filter = "blur(1.5px) saturate(1.2) brightness(0.42)";
+  pen.drawImage($("still"), -2, -2, canvas.width + 4, canvas.height + 4);
 });
 
 async function loadPortraits() {
@@ -667,3 +684,4 @@ navigator.mediaDevices?.addEventListener?.("devicechange", listDevices);
 listDevices();
 loadPortraits();
 setInterval(tick, 1000);
+setInterval(() => showLevel().catch(() => {}), 250);
