@@ -44,7 +44,7 @@ class CaptureClock:
 
     def report(self, rtp: int, arrival: float) -> None:
         """A sender report's RTP time and its arrival."""
-        if self._last is None:
+        if self._last is None or rtp == 0:
             return  # nothing to compare it with yet; the next one comes in a second
         self.reports += 1
         self._bound(rtp, arrival)

@@ -37,9 +37,9 @@ RATE_FPS = 30
 """Pictures a second that x264's rate control assumes."""
 HEADROOM = 2
 """The context is opened at HEADROOM times the ceiling, so that 15 fps can still carry all of it."""
-VBV_BITS_PER_PIXEL = 1.2
-"""Rate control buffer, which bounds the largest picture: 39 kB at 512 px, 138 kB at 720p."""
-VBV_MIN_BITS = 200_000
+VBV_BITS_PER_PIXEL = 0.6
+"""Rate control buffer, which bounds the largest picture: 20 kB at 512 px, 69 kB at 720p. A key picture must pass a narrow link."""
+VBV_MIN_BITS = 60_000
 ENDLESS_GOP = 1_000_000
 TWO_THREADS_PIXELS = 1280 * 720
 """From this size on a second slice thread pays where there are cores to spare."""

@@ -30,6 +30,8 @@ KEY_PATIENCE = 3.0
 MAX_MISORDER = 100
 """Packets this far behind mean that the stream has started anew."""
 MAX_PACKETS = 1024
+BEGIN_PACKETS = 64
+"""Packets within which a new stream must show a key picture; then the search goes on as after a loss."""
 AUDIO_GIVE_UP = 0.06
 """s a missing packet of sound is waited for."""
 AUDIO_AHEAD = 3
@@ -72,7 +74,9 @@ class _Buffer:
         self._next: int | None = None  # unwrapped
         self._newest = 0
         self._blocked_since: float | None = None
+        self._blocked_on: int | None = None
         self._ready: deque[Frame] = deque()
+        self._begun = False  # something was released, so that nothing older is of use
         self.given_up = 0  # gaps that were not repaired in time
 
     def _unwrap(self, sequence: int) -> int:
@@ -84,9 +88,12 @@ class _Buffer:
             self._next = self._newest = packet.sequence_number
         sequence = self._unwrap(packet.sequence_number)
         if sequence < self._next:
-            if self._next - sequence < MAX_MISORDER:
+            if self._next - sequence >= MAX_MISORDER:
+                self._restart(sequence)
+            elif self._begun:
                 return False
-            self._restart(sequence)
+            else:
+                self._next = sequence
         if sequence in self._packets:
             return False
         self._newest = max(self._newest, sequence)
@@ -99,11 +106,11 @@ class _Buffer:
         self._blocked_since = None
 
     def _note_block(self) -> None:
-        """Remember since when the next packet is missing while later ones are here."""
+        """Remember since when the very packet that comes next is missing while later ones are here."""
         if self._next in self._packets or not self._packets:
             self._blocked_since = None
-        elif self._blocked_since is None:
-            self._blocked_since = self._now()
+        elif self._blocked_since is None or self._blocked_on != self._next:
+            self._blocked_since, self._blocked_on = self._now(), self._next
 
     def _blocked_for(self) -> float:
         return 0.0 if self._blocked_since is None else self._now() - self._blocked_since
@@ -189,7 +196,9 @@ class VideoBuffer(_Buffer):
 
     def _assemble(self) -> None:
         """Move every whole picture to `_ready`."""
-        while self._next in self._packets:
+        if not self._begun:
+            self._find_begin()
+        while self._begun and self._next in self._packets:
             packet = self._packets.pop(self._next)
             self._next += 1
             data = content(packet)
@@ -203,6 +212,15 @@ class VideoBuffer(_Buffer):
             self._timestamp, self._payload_type = packet.timestamp, packet.payload_type
             if packet.marker:
                 self._release()
+
+    def _find_begin(self) -> None:
+        """The stream begins at its first key picture; packets before and around it may still come in any order."""
+        starts = [s for s, p in self._packets.items() if starts_key_picture(p, self._codec_of(p.payload_type))]
+        if starts:
+            self._begun, self._next = True, min(starts)
+            self._packets = {s: p for s, p in self._packets.items() if s >= self._next}
+        elif len(self._packets) >= BEGIN_PACKETS:
+            self._begun = True
 
     def _key_found(self, packet: RtpPacket) -> bool:
         if starts_key_picture(packet, self._codec_of(packet.payload_type)):
@@ -241,6 +259,7 @@ class AudioBuffer(_Buffer):
         return False, self.pop()
 
     def _assemble(self) -> None:
+        self._begun = True
         while self._next in self._packets:
             packet = self._packets.pop(self._next)
             self._next += 1

@@ -20,6 +20,8 @@ TRIES = 8
 """Requests for one packet; together with REPEAT a little longer than the jitter buffer waits for it."""
 WINDOW = 256
 """Packets behind the newest that are still asked for."""
+PATIENCE = 5.0
+"""s after a packet that came late by itself: this link reorders, so a gap is asked for only at the next regular turn."""
 LARGEST_GAP = 128
 """A larger gap is an outage: the stream goes on at a key picture, nothing of it is asked for."""
 
@@ -37,16 +39,20 @@ class NackTracker:
         self._now = now
         self._newest: int | None = None
         self._missing: dict[int, _Missing] = {}
+        self.repaired = False  # set by the receiver: the next packet is a retransmission
         self.requests = 0
+        self._patient_until = float("-inf")
 
     def add(self, packet: RtpPacket) -> bool:
-        """A packet arrives -> whether it opens a gap (then `missing` is to be sent at once)."""
+        """A packet arrives -> whether it opens a gap that is to be asked for at once."""
+        repaired, self.repaired = self.repaired, False
         sequence = packet.sequence_number
         if self._newest is None:
             self._newest = sequence
             return False
         if not uint16_gt(sequence, self._newest):
-            self._missing.pop(sequence, None)
+            if self._missing.pop(sequence, None) is not None and not repaired:
+                self._patient_until = self._now() + PATIENCE
             return False
         gap = uint16_add(sequence, -self._newest) - 1
         if gap > LARGEST_GAP:
@@ -57,7 +63,7 @@ class NackTracker:
         self._newest = sequence
         oldest = uint16_add(sequence, -WINDOW)
         self._missing = {s: m for s, m in self._missing.items() if uint16_gt(s, oldest)} if self._missing else self._missing
-        return 0 < gap <= LARGEST_GAP
+        return 0 < gap <= LARGEST_GAP and self._now() > self._patient_until
 
     @property
     def missing(self) -> set[int]:

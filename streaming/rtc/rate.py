@@ -22,6 +22,14 @@ GROWTH = 1.08
 """A second, while reports are clean."""
 FAST_GROWTH = 2.0
 """A clean report, after a heavy loss, up to half of what was sent before it: an outage is over, or the link was merely narrower."""
+EARLY_LOSS = 0.4
+"""Share of packets reported lost by NACKs that is acted upon at once (a report comes once a second) ..."""
+EARLY_PACKETS = 10
+"""... of at least this many ..."""
+EARLY_SPACING = 0.5
+"""... and once in this many s."""
+USED_SHARE = 2.0
+"""The target does not grow beyond this many times what was sent: a still picture says nothing about the link."""
 CONGESTED_FOR = 10.0
 """s after the last loss above LOSS_LOW during which pictures are paced and skipped."""
 MAX_REPORT_GAP = 2.0
@@ -37,22 +45,25 @@ class RateControl:
     ceiling: float
     remb: float | None = None  # what the receiver says it can take
     loss: float = 0.0  # the last report's, 0..1
+    _probing: bool = True  # nothing was lost yet
     _before: float = 0.0  # the target before a heavy loss, while it is being won back
     _congested_until: float = float("-inf")
     _last_report: float | None = None
+    _early: float = float("-inf")
 
     def on_remb(self, bitrate: float) -> None:
         """Receiver's estimate (REMB), bit/s: a ceiling of its own."""
         self.remb = bitrate
         self.target = self._clamp(self.target)
 
-    def on_report(self, loss: float, now: float) -> None:
-        """A receiver report: the share of packets lost since the last one, 0..1."""
+    def on_report(self, loss: float, now: float, *, sent: float) -> None:
+        """A receiver report: the share of packets lost since the last one, 0..1; `sent`: bit/s that were sent in that time."""
         elapsed = 1.0 if self._last_report is None else min(now - self._last_report, MAX_REPORT_GAP)
         self._last_report = now
         self.loss = loss
         if loss > LOSS_LOW:
             self._congested_until = now + CONGESTED_FOR
+            self._probing = False
         if loss > LOSS_HEAVY:
             self._before = self.target
             self.target = min(self.target * (1 - CUT * loss), DELIVERED_SHARE * (1 - loss) * self.target)
@@ -60,12 +71,25 @@ class RateControl:
             self._before = 0.0
             self.target *= 1 - CUT * loss
         elif loss <= LOSS_LOW:
-            if self.target < self._before / 2:
-                self.target = min(self.target * FAST_GROWTH, self._before / 2)
-            else:
-                self._before = 0.0
-                self.target *= GROWTH**elapsed
+            self._grow(elapsed, tested=USED_SHARE * sent)
         self.target = self._clamp(self.target)
+
+    def on_nack(self, lost: int, sent: int, now: float) -> bool:
+        """`lost` of the last `sent` packets were reported so, well before any report -> whether the target was cut for it."""
+        if sent < EARLY_PACKETS or lost <= EARLY_LOSS * sent or now - self._early < EARLY_SPACING:
+            return False
+        self._early = now
+        self.on_report(lost / sent, now, sent=0.0)
+        return True
+
+    def _grow(self, elapsed: float, *, tested: float) -> None:
+        """A clean report; `tested`: the rate that it speaks for."""
+        if self.target < self._before / 2:
+            self.target = min(self.target * FAST_GROWTH, self._before / 2)
+            return
+        self._before = 0.0
+        if tested > self.target:
+            self.target = min(self.target * (FAST_GROWTH if self._probing else GROWTH**elapsed), tested)
 
     def congested(self, now: float) -> bool:
         """Whether packets were lost a short while ago."""
@@ -146,6 +170,10 @@ class Pacer:
         self._settle(target, now)
         self._owed += 8 * size
 
+    def forgive(self, target: float) -> None:
+        """What is owed was lost rather than queued: the link is free again."""
+        self._owed = min(self._owed, target * SKIP_AFTER)
+
     def wait(self, sent_bits: float, *, target: float, congested: bool) -> float:
         """Seconds that `sent_bits` of one picture should have taken so far; 0 on a clear link."""
         return max(0.0, sent_bits - BURST * target) / (PACE * target) if congested else 0.0
@@ -161,7 +189,7 @@ class KeyRequests:
 
     sent: int = 0
     _wanted: bool = False
-    _last: float = float("-inf")
+    _last: float = float("-inf")  # the stream's first picture does not count: where it was lost, the next may follow at once
 
     def ask(self) -> None:
         """Someone needs a key picture."""
@@ -171,11 +199,12 @@ class KeyRequests:
         """Whether the next picture must be a key picture."""
         if not self._wanted or now - self._last < KEY_SPACING:
             return False
-        self.note(now)
-        return True
-
-    def note(self, now: float) -> None:
-        """A key picture is made for whatever reason."""
         self._wanted = False
         self._last = now
+        self.sent += 1
+        return True
+
+    def first(self) -> None:
+        """The stream begins with a key picture."""
+        self._wanted = False
         self.sent += 1

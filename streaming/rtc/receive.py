@@ -25,6 +25,8 @@ from streaming.rtc.remb import SeededEstimator
 from streaming.rtc.settings import DEFAULTS, RtcSettings
 
 VIDEO_RATE, AUDIO_RATE = 90_000, 48_000
+LOSSES_TO_RELEASE = 10
+"""Packets asked for again after which the seeded estimate is not held any longer."""
 PLI_SPACING = 0.3
 """s between two requests for a key picture while pictures are withheld."""
 
@@ -77,7 +79,8 @@ class RTCRtpReceiver(upstream.RTCRtpReceiver):
     def configure(self, settings: RtcSettings) -> None:
         """Take the settings of the connection; before anything is received."""
         if self.kind == "video":
-            self.__remote_bitrate_estimator = SeededEstimator(settings.camera_start_bitrate)
+            self.estimator = SeededEstimator(settings.camera_start_bitrate)
+            self.__remote_bitrate_estimator = self.estimator
 
     @property
     def _track(self) -> Any:
@@ -102,6 +105,8 @@ class RTCRtpReceiver(upstream.RTCRtpReceiver):
         if codec is not None and codec.name.lower() != "rtx" and packet.payload:
             self.clock.packet(packet.timestamp, time.monotonic())
             self._media_ssrc = packet.ssrc
+        elif codec is not None and self.kind == "video":
+            self.nacks.repaired = True
         await super()._handle_rtp_packet(packet, arrival_time_ms)
         self._pass_on()
 
@@ -151,6 +156,8 @@ class RTCRtpReceiver(upstream.RTCRtpReceiver):
             due = self.nacks.due()
             if due:
                 await self._send_rtcp_nack(self._media_ssrc, sorted(due))
+            if self.nacks.requests > LOSSES_TO_RELEASE:
+                self.estimator.release()
             now = time.monotonic()
             if gave_up or (self.buffer.await_key and now - self._pli_at > PLI_SPACING):
                 await self._send_rtcp_pli(self._media_ssrc)

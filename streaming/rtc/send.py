@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter, deque
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -24,7 +25,19 @@ from aiortc.mediastreams import VIDEO_CLOCK_RATE, MediaStreamError
 from aiortc.rtcdtlstransport import RTCDtlsTransport
 from aiortc.rtcrtpparameters import RTCRtpCodecParameters
 from aiortc.rtcrtpsender import RTCEncodedFrame, random_sequence_number
-from aiortc.rtp import AnyRtcpPacket, RtcpPsfbPacket, RtcpRrPacket, RtcpSrPacket, RtpPacket, compute_audio_level_dbov, unpack_remb_fci, wrap_rtx
+from aiortc.rtp import (
+    RTCP_PSFB_APP,
+    RTCP_RTPFB_NACK,
+    AnyRtcpPacket,
+    RtcpPsfbPacket,
+    RtcpRrPacket,
+    RtcpRtpfbPacket,
+    RtcpSrPacket,
+    RtpPacket,
+    compute_audio_level_dbov,
+    unpack_remb_fci,
+    wrap_rtx,
+)
 from aiortc.utils import random32, uint16_add, uint32_add
 from av import AudioFrame, VideoFrame
 from av.frame import Frame
@@ -36,8 +49,10 @@ from streaming.rtc.settings import DEFAULTS, RtcSettings
 
 logger = logging.getLogger(__name__)
 
-RTCP_APP = 15  # payload-specific feedback, application layer: REMB
 LOSS_SCALE = 256  # fraction lost in a receiver report is in 1/256
+NACK_WINDOW = 0.6  # s
+NACK_TIMES = 3
+SHORTEST_REPORT = 0.1  # s
 SHORTEST_SLEEP = 0.002
 """s; pacing does not sleep for less, the loop is not that exact."""
 
@@ -78,6 +93,9 @@ class RTCRtpSender(upstream.RTCRtpSender):
         self.budget = ResendBudget()
         self.keys = KeyRequests()
         self.pacer = Pacer()
+        self._reported = (0, time.monotonic())
+        self._recent: deque[tuple[int, float]] = deque(maxlen=HISTORY)  # sequence numbers and when they were sent
+        self._asked: Counter[int] = Counter()
         self.configure(DEFAULTS)
 
     def configure(self, settings: RtcSettings) -> None:
@@ -90,11 +108,13 @@ class RTCRtpSender(upstream.RTCRtpSender):
     async def _handle_rtcp_packet(self, packet: AnyRtcpPacket) -> None:
         await super()._handle_rtcp_packet(packet)
         now = time.monotonic()
+        if isinstance(packet, RtcpRtpfbPacket) and packet.fmt == RTCP_RTPFB_NACK:
+            self._note_nack(packet.lost, now)
         if isinstance(packet, (RtcpRrPacket, RtcpSrPacket)):
             for report in packet.reports:
                 if report.ssrc == self._ssrc:
-                    self.rate.on_report(report.fraction_lost / LOSS_SCALE, now)
-        elif isinstance(packet, RtcpPsfbPacket) and packet.fmt == RTCP_APP:
+                    self.rate.on_report(report.fraction_lost / LOSS_SCALE, now, sent=self._sent_since_report(now))
+        elif isinstance(packet, RtcpPsfbPacket) and packet.fmt == RTCP_PSFB_APP:
             try:
                 bitrate, ssrcs = unpack_remb_fci(packet.fci)
             except ValueError:
@@ -102,6 +122,21 @@ class RTCRtpSender(upstream.RTCRtpSender):
             if self._ssrc in ssrcs:
                 self.rate.on_remb(bitrate)
         self._apply_rate()
+
+    def _note_nack(self, lost: list[int], now: float) -> None:
+        """Packets sent within the last NACK_WINDOW seconds and asked for NACK_TIMES are lost (a reordering link has them asked for once or twice)."""
+        recent = [s for s, at in self._recent if now - at < NACK_WINDOW]
+        known = set(recent)
+        self._asked = Counter({s: n for s, n in self._asked.items() if s in known})
+        self._asked.update(s for s in lost if s in known)
+        if self.rate.on_nack(sum(n >= NACK_TIMES for n in self._asked.values()), len(recent), now):
+            self.pacer.forgive(self.rate.target)
+
+    def _sent_since_report(self, now: float) -> float:
+        """bit/s between the last receiver report and this one."""
+        octets, since = self._reported
+        self._reported = (self.__octet_count, now)
+        return 8 * (self.__octet_count - octets) / max(now - since, SHORTEST_REPORT)
 
     def _apply_rate(self) -> None:
         if self.kind == "video" and self.__encoder is not None:
@@ -156,11 +191,10 @@ class RTCRtpSender(upstream.RTCRtpSender):
 
     def _key_due(self) -> bool:
         """Whether this picture is a key picture: the first one always is."""
-        now = time.monotonic()
         if self.frames_sent == 0:
-            self.keys.note(now)
+            self.keys.first()
             return True
-        return self.keys.take(now)
+        return self.keys.take(time.monotonic())
 
     def _link_full(self) -> bool:
         now = time.monotonic()
@@ -175,7 +209,7 @@ class RTCRtpSender(upstream.RTCRtpSender):
                 fall_behind()
             return None
         if data.keyframe:
-            self.keys.note(time.monotonic())
+            self.keys.first()
         return _encoded(data.payloads, data.timestamp)
 
     # -- sending ---------------------------------------------------------------------------------------------------------
@@ -224,6 +258,7 @@ class RTCRtpSender(upstream.RTCRtpSender):
                 packet.extensions.audio_level = (False, -picture.audio_level)
             self.__rtp_history[self._sequence % HISTORY] = packet
             await self.transport._send_rtp(packet.serialize(self.__rtp_header_extensions_map))
+            self._recent.append((self._sequence, time.monotonic()))
             self._sequence = uint16_add(self._sequence, 1)
             self.__ntp_timestamp = clock.current_ntp_time()
             self.__rtp_timestamp = timestamp

@@ -23,7 +23,7 @@ class RtcSettings:
     ice_servers: tuple[RTCIceServer, ...] = ()  # empty: no STUN, no TURN, nothing leaves for the internet
     interfaces: Interfaces = "both"
     encoder: VideoEncoder = "auto"
-    start_bitrate: int = 1_500_000  # of the avatar's video
+    start_bitrate: int = 1_000_000  # of the avatar's video; doubled with every clean report until the first loss
     min_bitrate: int = MIN_BITRATE
     max_bitrate: int = 4_000_000
     camera_start_bitrate: int = 2_000_000  # asked of the browser's camera (x-google-start-bitrate) and seeded into REMB

@@ -142,13 +142,12 @@ class SharedEncoder:
             self._busy = False
 
     async def _encode(self, frame: VideoFrame) -> None:
-        now = time.monotonic()
         if self._encoder is None:
             self._encoder = make_video_encoder(self.codec, self.settings)
-            self._keys.note(now)
+            self._keys.first()
             key = True
         else:
-            key = self._keys.take(now)
+            key = self._keys.take(time.monotonic())
         payloads, timestamp = await asyncio.get_running_loop().run_in_executor(encode_pool(), self._encoder.encode, frame, key)
         if not payloads:
             return
