@@ -13,6 +13,7 @@ from aiortc.exceptions import InvalidStateError
 from engine.config import Background
 from engine.types import AvatarError, Drive
 from streaming.live import Live
+from streaming.uploads import Uploads
 
 PAIRS_PER_MESSAGE = 3
 """Pairs are sent as soon as there are three: 10 messages a second at 30 fps."""
@@ -23,9 +24,11 @@ BUFFER_LIMIT = 256 * 1024
 class Channel:
     """One peer's side of the protocol; before the channel is open, messages are dropped."""
 
-    def __init__(self, live: Live) -> None:
+    def __init__(self, live: Live, *, uploads: Uploads) -> None:
         self.live = live
+        self._uploads = uploads
         self.heard = time.monotonic()  # s, the last message
+        self.on_record: Callable[[bool], None] = lambda _: None  # start or stop recording; set by the peer's owner
         self._channel: RTCDataChannel | None = None
         self._pairs: list[list[float]] = []
         self._second = 0.0
@@ -35,6 +38,8 @@ class Channel:
             "set": self._set,
             "neutral": lambda _: self.live.set_neutral(),
             "interrupt": lambda _: self.live.interrupt(),
+            "say": self._say,
+            "record": self._record,
             "shown": self._shown,
         }
 
@@ -58,7 +63,7 @@ class Channel:
                 "limits": {"text": self.live.settings.limits.text_chars, "viewers": self.live.settings.limits.viewers},
             }
         )
-        self.live.tell_state()
+        self.live.tell_state(always=True)
 
     def close(self) -> None:
         """Nothing is sent any more."""
@@ -130,9 +135,9 @@ class Channel:
             if name == "type":
                 continue
             if name == "drive" and value in get_args(Drive):
-                live.set_drive(value)
+                live.session.configure(drive=value)
             elif name == "background" and isinstance(value, dict):
-                live.set_background(self._background(value))
+                live.session.configure(background=self._background(value))
             elif name in ("barge_in", "return_voice") and isinstance(value, bool):
                 setattr(live, name, value)
             else:
@@ -144,7 +149,18 @@ class Channel:
             return Background(kind)
         if kind == "colour":
             return Background("colour", colour=parse_colour(value.get("colour")))
+        if kind == "picture":
+            return Background("picture", picture=self._uploads.get(value.get("picture")).rgb)
         raise AvatarError("A background is one of: keep, blur, colour, picture.")
+
+    def _say(self, message: dict[str, Any]) -> None:
+        text = checked_text(message.get("text"), self.live.settings.limits.text_chars)
+        if message.get("interrupt") is True:
+            self.live.interrupt()
+        self.live.speaker.say(text)
+
+    def _record(self, message: dict[str, Any]) -> None:
+        self.on_record(message.get("on") is True)
 
     def _shown(self, message: dict[str, Any]) -> None:
         frames = message.get("frames")
@@ -153,6 +169,15 @@ class Channel:
         for frame in frames[:100]:
             if isinstance(frame, list) and len(frame) == 2 and isinstance(frame[1], (int, float)) and 0 <= frame[1] < 60_000:
                 self.live.stats.stage("shown", frame[1] / 1000.0)
+
+
+def checked_text(text: Any, most: int) -> str:
+    """A text to be spoken, stripped. Raises AvatarError."""
+    if not isinstance(text, str) or not text.strip():
+        raise AvatarError("There is no text to speak: send a 'text' that is not empty.")
+    if len(text) > most:
+        raise AvatarError(f"That text is too long: {most} characters is the limit.")
+    return text.strip()
 
 
 def parse_colour(text: Any) -> tuple[int, int, int]:

@@ -12,56 +12,67 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.config import Background
+from engine.drivers.speech import LOOK_AHEAD, SpeechDriver
 from engine.persona import Persona
 from engine.session import Session
-from engine.types import AudioChunk, Drive, Output, VideoFrame
-from streaming.face import HeldFace
+from engine.types import AudioChunk, Drive, FloatArray, Output, VideoFrame
+from streaming.chat import Chat
+from streaming.ladder import Ladder
 from streaming.outlet import Outlet
 from streaming.pacing import RATE, Pacer
 from streaming.rtc import ReceivedVideo
-from streaming.settings import ServerSettings
 from streaming.sound import SoundStream
+from streaming.speaker import Speaker
 from streaming.stats import Stats
-from streaming.worker import Pool, Stepper, StepTimes, sentence
+from streaming.worker import Stepper, StepTimes, sentence
 
-BODY_EVERY = 3
-"""Body tracking looks at every third camera frame: 10 a second, shoulders are slow."""
+if TYPE_CHECKING:
+    from streaming.studio import Studio
+
 SOUND_WAITING = 100
 """Blocks of 20 ms a stalled worker may leave unheard: 2 s."""
 FACE_LOST = 0.5
 """s without a face after which the page is told."""
+BARGE_VOICED = 0.6
+"""Voicedness of the microphone that counts as speech ..."""
+BARGE_BLOCKS = 6
+"""... and blocks of 20 ms in a row of it that interrupt an utterance."""
+CAPTURE_JUMP = 1.0
+"""s between capture and arrival that is not believed (a sender's clock that jumped)."""
 
 
 class Live:
-    """A persona being driven. Made by the studio; `attach` sinks to `outlet.sinks`."""
+    """A persona being driven. Made by the studio; sinks are put into `outlet.sinks`."""
 
-    def __init__(self, persona: Persona, *, settings: ServerSettings, pool: Pool, bodies: Pool, stepper: Stepper, echo: bool = False) -> None:
+    def __init__(self, persona: Persona, *, studio: Studio, stepper: Stepper, echo: bool = False) -> None:
         self.id = secrets.token_hex(8)
         self.resume_token = secrets.token_urlsafe(24)
         self.persona = persona
-        self.settings = settings
+        self.settings = studio.settings
         self.echo = echo
         self.session: Session  # set by the studio, on the stepper's thread
         self.stepper = stepper
         self.sound = SoundStream()
         self.stats = Stats(started=time.monotonic())
         spec = stepper.generator.spec
-        self.pacer = Pacer(self.stats, fps=spec.fps, chunk=spec.chunk, declared_lag=_look_ahead() + (spec.chunk + spec.delay) / spec.fps + 0.02)
+        self.pacer = Pacer(self.stats, fps=spec.fps, chunk=spec.chunk, declared_lag=LOOK_AHEAD + (spec.chunk + spec.delay) / spec.fps + 0.02)
         self.outlet = Outlet(self.pacer, on_tick=self._tick)
+        self.speaker = Speaker(self.sound, synthesizer=studio.synthesizer, chat=Chat(studio.settings), notice=lambda text: self.tell(text, "error"))
+        self.ladder = Ladder()
         self.closed = False
         self.on_event: Callable[[dict[str, Any]], None] = lambda _: None  # messages for the page; set by the peer
         self.on_failed: Callable[[str], None] = lambda _: None  # the session died; set by the studio
         self.barge_in = True
         self.return_voice = False
         self.face_state = "lost"
+        self._told: dict[str, Any] = {}
         self._face_seen = 0.0
-        self._pool, self._bodies = pool, bodies
+        self._studio = studio
+        self._pool, self._bodies = studio.pool, studio.bodies
         self._loop = asyncio.get_running_loop()
         self._mail: ReceivedVideo | None = None  # the one slot between the loop and the trackers
         self._tracking = False
@@ -69,8 +80,17 @@ class Live:
         self._face_lock = threading.Lock()  # held while a tracker uses the session
         self._body_lock = threading.Lock()
         self._frames = 0
-        self._to_hear: deque[AudioChunk] = deque(maxlen=SOUND_WAITING)
+        self._captured = float("-inf")
         self._camera_due = 0.0
+        self._to_hear: deque[tuple[FloatArray, int]] = deque(maxlen=SOUND_WAITING)
+        self._ears: SpeechDriver | None = None  # hears the microphone alone while something is being said
+        self._voiced = 0
+        self._judged = (time.monotonic(), 0, 0, 0.0)  # time, frames sent, camera frames, busy seconds at the last look
+
+    @property
+    def resting(self) -> bool:
+        """See worker.Seat."""
+        return not self.outlet.sinks
 
     # -- what arrives (loop) -------------------------------------------------------------------------------------------
 
@@ -78,19 +98,26 @@ class Live:
         """A camera picture; the newest waits for a tracker, the one before it is dropped."""
         if self.closed:
             return
-        self.stats.camera.hit(received.arrival)
-        self.stats.counts["camera"] += 1
-        self.stats.stage("uplink", received.arrival - received.capture)
+        stats = self.stats
+        stats.camera.hit(received.arrival)
+        stats.counts["camera"] += 1
+        capture = received.capture if 0.0 <= received.arrival - received.capture < CAPTURE_JUMP else received.arrival
+        stats.stage("uplink", received.arrival - capture)
         if self._too_fast(received.arrival):
+            stats.drop("camera_fps")
             return
+        if capture <= self._captured:  # a mapped clock may be corrected backwards; the grid only runs forwards
+            capture = self._captured + 1e-4
+        self._captured = capture
         if self.echo:
             self._frames += 1
-            frame = VideoFrame(np.zeros((0, 0, 3), np.uint8), received.capture, self._frames)
-            self.pacer.put(Output([frame], [], "camera", received.capture), now=time.monotonic(), raw=received.frame)
+            frame = VideoFrame(np.zeros((0, 0, 3), np.uint8), capture, self._frames)
+            self.pacer.put(Output([frame], [], "camera", capture), now=time.monotonic(), raw=received.frame)
             self.outlet.poke()
-            return
-        if self.session.settings.drive == "voice":
-            return
+        elif self.session.settings.drive != "voice":
+            self._mail_in(ReceivedVideo(received.frame, capture, received.rtp, received.arrival))
+
+    def _mail_in(self, received: ReceivedVideo) -> None:
         with self._lock:
             if self._mail is not None:
                 self.stats.drop("camera")
@@ -101,10 +128,9 @@ class Live:
         self._pool.submit(self._track)
 
     def _too_fast(self, now: float) -> bool:
-        """Thin out a camera that is faster than the limit."""
-        interval = 1.0 / self.settings.limits.camera_fps
+        """Thin out a camera that is faster than the limit or the ladder allows."""
+        interval = 1.0 / min(self.settings.limits.camera_fps, self.ladder.rung.fps)
         if now < self._camera_due - 0.25 * interval:
-            self.stats.drop("camera_fps")
             return True
         self._camera_due = max(self._camera_due + interval, now)
         return False
@@ -118,9 +144,10 @@ class Live:
         for block, start in self.sound.blocks(now=now):
             self.pacer.sound(block, start, now=now)
             if not self.echo:
-                self._to_hear.append(AudioChunk(block.sum(axis=0), RATE, start / RATE))
+                self._to_hear.append((block, start))
         if self._to_hear:
             self.stepper.wake()
+        self.tell_state()
 
     # -- tracking jobs (pool threads) ----------------------------------------------------------------------------------
 
@@ -148,14 +175,14 @@ class Live:
             if self.closed:
                 return
             self._frames += 1
-            frame = VideoFrame(_rgb(received, self.settings.limits.camera_pixels), received.capture, self._frames)
+            frame = VideoFrame(camera_rgb(received, self.settings.limits.camera_pixels), received.capture, self._frames)
             signal = self.session.track(frame, now=time.monotonic())
         self.stats.stage("track", time.monotonic() - started)
         self.stats.counts["tracked"] += 1
         self.stepper.wake()
-        confidence = 0.0 if signal.motion is None else float(signal.motion.confidence[0])
-        self._post(self._saw, confidence)
-        if self.session.settings.track_body and self._frames % BODY_EVERY == 0 and self._body_lock.acquire(blocking=False):
+        self._post(self._saw, 0.0 if signal.motion is None else float(signal.motion.confidence[0]))
+        due = self._frames % self.ladder.rung.body_every == 0
+        if due and self.session.settings.track_body and self._body_lock.acquire(blocking=False):
             self._bodies.submit(lambda: self._track_body(frame))
 
     def _track_body(self, frame: VideoFrame) -> None:
@@ -175,7 +202,22 @@ class Live:
     def listen(self) -> None:
         """See worker.Seat."""
         while self._to_hear:
-            self.session.hear(self._to_hear.popleft())
+            block, start = self._to_hear.popleft()
+            self.session.hear(AudioChunk(block.sum(axis=0), RATE, start / RATE))
+            if self.barge_in and self.sound.speaking:
+                self._watch_mic(AudioChunk(block[0], RATE, start / RATE))
+            elif self._ears is not None:
+                self._ears, self._voiced = None, 0
+
+    def _watch_mic(self, chunk: AudioChunk) -> None:
+        """Somebody who speaks over the avatar interrupts it."""
+        if self._ears is None:
+            self._ears = SpeechDriver()
+        self._ears.hear(chunk)
+        voiced = self._ears.at(chunk.time + chunk.duration - LOOK_AHEAD).voiced
+        self._voiced = self._voiced + 1 if voiced > BARGE_VOICED else 0
+        if self._voiced == BARGE_BLOCKS:
+            self._post(self.interrupt)
 
     def deliver(self, output: Output, times: StepTimes) -> None:
         """See worker.Seat."""
@@ -213,18 +255,24 @@ class Live:
         now = time.monotonic()
         if confidence > 0.0:
             self._face_seen = now
-        state = "seen" if now - self._face_seen < FACE_LOST else "lost"
-        if state != self.face_state:
-            self.face_state = state
-            self.tell_state()
+        self.face_state = "seen" if now - self._face_seen < FACE_LOST else "lost"
 
     def _fail(self, reason: str) -> None:
         if not self.closed:
             self.on_failed(reason)
 
-    def tell_state(self) -> None:
-        """Send the page what it shows as state."""
-        self.on_event({"type": "state", "speaking": self.sound.speaking, "drive": self.drive, "face": self.face_state, "neutral": self.neutral_state})
+    # -- words for the page --------------------------------------------------------------------------------------------
+
+    def tell(self, text: str, level: str = "info") -> None:
+        """A sentence for the person."""
+        self.on_event({"type": "notice", "level": level, "text": text})
+
+    def tell_state(self, *, always: bool = False) -> None:
+        """Send the page what it shows as state, where it has changed."""
+        state = {"speaking": self.sound.speaking, "drive": self.drive, "face": self.face_state, "neutral": self.neutral_state}
+        if always or state != self._told:
+            self._told = state
+            self.on_event({"type": "state", **state})
 
     # -- settings (loop) -----------------------------------------------------------------------------------------------
 
@@ -238,15 +286,6 @@ class Live:
         """ "set" once the face driver has chosen its neutral."""
         return "set" if getattr(self.session.face, "calibrated", True) else "searching"
 
-    def set_drive(self, drive: Drive) -> None:
-        """Change who moves the face."""
-        self.session.configure(drive=drive)
-        self.tell_state()
-
-    def set_background(self, background: Background) -> None:
-        """Change what stands behind the person."""
-        self.session.configure(background=background)
-
     def set_neutral(self) -> None:
         """Take the driver's present face as the neutral one; done on a tracking thread."""
 
@@ -259,44 +298,65 @@ class Live:
 
     def interrupt(self) -> None:
         """Stop speaking now: what was not sent is thrown away."""
-        self.sound.interrupt()
+        if self.closed:
+            return
+        self.speaker.cancel()
         self.session.interrupt()
         self.pacer.interrupt(now=time.monotonic())
         self.tell_state()
 
+    def judge(self) -> None:
+        """Once a second: does the session keep up? The ladder decides what gives way."""
+        if self.echo or self.resting or self.closed:
+            return
+        now, sent, camera, busy = time.monotonic(), self.stats.counts["sent"], self.stats.counts["camera"], self._studio.load()
+        before, sent_before, camera_before, busy_before = self._judged
+        span = now - before
+        worked = max(busy.get(self.stepper.name, 0.0), busy["tracker"])
+        self._judged = (now, sent, camera, worked)
+        fps = self.stepper.generator.spec.fps
+        wanted = min(fps, (camera - camera_before) / span) if self.pacer.grid == "camera" else fps
+        if span < 0.5 or not self.ladder.observe(wanted=wanted, made=(sent - sent_before) / span, busy=min(1.0, (worked - busy_before) / span)):
+            return
+        rung = self.ladder.rung
+        self.session.configure(track_every=rung.track_every, output_scale=rung.output_scale)
+        self.session.window.fps = min(fps, rung.fps)
+
     def snapshot(self) -> dict[str, Any]:
         """For /stats and the page."""
         now = time.monotonic()
-        drops = {**self.stats.drops, "mic": self.sound.mic.dropped, "mic_late": self.sound.late, "window": self.session.window.dropped}
+        snapshot = self.stats.snapshot(now)
+        drops = {**snapshot["drops"], "mic": self.sound.mic.dropped, "mic_late": self.sound.late, "window": self.session.window.dropped}
+        snapshot["drops"] = {cause: count for cause, count in drops.items() if count}
+        playhead = self.pacer.playhead
         return {
-            **replace_drops(self.stats.snapshot(now), drops),
+            **snapshot,
+            "ladder": {"rung": self.ladder.index, "name": self.ladder.rung.name, "why": self.ladder.why, "steps": self.ladder.steps},
             "persona": self.persona.name,
+            "generator": "echo" if self.echo else self.stepper.generator.spec.name,
+            "ai_generated": True,
             "drive": self.drive,
+            "grid": self.pacer.grid,
             "speaking": self.sound.speaking,
             "face": self.face_state,
-            "lag_ms": round(1000 * self.pacer.playhead.lag(now), 1),
-            "grid": self.pacer.grid,
+            "neutral": self.neutral_state,
+            "connected": not self.resting,
+            "voice": {
+                "lag_ms": round(1000 * playhead.lag(now), 1),
+                "aim_ms": round(1000 * playhead.target, 1),
+                "bent_ms": round(1000 * playhead.bent, 1),
+                "jumped_ms": round(1000 * playhead.jumped, 1),
+            },
         }
 
     def close(self) -> None:
         """Stop at once on the loop; the stepper frees the row and the trackers."""
         self.closed = True
         self.outlet.close()
-        self.sound.interrupt()
+        self.speaker.cancel()
 
 
-def replace_drops(snapshot: dict[str, Any], drops: dict[str, int]) -> dict[str, Any]:
-    """The snapshot with the drops that are counted elsewhere; zeros left out."""
-    return {**snapshot, "drops": {cause: count for cause, count in drops.items() if count}}
-
-
-def _look_ahead() -> float:
-    from engine.drivers.speech import LOOK_AHEAD
-
-    return LOOK_AHEAD
-
-
-def _rgb(received: ReceivedVideo, most_pixels: int) -> Any:
+def camera_rgb(received: ReceivedVideo, most_pixels: int) -> Any:
     """[H, W, 3] of a camera picture, scaled down to at most `most_pixels`."""
     frame = received.frame
     pixels = frame.width * frame.height

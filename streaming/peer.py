@@ -27,6 +27,7 @@ from streaming.rtc import (
     tune_answer,
 )
 from streaming.tracks import VIDEO_BASE, AvatarVideo, AvatarVoice
+from streaming.uploads import Uploads
 
 WATCH_SECONDS = 1.0
 """s between two looks at whether the other side is still there."""
@@ -37,10 +38,10 @@ SETUP_SECONDS = 10.0
 class Peer:
     """`answer` an offer once; `on_gone(peer, ended)` is called when the connection is over, `ended` where the person closed it."""
 
-    def __init__(self, live: Live, *, rtc: RtcSettings, on_gone: Callable[[Peer, bool], Awaitable[None]]) -> None:
+    def __init__(self, live: Live, *, rtc: RtcSettings, uploads: Uploads, on_gone: Callable[[Peer, bool], Awaitable[None]]) -> None:
         self.live = live
         self.rtc = rtc
-        self.channel = Channel(live)
+        self.channel = Channel(live, uploads=uploads)
         self._on_gone = on_gone
         self._pc: PeerConnection = make_peer_connection(rtc)
         self._pumps: set[asyncio.Task[None]] = set()
@@ -163,4 +164,5 @@ class Peer:
             if silent:
                 await self._leave(ended=False)
                 return
+            self.live.judge()
             self.channel.second()

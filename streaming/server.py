@@ -1,120 +1,48 @@
-"""The HTTP side: `make_app` for tests and embedding, `serve` for the command line."""
+"""`make_app`: the application, for tests and for embedding. `serve`: the command line's server."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
+import socket
+import ssl
 import sys
-from pathlib import Path
-from typing import Any, get_args
 
 from aiohttp import web
 
-from engine.types import AvatarError, Drive
-from streaming.live import Live
-from streaming.peer import Peer
-from streaming.rtc import RtcSettings, close_all
+from engine.types import AvatarError
+from streaming.api import DESK, GATE, PEERS, ROUTES, SETTINGS
+from streaming.desk import Desk
+from streaming.security import Gate, guard, sentences
 from streaming.settings import ServerSettings
-from streaming.studio import RETRY_AFTER, Full, Studio
+from streaming.studio import Studio
 
-WEB = Path(__file__).parent / "web"
-STUDIO = web.AppKey("studio", Studio)
-SETTINGS = web.AppKey("settings", ServerSettings)
-PEERS = web.AppKey("peers", dict[str, Peer])
-
-
-def _error(status: int, text: str, **headers: str) -> web.Response:
-    return web.json_response({"error": text}, status=status, headers=headers)
-
-
-@web.middleware
-async def _sentences(request: web.Request, handler: Any) -> web.StreamResponse:
-    """Every refusal is one sentence in JSON."""
-    try:
-        response: web.StreamResponse = await handler(request)
-    except Full as error:
-        return _error(503, str(error), **{"Retry-After": str(RETRY_AFTER)})
-    except AvatarError as error:
-        return _error(400, str(error))
-    return response
-
-
-async def offer(request: web.Request) -> web.Response:
-    """POST /offer."""
-    studio, peers = request.app[STUDIO], request.app[PEERS]
-    try:
-        body = await request.json()
-    except ValueError:
-        raise AvatarError("The request is not JSON.") from None
-    if not isinstance(body, dict) or not isinstance(body.get("sdp"), str) or body.get("type") != "offer":
-        raise AvatarError('An offer needs \'sdp\' and "type": "offer".')
-    if len(body["sdp"]) > request.app[SETTINGS].limits.sdp_bytes:
-        return _error(413, "The offer is too long.")
-    drive: Drive = body.get("drive", "camera")
-    if drive not in get_args(Drive):
-        raise AvatarError("'drive' is one of: camera, voice, auto.")
-    echo = body.get("generator") == "echo"
-    if echo and not request.app[SETTINGS].allow_echo:
-        raise AvatarError("This server gives nobody their own picture back; start it with --allow-echo.")
-    await studio.ready()
-    live = await studio.open(await studio.persona(body.get("persona")), drive=drive, echo=echo)
-
-    async def gone(peer: Peer, ended: bool) -> None:
-        peers.pop(live.id, None)
-        await peer.close()
-        await studio.end(live)
-
-    peer = Peer(live, rtc=RtcSettings(), on_gone=gone)
-    peers[live.id] = peer
-    try:
-        sdp = await peer.answer(body["sdp"])
-    except BaseException:
-        await gone(peer, True)
-        raise
-    return web.json_response({"sdp": sdp, "type": "answer", "sessionid": live.id, "resume": live.resume_token})
-
-
-async def stats(request: web.Request) -> web.Response:
-    """GET /stats."""
-    studio = request.app[STUDIO]
-    return web.json_response({"sessions": {live.id: live.snapshot() for live in studio.sessions.values()}})
-
-
-async def healthz(request: web.Request) -> web.Response:
-    """GET /healthz."""
-    return web.json_response({"ok": True})
-
-
-async def index(request: web.Request) -> web.FileResponse:
-    """GET /."""
-    return web.FileResponse(WEB / "index.html")
+SHUTDOWN_SECONDS = 4.0
+"""s a shutdown may take; then the process ends all the same."""
 
 
 def make_app(settings: ServerSettings | None = None, *, studio: Studio | None = None) -> web.Application:
-    """The application; the studio is made on start-up unless given."""
+    """The application. The studio is made and begins to load when the application starts, unless one is given.
+
+    Raises AvatarError where the settings are unsafe or impossible.
+    """
     settings = settings or ServerSettings()
-    app = web.Application(middlewares=[_sentences], client_max_size=settings.limits.request_bytes)
+    settings.check()
+    app = web.Application(middlewares=[guard(settings), sentences], client_max_size=settings.limits.request_bytes)
     app[SETTINGS] = settings
+    app[GATE] = Gate(settings.limits.offers_per_minute)
     app[PEERS] = {}
-    app.router.add_post("/offer", offer)
-    app.router.add_get("/stats", stats)
-    app.router.add_get("/healthz", healthz)
-    app.router.add_get("/", index)
-    if WEB.is_dir():
-        app.router.add_static("/static", WEB)
+    for route in ROUTES:
+        app.router.add_route(route.method, route.path, route.handler)
 
-    async def start(app: web.Application) -> None:
-        app[STUDIO] = studio or Studio(settings)
-        app[STUDIO].start()
+    async def life(app: web.Application) -> object:
+        desk = app[DESK] = Desk(settings, studio or Studio(settings), peers=app[PEERS])
+        desk.studio.start()
+        yield
+        await desk.close()
 
-    async def stop(app: web.Application) -> None:
-        for peer in list(app[PEERS].values()):
-            await peer.close("The server is shutting down.")
-        await close_all()
-        await app[STUDIO].close()
-
-    app.on_startup.append(start)
-    app.on_shutdown.append(stop)
+    app.cleanup_ctx.append(life)  # type: ignore[arg-type]
     return app
 
 
@@ -125,18 +53,57 @@ def serve(settings: ServerSettings) -> None:
 
 
 async def _serve(settings: ServerSettings) -> None:
-    runner = web.AppRunner(make_app(settings))
-    await runner.setup()
+    tls = _tls(settings)
+    _probe(settings)  # before the long loading, so that a taken port is told at once
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(name, stop.set)
+    app = make_app(settings)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+    print("Loading the avatar ...", file=sys.stderr, flush=True)
+    await runner.setup()
     try:
-        try:
-            await web.TCPSite(runner, settings.host, settings.port).start()
-        except OSError as error:
-            raise AvatarError(f"Port {settings.port} cannot be used ({error.strerror}): give another one with --port.") from error
-        print(f"Open {settings.address}", file=sys.stderr, flush=True)
-        await stop.wait()
+        ready = asyncio.ensure_future(app[DESK].studio.ready())
+        stopped = asyncio.ensure_future(stop.wait())
+        await asyncio.wait((ready, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if ready.done():
+            ready.result()
+            try:
+                await web.TCPSite(runner, settings.host, settings.port, ssl_context=tls).start()
+            except OSError as error:
+                raise _port_error(settings, error) from error
+            print(f"Open {settings.address} in a browser; Ctrl+C ends the server.", flush=True)
+            await stopped
+        ready.cancel()
     finally:
-        await runner.cleanup()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SHUTDOWN_SECONDS):
+                await runner.cleanup()
+
+
+def _probe(settings: ServerSettings) -> None:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        with socket.socket(family) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind((settings.host, settings.port))
+    except OSError as error:
+        raise _port_error(settings, error) from error
+
+
+def _port_error(settings: ServerSettings, error: OSError) -> AvatarError:
+    return AvatarError(
+        f"Port {settings.port} on {settings.host} cannot be used ({(error.strerror or str(error)).lower()}): choose another with --port."
+    )
+
+
+def _tls(settings: ServerSettings) -> ssl.SSLContext | None:
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(settings.tls_cert, settings.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise AvatarError("The TLS certificate and key do not fit together or are not PEM files: check --tls-cert and --tls-key.") from error
+    return context

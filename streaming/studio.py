@@ -9,15 +9,19 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
+
 from engine.batch import Batch
 from engine.config import OperatorSettings, SessionSettings
 from engine.generators import load
-from engine.persona import Persona, demo_portrait, make_persona
+from engine.persona import Persona, demo_portrait, list_personas, load_persona, make_persona
 from engine.session import Session
-from engine.types import AvatarError, Drive, Generator
+from engine.types import AudioChunk, AvatarError, Drive, Generator, VideoFrame
 from streaming.face import HeldFace
 from streaming.live import Live
+from streaming.pacing import RATE
 from streaming.settings import ServerSettings
+from streaming.tts import Synthesizer, TtsSettings, make_synthesizer
 from streaming.worker import Pool, Stepper
 
 RETRY_AFTER = 10
@@ -45,12 +49,17 @@ class Studio:
         generator: Callable[[], Generator] | None = None,
         face: Callable[[], Any] = _face_driver,
         body: Callable[[], Any] | None = None,
+        synthesizer: Synthesizer | None = None,
     ) -> None:
-        """`generator`, `face`, `body`: makers to use instead of the configured ones (fakes in tests)."""
+        """`generator`, `face`, `body`: makers to use instead of the configured ones, `synthesizer`: likewise (fakes in tests)."""
         self.settings = settings
         self.sessions: dict[str, Live] = {}
         self.started = time.monotonic()
         self.refused = 0
+        self.on_ended: Callable[[Live, str], None] = lambda *_: None  # a session died; set by the desk
+        self.synthesizer = synthesizer or make_synthesizer(
+            TtsSettings(url=settings.tts_url, api_key=settings.tts_key, model=settings.tts_model, voice=settings.tts_voice)
+        )
         self._make_generator = generator or (lambda: load(settings.generator))
         self._make_face, self._make_body = face, body
         self._generator: Generator | None = None
@@ -80,9 +89,36 @@ class Studio:
         self._generator = await loop.run_in_executor(self.executor, self._make_generator)
         rows = -(-self.settings.max_sessions // self._workers)
         self._steppers = [
-            Stepper(self._generator, rows=rows, together=self.settings.accelerator, name=f"generator-{k}") for k in range(self._workers)
+            Stepper(self._generator, rows=rows, together=self.settings.accelerator, name=f"generator_{k}") for k in range(self._workers)
         ]
-        await self.persona(self.settings.persona)
+        persona = await self.persona(self.settings.persona)
+        await loop.run_in_executor(self.executor, self._warm_up, persona)
+
+    def _warm_up(self, persona: Persona) -> None:
+        """Everything once, so that compiling and loading do not fall on the first person."""
+        batch = Batch(self.generator, rows=1)
+        session = Session(batch, persona, face=self._make_face(), body=self._make_body() if self._make_body is not None else None)
+        portrait = demo_portrait()
+        for k in range(2):
+            session.track_body(VideoFrame(portrait, k / 30))
+            session.push_video(VideoFrame(portrait, k / 30, k + 1))
+        session.push_audio(AudioChunk(np.zeros(RATE // 2, np.float32), RATE, 1.0))
+        session.close()
+
+    @property
+    def loaded(self) -> bool:
+        """Whether sessions can be opened."""
+        return self._ready is not None and self._ready.done() and not self._ready.cancelled() and self._ready.exception() is None
+
+    @property
+    def full(self) -> bool:
+        """Whether every seat is taken."""
+        return len(self.sessions) >= self.settings.max_sessions
+
+    def load(self) -> dict[str, float]:
+        """Busy seconds so far: of each generator thread, of the trackers, of body tracking."""
+        steppers = {stepper.name: stepper.busy for stepper in self._steppers}
+        return {**steppers, "tracker": self.pool.busy / self.pool.threads, "body": self.bodies.busy}
 
     async def close(self) -> None:
         """End every session and thread."""
@@ -92,6 +128,7 @@ class Studio:
         loop = asyncio.get_running_loop()
         stops = [stepper.stop for stepper in self._steppers] + [self.pool.stop, self.bodies.stop]
         await asyncio.gather(*(loop.run_in_executor(None, stop) for stop in stops))
+        await self.synthesizer.close()
         self.executor.shutdown(wait=False, cancel_futures=True)
 
     # -- personas ------------------------------------------------------------------------------------------------------
@@ -114,19 +151,28 @@ class Studio:
     def _prepare(self, name: str) -> Persona:
         if name == DEMO:
             return make_persona(self.generator, demo_portrait(), name=DEMO)
-        raise AvatarError(f"There is no persona called '{name}'; GET /personas lists the ones there are.")
+        if name not in list_personas(folder=self.settings.persona_dir):
+            raise AvatarError(f"There is no persona called '{name}'; GET /personas lists the ones there are.")
+        return load_persona(self.generator, name, folder=self.settings.persona_dir)
+
+    async def persona_names(self) -> list[str]:
+        """The built-in persona and the kept ones; the default one first."""
+        loop = asyncio.get_running_loop()
+        kept = await loop.run_in_executor(self.executor, lambda: list_personas(folder=self.settings.persona_dir))
+        first = self.settings.persona or DEMO
+        return [first, *(name for name in dict.fromkeys([DEMO, *kept]) if name != first)]
 
     # -- sessions ------------------------------------------------------------------------------------------------------
 
     async def open(self, persona: Persona, *, drive: Drive = "camera", echo: bool = False) -> Live:
         """A new session. Raises Full where every seat is taken."""
-        if len(self.sessions) >= self.settings.max_sessions:
+        if self.full:
             self.refused += 1
             raise Full(f"All {self.settings.max_sessions} places are taken; try again in {RETRY_AFTER} seconds.")
         stepper = min(self._steppers, key=lambda s: sum(live.stepper is s for live in self.sessions.values()))
-        live = Live(persona, settings=self.settings, pool=self.pool, bodies=self.bodies, stepper=stepper, echo=echo)
+        live = Live(persona, studio=self, stepper=stepper, echo=echo)
         self.sessions[live.id] = live
-        live.on_failed = lambda reason: self._died(live, reason)
+        live.on_failed = lambda reason: self.on_ended(live, reason)
         try:
             live.session = await asyncio.wrap_future(stepper.call(lambda batch: self._seat(batch, live, drive)))
         except BaseException:
@@ -149,10 +195,6 @@ class Studio:
         live.session = session
         live.stepper.seat(live)
         return session
-
-    def _died(self, live: Live, reason: str) -> None:
-        live.on_event({"type": "bye", "reason": reason})
-        self._ending = asyncio.ensure_future(self.end(live))
 
     async def end(self, live: Live) -> None:
         """Free everything a session holds; harmless twice."""

@@ -63,7 +63,7 @@ class AvatarVideo(MediaStreamTrack):
 
     def picture(self, picture: Picture, *, now: float) -> None:
         """See Sink."""
-        if self._slot is not None:
+        if self._slot is not None and self._origin is not None:  # before the first fetch nobody is connected
             self._on_drop()
         self._slot = (picture, now)
         self._there.set()
@@ -119,7 +119,8 @@ class AvatarVoice(MediaStreamTrack):
         """See Sink."""
         if len(self._packets) >= AUDIO_PACKETS:
             self._packets.popleft()
-            self._on_drop()
+            if self._origin is not None:
+                self._on_drop()
         self._packets.append((block, time))
         self._there.set()
 

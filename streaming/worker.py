@@ -41,6 +41,11 @@ class Seat(Protocol):
 
     session: Session
 
+    @property
+    def resting(self) -> bool:
+        """Whether nobody watches: then nothing is rendered."""
+        ...
+
     def listen(self) -> None:
         """Pass on the sound that has arrived."""
         ...
@@ -78,6 +83,7 @@ class Stepper:
         self, generator: Generator, *, rows: int, together: bool = False, name: str = "generator", clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.generator = generator
+        self.name = name
         self.rows = rows
         self.together = together
         self.busy = 0.0  # s of work so far
@@ -148,12 +154,12 @@ class Stepper:
             while not self._jobs.empty():
                 self._jobs.get()()
             started = time.perf_counter()
-            for seat in self._seats:
+            seats = [seat for seat in self._seats if not seat.resting]
+            for seat in seats:
                 seat.listen()
-            groups = [self._seats] if self.together else [[seat] for seat in self._seats]
-            for group in list(groups):
+            for group in [seats] if self.together else [[seat] for seat in seats]:
                 for _ in range(ROUNDS):
-                    if not self._step(list(group)):
+                    if not self._step(group):
                         break
             self.busy += time.perf_counter() - started
         for seat in list(self._seats):

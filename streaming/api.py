@@ -1,0 +1,395 @@
+"""The HTTP API: one function a route, one table of routes at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar, cast, get_args
+
+from aiohttp import BodyPartReader, web
+
+from engine.types import AvatarError, Drive
+from streaming.channel import checked_text
+from streaming.desk import Desk, Offer, Unknown
+from streaming.live import Live
+from streaming.openapi import BOOL, ERROR, TEXT, Route, document, envelope, fields, one_of
+from streaming.peer import Peer
+from streaming.security import Gate, TooLarge, authorised
+from streaming.settings import ServerSettings
+from streaming.soundfile import decode_sound
+from streaming.stats import prometheus
+from streaming.uploads import decode_upload
+from streaming.web_files import preview_jpeg, static_file
+
+DESK = web.AppKey("desk", Desk)
+GATE = web.AppKey("gate", Gate)
+SETTINGS = web.AppKey("settings", ServerSettings)
+PEERS = web.AppKey("peers", dict[str, Peer])
+VERSION = "0.1.0"
+UPLOAD_SECONDS = 60.0
+"""s an upload may take."""
+FIELD_BYTES = 4096
+"""Bytes of a form's text field."""
+CHUNK = 1 << 16
+T = TypeVar("T")
+
+
+# -- reading requests ----------------------------------------------------------------------------------------------------
+
+
+async def _body(request: web.Request) -> dict[str, Any]:
+    try:
+        body = await request.json()
+    except (ValueError, RecursionError):
+        raise AvatarError("The request is not JSON.") from None
+    if not isinstance(body, dict):
+        raise AvatarError("The request must be a JSON object.")
+    return body
+
+
+def _text(body: dict[str, Any], name: str) -> str | None:
+    value = body.get(name)
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str) or len(value) > FIELD_BYTES:
+        raise AvatarError(f"'{name}' must be a short text.")
+    return value
+
+
+async def _form(request: web.Request, *, most: int) -> tuple[dict[str, str], bytes]:
+    """A multipart form -> its text fields and its one file. Raises TooLarge, AvatarError."""
+    if not request.content_type.startswith("multipart/"):
+        raise AvatarError("Send the file as a form (multipart/form-data).")
+    texts: dict[str, str] = {}
+    data: bytes | None = None
+    try:
+        async with asyncio.timeout(UPLOAD_SECONDS):
+            async for part in await request.multipart():
+                if not isinstance(part, BodyPartReader) or part.name is None:
+                    raise AvatarError("The form is nested or unnamed; send plain fields.")
+                if part.filename is None and part.name in ("sessionid", "kind", "consent"):
+                    texts[part.name] = (await _part(part, FIELD_BYTES)).decode("utf-8", "replace")
+                elif data is None:
+                    data = await _part(part, most)
+                else:
+                    raise AvatarError("The form holds two files; send one.")
+    except TimeoutError:
+        raise AvatarError("The upload took too long; try a smaller file.") from None
+    except ValueError as error:
+        raise AvatarError("The form cannot be read; send it again.") from error
+    if data is None:
+        raise AvatarError("The form holds no file.")
+    return texts, data
+
+
+async def _part(part: BodyPartReader, most: int) -> bytes:
+    data = bytearray()
+    while chunk := await part.read_chunk(CHUNK):
+        data += chunk
+        if len(data) > most:
+            raise TooLarge(f"That is too large: {most // 1024} KB is the limit.")
+    return bytes(data)
+
+
+async def _in_thread(request: web.Request, work: Callable[[], T]) -> T:
+    return await asyncio.get_running_loop().run_in_executor(request.app[DESK].studio.executor, work)
+
+
+def _ok(data: Any = None) -> web.Response:
+    return web.json_response({"code": 0, "msg": "ok", "data": data})
+
+
+# -- sessions ------------------------------------------------------------------------------------------------------------
+
+
+async def offer(request: web.Request) -> web.Response:
+    """Connect a person."""
+    request.app[GATE].pass_(request.remote or "", now=time.monotonic())
+    body = await _body(request)
+    sdp, drive = body.get("sdp"), cast(Drive, body.get("drive") or "camera")
+    if not isinstance(sdp, str) or body.get("type") != "offer":
+        raise AvatarError('An offer needs \'sdp\' and "type": "offer".')
+    _check_sdp(sdp, request.app[SETTINGS])
+    if drive not in get_args(Drive):
+        raise AvatarError("'drive' is one of: camera, voice, auto.")
+    names = ("persona", "portrait_upload", "generator", "resume")
+    answer, live = await request.app[DESK].offer(Offer(sdp, drive=drive, **{name: _text(body, name) for name in names}))
+    return web.json_response({"sdp": answer, "type": "answer", "sessionid": live.id, "resume": live.resume_token})
+
+
+def _check_sdp(sdp: str, settings: ServerSettings) -> None:
+    limits = settings.limits
+    if len(sdp) > limits.sdp_bytes:
+        raise TooLarge("The offer is too long.")
+    lines = sdp.splitlines()
+    if not lines or not lines[0].startswith("v=0") or not any(line.startswith("m=") for line in lines):
+        raise AvatarError("The offer is not a session description that this server understands; reload the page.")
+    if sum(line.startswith("m=") for line in lines) > limits.media_lines:
+        raise AvatarError(f"The offer has too many media lines; {limits.media_lines} is the limit.")
+
+
+async def whep(request: web.Request) -> web.Response:
+    """Watch a session."""
+    request.app[GATE].pass_(request.remote or "", now=time.monotonic())
+    if request.content_type != "application/sdp":
+        raise AvatarError("WHEP takes an offer as application/sdp.")
+    sdp = (await request.read()).decode("utf-8", "replace")
+    _check_sdp(sdp, request.app[SETTINGS])
+    viewer, answer = await request.app[DESK].watch(request.query.get("sessionid"), sdp)
+    return web.Response(status=201, text=answer, content_type="application/sdp", headers={"Location": f"/whep/{viewer}"})
+
+
+async def whep_end(request: web.Request) -> web.Response:
+    """Stop watching."""
+    await request.app[DESK].unwatch(request.match_info["viewer"])
+    return web.Response(status=204)
+
+
+# -- speaking (LiveTalking's names and envelope) ---------------------------------------------------------------------------
+
+
+def _live(request: web.Request, body: dict[str, Any]) -> Live:
+    return request.app[DESK].live(body.get("sessionid"))
+
+
+async def human(request: web.Request) -> web.Response:
+    """Speak a text, or the chat service's answer to it."""
+    body = await _body(request)
+    live = _live(request, body)
+    kind = body.get("type", "echo")
+    if kind not in ("echo", "chat"):
+        raise AvatarError("'type' is one of: echo, chat.")
+    text = checked_text(body.get("text"), request.app[SETTINGS].limits.text_chars)
+    if kind == "chat":
+        live.speaker.chat.check()
+    if body.get("interrupt") is True:
+        live.interrupt()
+    (live.speaker.answer if kind == "chat" else live.speaker.say)(text)
+    return _ok()
+
+
+async def humanaudio(request: web.Request) -> web.Response:
+    """Speak a sound file."""
+    limits = request.app[SETTINGS].limits
+    texts, data = await _form(request, most=limits.audio_bytes)
+    live = _live(request, dict(texts))
+    pcm = await _in_thread(request, lambda: decode_sound(data, most_seconds=limits.audio_seconds))
+    live.speaker.play(pcm)
+    return _ok()
+
+
+async def interrupt_talk(request: web.Request) -> web.Response:
+    """Stop speaking."""
+    _live(request, await _body(request)).interrupt()
+    return _ok()
+
+
+async def is_speaking(request: web.Request) -> web.Response:
+    """Whether the avatar says something."""
+    return _ok(_live(request, await _body(request)).speaker.speaking)
+
+
+async def record(request: web.Request) -> web.Response:
+    """Begin or end a recording."""
+    body = await _body(request)
+    desk, live = request.app[DESK], _live(request, body)
+    if body.get("type") == "start_record":
+        desk.recordings.start(live)
+        return _ok()
+    if body.get("type") != "end_record":
+        raise AvatarError("'type' is one of: start_record, end_record.")
+    if await desk.recordings.finish(live) is None:
+        raise AvatarError("This session is not being recorded.")
+    live.on_event({"type": "recorded", "url": f"/record/{live.id}"})
+    return _ok({"url": f"/record/{live.id}"})
+
+
+async def recorded(request: web.Request) -> web.StreamResponse:
+    """Fetch a recording."""
+    session = request.match_info["sessionid"]
+    try:
+        path = request.app[DESK].recordings.file(session)
+    except AvatarError as error:
+        raise Unknown(str(error)) from None
+    return web.FileResponse(path, headers={"Content-Disposition": f'attachment; filename="avatar-{session[:8]}.mp4"', "Cache-Control": "no-store"})
+
+
+# -- portraits -------------------------------------------------------------------------------------------------------------
+
+
+async def upload(request: web.Request) -> web.Response:
+    """Send a portrait or a background."""
+    desk, limits = request.app[DESK], request.app[SETTINGS].limits
+    texts, data = await _form(request, most=limits.upload_bytes)
+    await desk.studio.ready()
+    generator = desk.studio.generator
+    kind, consent = texts.get("kind", "portrait"), texts.get("consent")
+    made = await _in_thread(request, lambda: decode_upload(data, kind=kind, consent=consent, generator=generator, limits=limits))
+    return web.json_response({"id": desk.uploads.keep(made), "width": made.rgb.shape[1], "height": made.rgb.shape[0]})
+
+
+async def personas(request: web.Request) -> web.Response:
+    """The portraits there are, the default one first."""
+    studio = request.app[DESK].studio
+    await studio.ready()
+    return web.json_response([{"name": name, "preview": f"/personas/{name}/preview.jpg"} for name in await studio.persona_names()])
+
+
+async def preview(request: web.Request) -> web.Response:
+    """A portrait's picture."""
+    studio = request.app[DESK].studio
+    await studio.ready()
+    name = request.match_info["name"]
+    if name not in await studio.persona_names():
+        raise Unknown(f"There is no persona called '{name}'; GET /personas lists the ones there are.")
+    persona = await studio.persona(name)
+    jpeg = await _in_thread(request, lambda: preview_jpeg(persona.scene.picture))
+    return web.Response(body=jpeg, content_type="image/jpeg", headers={"Cache-Control": "max-age=60"})
+
+
+# -- looking at the server -----------------------------------------------------------------------------------------------
+
+
+async def healthz(request: web.Request) -> web.Response:
+    """Whether the server is there, and what a page must know before it connects."""
+    desk, settings = request.app[DESK], request.app[SETTINGS]
+    answer: dict[str, Any] = {"ok": True, "ready": desk.studio.loaded, "ai_generated": True, "generator": settings.generator, "version": VERSION}
+    if authorised(request, settings):  # TURN credentials are nobody else's business
+        answer["ice_servers"] = [
+            {"urls": server.urls, **({"username": server.username, "credential": server.credential} if server.username else {})}
+            for server in desk.rtc.ice_servers
+        ]
+    return web.json_response(answer)
+
+
+async def stats(request: web.Request) -> web.Response:
+    """Everything measured, as JSON."""
+    desk = request.app[DESK]
+    return web.json_response({"server": desk.snapshot(), "sessions": {live.id: live.snapshot() for live in desk.studio.sessions.values()}})
+
+
+async def metrics(request: web.Request) -> web.Response:
+    """The same for Prometheus. Sessions are named by half of their id, which opens nothing."""
+    desk = request.app[DESK]
+    server = {name: value for name, value in desk.snapshot().items() if isinstance(value, (int, float))}
+    sessions = {live.id[:8]: live.snapshot() for live in desk.studio.sessions.values()}
+    return web.Response(text=prometheus(server, sessions), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+
+async def openapi(request: web.Request) -> web.Response:
+    """This document."""
+    return web.json_response(document(ROUTES, version=VERSION))
+
+
+async def index(request: web.Request) -> web.StreamResponse:
+    """The page."""
+    return static_file("index.html")
+
+
+async def view(request: web.Request) -> web.StreamResponse:
+    """The picture alone, for a browser source; ?sessionid= names the session."""
+    return static_file("view.html")
+
+
+async def static(request: web.Request) -> web.StreamResponse:
+    """Files of the pages."""
+    return static_file(request.match_info["file"])
+
+
+SESSION = fields(("sessionid",), sessionid=TEXT)
+SDP_ANSWER = fields(
+    ("sdp", "type", "sessionid"), sdp=TEXT, type=one_of("answer"), sessionid=TEXT, resume={**TEXT, "description": "Secret for coming back."}
+)
+FILE = {"type": "string", "contentMediaType": "application/octet-stream"}
+ROUTES = (
+    Route(
+        "POST",
+        "/offer",
+        offer,
+        "Connect camera and microphone, get the avatar back.",
+        takes=fields(
+            ("sdp", "type"),
+            sdp=TEXT,
+            type=one_of("offer"),
+            persona=TEXT,
+            portrait_upload={**TEXT, "description": "An id from /upload, instead of a persona."},
+            drive=one_of(*get_args(Drive)),
+            generator=TEXT,
+            resume={**TEXT, "description": "The secret of a session that was lost."},
+        ),
+        gives=SDP_ANSWER,
+        refusals=(400, 413, 429, 503),
+    ),
+    Route(
+        "POST",
+        "/human",
+        human,
+        "Speak a text (echo), or the answer to it (chat).",
+        takes=fields(("sessionid", "text"), sessionid=TEXT, text=TEXT, type=one_of("echo", "chat"), interrupt=BOOL),
+        gives=envelope(),
+        refusals=(400, 404),
+    ),
+    Route(
+        "POST",
+        "/humanaudio",
+        humanaudio,
+        "Speak a sound file.",
+        takes=fields(("sessionid", "file"), sessionid=TEXT, file=FILE),
+        takes_type="multipart/form-data",
+        gives=envelope(),
+        refusals=(400, 404, 413),
+    ),
+    Route("POST", "/interrupt_talk", interrupt_talk, "Stop speaking at once.", takes=SESSION, gives=envelope(), refusals=(400, 404)),
+    Route("POST", "/is_speaking", is_speaking, "Whether something is being said.", takes=SESSION, gives=envelope(BOOL), refusals=(400, 404)),
+    Route(
+        "POST",
+        "/record",
+        record,
+        "Begin or end a recording.",
+        takes=fields(("sessionid", "type"), sessionid=TEXT, type=one_of("start_record", "end_record")),
+        gives=envelope(fields((), url=TEXT)),
+        refusals=(400, 404),
+    ),
+    Route("GET", "/record/{sessionid}", recorded, "Fetch a finished recording.", gives=FILE, gives_type="video/mp4", refusals=(404,)),
+    Route(
+        "POST",
+        "/upload",
+        upload,
+        "Send a portrait (with a statement of consent) or a background.",
+        takes=fields(("picture",), picture=FILE, kind=one_of("portrait", "background"), consent=TEXT),
+        takes_type="multipart/form-data",
+        gives=fields(("id", "width", "height"), id=TEXT, width={"type": "integer"}, height={"type": "integer"}),
+        refusals=(400, 413),
+    ),
+    Route(
+        "GET",
+        "/personas",
+        personas,
+        "The portraits there are.",
+        gives={"type": "array", "items": fields(("name", "preview"), name=TEXT, preview=TEXT)},
+    ),
+    Route("GET", "/personas/{name}/preview.jpg", preview, "A portrait's picture.", gives=FILE, gives_type="image/jpeg", refusals=(404,)),
+    Route(
+        "POST",
+        "/whep",
+        whep,
+        "Watch a session (WHEP).",
+        takes=TEXT,
+        takes_type="application/sdp",
+        gives=TEXT,
+        gives_type="application/sdp",
+        status=201,
+        refusals=(400, 404, 413, 429, 503),
+        query=("sessionid",),
+    ),
+    Route("DELETE", "/whep/{viewer}", whep_end, "Stop watching.", status=204, refusals=(404,)),
+    Route("GET", "/healthz", healthz, "Whether the server is there.", gives=fields(("ok", "ready"), ok=BOOL, ready=BOOL), secret=False),
+    Route("GET", "/stats", stats, "Everything measured.", gives=fields((), server=fields(), sessions=fields())),
+    Route("GET", "/metrics", metrics, "Everything measured, for Prometheus.", gives=TEXT, gives_type="text/plain"),
+    Route("GET", "/openapi.json", openapi, "This document.", gives=fields(), secret=False),
+    Route("GET", "/", index, "The page.", gives=TEXT, gives_type="text/html", secret=False),
+    Route("GET", "/view", view, "The picture alone, for OBS.", gives=TEXT, gives_type="text/html", secret=False),
+    Route("GET", "/static/{file}", static, "Files of the pages.", gives=FILE, gives_type="application/octet-stream", refusals=(404,), secret=False),
+)
+__all__ = ["DESK", "ERROR", "GATE", "PEERS", "ROUTES", "SETTINGS"]

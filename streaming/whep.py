@@ -1,0 +1,120 @@
+"""Viewers of a session over WHEP (draft-ietf-wish-whep): one encode for all of them, sound to each, nothing from them."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable
+
+from aiortc import RTCSessionDescription
+
+from engine.types import AvatarError, FloatArray
+from streaming.live import Live
+from streaming.pacing import Picture
+from streaming.rtc import PeerConnection, RtcSettings, SharedEncoder, assert_codecs, clean_offer, make_peer_connection, prefer_codecs
+from streaming.studio import Full
+from streaming.tracks import VIDEO_BASE, VIDEO_CLOCK, AvatarVoice, video_frame
+
+CODEC = "H264"
+SETUP_SECONDS = 10.0
+CONNECT_SECONDS = 15.0
+
+
+class Broadcast:
+    """A session's viewers. A sink of its pictures; the encoder works only while somebody watches."""
+
+    def __init__(self, live: Live, *, rtc: RtcSettings) -> None:
+        self.live = live
+        self.rtc = rtc
+        self.viewers: dict[str, tuple[PeerConnection, AvatarVoice]] = {}
+        self._encoder = SharedEncoder(codec=CODEC, settings=rtc)
+        self._slot: tuple[Picture, float] | None = None
+        self._there = asyncio.Event()
+        self._origin: float | None = None
+        self._pump = asyncio.ensure_future(self._push())
+
+    # -- the sink ------------------------------------------------------------------------------------------------------
+
+    def picture(self, picture: Picture, *, now: float) -> None:
+        """See tracks.Sink."""
+        if self._slot is not None:
+            self.live.stats.drop("viewer_encoder")
+        self._slot = (picture, now)
+        self._there.set()
+
+    def sound(self, block: FloatArray, *, time: float) -> None:
+        """See tracks.Sink; every viewer's voice is a sink of its own."""
+
+    async def _push(self) -> None:
+        while True:
+            await self._there.wait()
+            self._there.clear()
+            if self._slot is None:
+                continue
+            (picture, now), self._slot = self._slot, None
+            if self._origin is None:
+                self._origin = now
+            frame = video_frame(picture)
+            frame.pts, frame.time_base = round((now - self._origin) * VIDEO_CLOCK), VIDEO_BASE
+            await self._encoder.push(frame)
+
+    # -- viewers -------------------------------------------------------------------------------------------------------
+
+    async def admit(self, sdp: str) -> tuple[str, str]:
+        """A viewer's offer -> (viewer id, answer). Raises Full where too many watch, AvatarError for a bad offer."""
+        limit = self.live.settings.limits.viewers
+        if len(self.viewers) >= limit:
+            raise Full(f"All {limit} places to watch are taken; try again later.")
+        pc = make_peer_connection(self.rtc)
+        voice = AvatarVoice(on_drop=lambda: self.live.stats.drop("viewer_voice"), with_mic=lambda: True)
+        viewer = secrets.token_hex(8)
+        self.viewers[viewer] = (pc, voice)
+        self.live.outlet.sinks.add(self)
+        pc.addTrack(self._encoder.track())
+        pc.addTrack(voice)
+        prefer_codecs(pc, video=(CODEC,))
+        pc.on("connectionstatechange", self._on_state(viewer, pc))
+        try:
+            async with asyncio.timeout(SETUP_SECONDS):
+                await pc.setRemoteDescription(RTCSessionDescription(clean_offer(sdp), "offer"))
+                await pc.setLocalDescription(await pc.createAnswer())
+            assert_codecs(pc, video=(CODEC,))
+        except AvatarError:
+            await self.dismiss(viewer)
+            raise
+        except (TimeoutError, ValueError, KeyError, IndexError, AssertionError, AttributeError) as error:
+            await self.dismiss(viewer)
+            raise AvatarError("The offer is not a session description that this server understands.") from error
+        if any(t.mid is not None and t.sender.track is voice for t in pc.getTransceivers()):
+            self.live.outlet.sinks.add(voice)
+        asyncio.get_running_loop().call_later(CONNECT_SECONDS, self._check, viewer, pc)
+        return viewer, pc.localDescription.sdp
+
+    async def dismiss(self, viewer: str) -> None:
+        """A viewer leaves; harmless twice."""
+        pc, voice = self.viewers.pop(viewer, (None, None))
+        if voice is not None:
+            self.live.outlet.sinks.discard(voice)
+        if not self.viewers:
+            self.live.outlet.sinks.discard(self)
+        if pc is not None:
+            await pc.close()
+
+    def _on_state(self, viewer: str, pc: PeerConnection) -> Callable[[], object]:
+        async def changed() -> None:
+            if pc.connectionState in ("failed", "closed"):
+                await self.dismiss(viewer)
+
+        return changed
+
+    def _check(self, viewer: str, pc: PeerConnection) -> None:
+        """A viewer that never connected gives its place back."""
+        if viewer in self.viewers and pc.connectionState != "connected":
+            self._late = asyncio.ensure_future(self.dismiss(viewer))
+
+    async def close(self) -> None:
+        """Everyone leaves."""
+        self.live.outlet.sinks.discard(self)
+        self._pump.cancel()
+        await asyncio.gather(self._pump, *(self.dismiss(viewer) for viewer in list(self.viewers)), return_exceptions=True)
+        self._encoder.close()
