@@ -79,6 +79,9 @@ class Motion:
     expression: FloatArray | None = None
     """[478, 3] displacement of every face point from neutral with the head pose removed, in the head's frame, unit: the
     driver's face width. None where the face is not seen (the voice, the idle driver): then the scalars above say all."""
+    expressed: FloatArray = field(default_factory=lambda: np.ones(2, np.float32))
+    """[2] 0..1: how much of the brows and of the mouth's width, round and smile `expression` carries; the scalars say the rest.
+    Below 1 while one source gives way to another, 0 for a mouth that the voice moves in a face the camera sees."""
     body: FloatArray = field(default_factory=lambda: np.zeros(6, np.float32))
     """[6] shoulders relative to neutral: lean (roll of the shoulder line, degrees, > 0 clockwise), twist (yaw, degrees),
     x and y shift in shoulder widths, shrug of the left and right shoulder in shoulder widths (> 0 up)."""

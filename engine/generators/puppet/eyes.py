@@ -79,12 +79,12 @@ SHUT_FROM, SHUT_TO = 0.85, 0.25
 """Apertures between which a lid's look turns from open to closed."""
 
 
-def move(features: Features, points: FloatArray, apertures: FloatArray, brows: FloatArray, *, expressed: bool) -> None:
-    """Bring the lids of `points` [478, 3] (changed in place) to absolute apertures [2] and, without an expression, lift the brows [2]."""
+def move(features: Features, points: FloatArray, apertures: FloatArray, brows: FloatArray, *, expressed: float) -> None:
+    """Bring the lids of `points` [478, 3] (changed in place) to absolute apertures [2] and lift the brows [2] as far as an expression does not (`expressed` 0..1)."""
     down = features.frame[:, 1]
     for side in range(2):
-        if not expressed:
-            points -= features.brow[side][:, None] * (down * (float(brows[side]) * float(features.ocular)))
+        if expressed < 1.0:
+            points -= features.brow[side][:, None] * (down * ((1.0 - expressed) * float(brows[side]) * float(features.ocular)))
         top, bottom = list(topology.UPPER_LID[side]), list(topology.LOWER_LID[side])
         own = (features.rest[bottom] - features.rest[top]) @ down
         now = (points[bottom] - points[top]) @ down

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from engine.generators.puppet import eyes, mouth, plate, teeth, topology
+from engine.generators.puppet import eyes, mouth, plate, response, teeth, topology
 from engine.generators.puppet import body as shoulders
 from engine.generators.puppet import features as feature_arrays
 from engine.generators.puppet.features import Features
+from engine.generators.puppet.find import find_face
 from engine.generators.puppet.mesh import CAMERA, measure, spread_sheet
 from engine.generators.puppet.refine import apply
 from engine.generators.puppet.raster import blend, raster
@@ -25,7 +26,7 @@ from engine.types import AvatarError, FloatArray, GeneratorSpec, Identity, Motio
 VERSION = "1"
 PAD = 0.14
 """Padding of the texture, picture sizes: how far the picture goes on, mirrored, beyond its edges."""
-LIMITS = {"yaw": 28.0, "pitch": 20.0, "roll": 30.0, "shift": 0.45, "scale": 0.28, "lean": 9.0, "twist": 20.0, "sway": 0.2, "shrug": 0.14, "gap": 0.62}
+LIMITS = {"yaw": 28.0, "pitch": 20.0, "roll": 30.0, "shift": 0.45, "scale": 0.28, "lean": 9.0, "twist": 20.0, "sway": 0.2, "shrug": 0.14, "gap": 0.80}
 """Soft limits: degrees; face widths; log; shoulder widths; ocular distances."""
 KNEE = 0.65
 """Motion is untouched up to this part of its limit and compressed beyond."""
@@ -67,10 +68,12 @@ class State:
 class Puppet:
     """A 2.5D layered puppet. Input: `Signal.motion`. See `Generator` for the five verbs."""
 
-    def __init__(self, size: tuple[int, int] = (512, 512), *, rest: bool = True) -> None:
-        """`size` (H, W) px; `rest`: a portrait that smiles or shows its teeth closes its lips at rest."""
+    def __init__(self, size: tuple[int, int] = (512, 512), *, rest: bool = True, respond: bool = True) -> None:
+        """`size` (H, W) px; `rest`: a portrait that smiles or shows its teeth closes its lips at rest;
+        `respond`: measure at set-up what a tracker reads back from the portrait, and correct motions by it."""
         self.spec = GeneratorSpec(name="puppet", size=size, fps=30)
         self.rest = rest
+        self.respond = respond
 
     # -- slow, once -----------------------------------------------------------------------------------------------------
 
@@ -81,7 +84,11 @@ class Puppet:
         rgb = cv2.resize(portrait, (width, height), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_CUBIC)
         landmarks = find_face(rgb)
         key = hashlib.sha256(np.ascontiguousarray(portrait).tobytes() + f"puppet {VERSION} {self.spec.size}".encode()).hexdigest()
-        return Identity(key, rgb, self._features(rgb, landmarks))
+        features = self._features(rgb, landmarks)
+        if self.respond:
+            row = self._seat(features)
+            features = replace(features, response=response.listen(lambda motion: self._frame(row, Signal(0.0, motion=motion)).rgb))
+        return Identity(key, rgb, features)
 
     def _features(self, rgb: UInt8Array, landmarks: FloatArray) -> Features:
         size = self.spec.size
@@ -105,7 +112,7 @@ class Puppet:
             lid_upper=lids.lid_upper, lid_lower=lids.lid_lower, eye_patch=np.stack([p.box for p in patches]),
             eyeballs=_stack([p.ball for p in patches]), lids=_stack([p.lid for p in patches]), lash=np.stack([p.lash for p in patches]),
             iris=np.stack([p.iris for p in patches]), eye_axis=np.stack([p.axis for p in patches]), brow=lids.brow,
-            body=torso.body, shrug=torso.shrug, shoulders=torso.shoulders, response=np.zeros(1, as32),
+            body=torso.body, shrug=torso.shrug, shoulders=torso.shoulders, response=response.NO_RESPONSE,
         )  # fmt: skip
 
     @staticmethod
@@ -126,9 +133,11 @@ class Puppet:
 
     def admit(self, state: State, row: int, identity: Identity) -> None:
         """Seat an identity in a row."""
-        features: Features = identity.features
+        state.rows[row] = self._seat(identity.features)
+
+    def _seat(self, features: Features) -> Row:
         height, width = self.spec.size
-        state.rows[row] = Row(
+        return Row(
             features,
             points=np.empty_like(features.rest),
             uv=features.uv.copy(),
@@ -154,8 +163,8 @@ class Puppet:
         return made
 
     def _frame(self, row: Row, signal: Signal) -> VideoFrame:
-        motion = signal.motion or still_motion()
         features = row.features
+        motion = corrected(features, signal.motion or still_motion())
         places = self._pose(row, motion)
         pad = float(features.uv[0, 0] - flatten(features.rest[:1], features)[0, 0])
         raster(row.points, row.uv, features.triangles, features.tags, row.sampling, row.depth, row.tag)
@@ -171,14 +180,14 @@ class Puppet:
         features = row.features
         count = topology.SKIN_POINTS + 10
         face = features.rest[:count].copy()
-        expressed = motion.expression is not None
+        brows_expressed, mouth_expressed = (0.0, 0.0) if motion.expression is None else (float(x) for x in motion.expressed)
         if motion.expression is not None:
             face += gate(features, motion.expression)
         aperture = np.clip(motion.eyes, 0.0, 1.5)
-        eyes.move(features, face, aperture, motion.brows, expressed=expressed)
+        eyes.move(features, face, aperture, motion.brows, expressed=brows_expressed)
         lips = np.array(motion.mouth, np.float32)
         lips[0] = max(0.0, soft(float(lips[0]), LIMITS["gap"]))
-        _, jaw_way = mouth.move(features, face, lips, expressed=expressed, rest=self.rest)
+        _, jaw_way = mouth.move(features, face, lips, expressed=mouth_expressed, rest=self.rest)
         offset = face - features.rest[:count]
         everything = features.rest.copy()
         everything[:count] = face
@@ -248,6 +257,15 @@ def flatten(points: FloatArray, features: Features) -> FloatArray:
     return flat
 
 
+def corrected(features: Features, motion: Motion) -> Motion:
+    """The motion that a tracker will read as the given one on this portrait."""
+    wanted = np.array([*motion.head[:3], motion.mouth[0], *(motion.eyes - 1.0)], np.float32)
+    made = response.correct(features.response, wanted)
+    head, lips = np.array(motion.head, np.float32), np.array(motion.mouth, np.float32)
+    head[:3], lips[0] = made[:3], made[3]
+    return replace(motion, head=head, mouth=lips, eyes=np.maximum(made[4:] + 1.0, 0.0))
+
+
 def affine(source: FloatArray, target: FloatArray) -> FloatArray:
     """[2, 3] the affine map that takes source [N, 2] to target [N, 2] in the least squares sense."""
     design = np.concatenate([source, np.ones((len(source), 1), np.float32)], 1)
@@ -284,16 +302,3 @@ def _stack(pictures: list[UInt8Array]) -> UInt8Array:
 def _limited(body: FloatArray) -> FloatArray:
     names = ("lean", "twist", "sway", "sway", "shrug", "shrug")
     return np.array([soft(float(b), LIMITS[name]) for b, name in zip(body, names, strict=True)], np.float32)
-
-
-def find_face(rgb: UInt8Array) -> FloatArray:
-    """[478, 3] px (z on the scale of x). Raises AvatarError where no face is found."""
-    import mediapipe as mp
-
-    height, width = rgb.shape[:2]
-    with mp.solutions.face_mesh.FaceMesh(static_image_mode=True, refine_landmarks=True, max_num_faces=1) as mesh:
-        found = mesh.process(rgb).multi_face_landmarks
-    if not found:
-        raise AvatarError("No face was found in the portrait; choose a picture where the whole face is seen from the front.")
-    points = np.array([(p.x * width, p.y * height, p.z * width) for p in found[0].landmark], np.float32)
-    return points

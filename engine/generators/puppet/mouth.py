@@ -14,10 +14,12 @@ from engine.types import FloatArray
 
 CLOSED = 0.03
 """A portrait whose lips are nearer than this (ocular distances) has them closed."""
-RELAXED_WIDTH = 0.84
+RELAXED_WIDTH = 0.80
 """Outer width of a relaxed mouth, ocular distances; wider is a smile."""
 UPPER_SHARE = 0.35
 """Share of a closing gap that the upper lip takes; the lower lip takes the rest."""
+RELAX = 0.9
+"""Share of the portrait's own smile that gives way at rest."""
 CORNER_DROP = 0.42
 """Share of the jaw's way that the corners of the mouth go down."""
 OPEN_NARROWS = 0.22
@@ -108,21 +110,23 @@ def profile(features: Features) -> FloatArray:
     return shape
 
 
-def move(features: Features, points: FloatArray, mouth: FloatArray, *, expressed: bool, rest: bool) -> tuple[FloatArray, float]:
+def move(features: Features, points: FloatArray, mouth: FloatArray, *, expressed: float, rest: bool) -> tuple[FloatArray, float]:
     """Bring the mouth of `points` [478, 3] (camera space, changed in place) to the motion's mouth [4].
 
-    `expressed`: the points already carry the driver's expression; then only the lip gap is corrected. -> (points, the jaw's way down
+    `expressed` 0..1: how much of it the points already carry from the driver's expression; the lip gap is always corrected. -> (points, the jaw's way down
     in px, which the lower teeth share).
     """
     right, down, away = features.frame.T
     ocular = float(features.ocular)
     gap, width, rounded, smile = (float(x) for x in mouth)
     if rest:
-        lift, wide = (0.7 * features.smile_rest * ocular).tolist()
+        lift, wide = (RELAX * features.smile_rest * ocular).tolist()
         points += features.corners.sum(1)[:, None] * (down * lift) - features.spread[:, None] * (right * (wide / 2))
-    if not expressed:
+    if expressed < 1.0:
+        width, rounded, smile = (x * (1.0 - expressed) for x in (width, rounded, smile))
+        said = gap * (1.0 - expressed)
         mouth_width = 0.45 * ocular
-        points += features.spread[:, None] * (right * (mouth_width * (width - 0.30 * rounded - OPEN_NARROWS * gap)))
+        points += features.spread[:, None] * (right * (mouth_width * (width - 0.30 * rounded - OPEN_NARROWS * said)))
         points += features.corners.sum(1)[:, None] * (-down * (0.10 * ocular * smile))
         points += (features.corners[:, 1] - features.corners[:, 0])[:, None] * (right * (0.06 * ocular * max(smile, 0.0)))
         points += features.pucker[:, None] * (-away * (0.10 * ocular * rounded))
@@ -133,7 +137,7 @@ def move(features: Features, points: FloatArray, mouth: FloatArray, *, expressed
         target = own + gap * profile(features)
     upper, lower = list(topology.UPPER_LIP[0]), list(topology.LOWER_LIP[0])
     present = (points[lower] - points[upper]) @ down / ocular
-    drop = 0.9 * gap if not expressed else 0.9 * max(0.0, float((target - present)[3:6].mean()))
+    drop = 0.9 * ((1.0 - expressed) * gap + expressed * max(0.0, float((target - present)[3:6].mean())))
     points += features.jaw[:, None] * ((down + JAW_BACK * away) * (drop * ocular))
     present = (points[lower] - points[upper]) @ down / ocular
     change = (target - present) * ocular
