@@ -103,10 +103,12 @@ class Neutral:
         """Take the next few frames as the neutral and keep it until the person is forgotten."""
         self._chosen = []
 
-    def see(self, head: Float64Array, shape: Float64Array, measures: Measures, *, time: float, opening: Float64Array) -> Rest:
+    def see(
+        self, head: Float64Array, shape: Float64Array, measures: Measures, *, time: float, opening: Float64Array, mouth_seen: float = 1.0
+    ) -> Rest:
         """A frame: head vector [6], shape [478, 3] in the head frame of the mean face, its measures -> the neutral to measure against.
 
-        `opening` [2]: the lids' usual opening.
+        `opening` [2]: the lids' usual opening. `mouth_seen` 0..1: what a hidden mouth looks like is not learnt.
         """
         step = 0.0 if self._last is None else float(np.clip(time - self._last[0], 0.0, LONGEST_STEP))
         speed = 0.0 if self._last is None or step == 0.0 else float(np.abs(head[:3] - self._last[1][:3]).max()) / step
@@ -116,7 +118,7 @@ class Neutral:
         if self._chosen is not None:
             self._take(head, shape, measures, opening)
         elif not self._locked:
-            self._weigh(head, shape, measures, step=step, speed=speed, opening=opening)
+            self._weigh(head, shape, measures, step=step, speed=speed, opening=opening, mouth_seen=mouth_seen)
         self._approach(step)
         return self.rest
 
@@ -142,7 +144,9 @@ class Neutral:
         self.rest = Rest(upright, shape, measure(shape))
         return self.rest
 
-    def _weigh(self, head: Float64Array, shape: Float64Array, measures: Measures, *, step: float, speed: float, opening: Float64Array) -> None:
+    def _weigh(
+        self, head: Float64Array, shape: Float64Array, measures: Measures, *, step: float, speed: float, opening: Float64Array, mouth_seen: float
+    ) -> None:
         assert self._head is not None
         assert self._shape is not None
         known = self._head.seconds / (self._head.seconds + SET_AFTER)
@@ -151,7 +155,7 @@ class Neutral:
         lids = np.maximum(0.0, 1.0 - measures.lids / opening) / LOWERED
         face_cost = float((lids**2).sum() + (measures.gap / PARTED) ** 2 + ((measures.width - USUAL_WIDTH) / WIDTH_SPREAD) ** 2)
         self._head.add(head, 1.0 / (1.0 + pose_cost) ** 2, step=step)
-        self._shape.add(shape, 1.0 / (1.0 + pose_cost + face_cost) ** 2, step=step)
+        self._shape.add(shape, mouth_seen**2 / (1.0 + pose_cost + face_cost) ** 2, step=step)
         if min(self._head.seconds, self._shape.seconds) >= SET_AFTER:
             self.state = "set"
 
@@ -222,10 +226,11 @@ class Levels:
     _seen: list[tuple[float, float, float, float]] = field(default_factory=list)  # time, left, right, gap
     _frames: int = 0
 
-    def see(self, measures: Measures, *, time: float) -> None:
-        """A frame's measures; learn every few frames and ease towards what was learnt."""
+    def see(self, measures: Measures, *, time: float, mouth_seen: float = 1.0) -> None:
+        """A frame's measures; learn every few frames and ease towards what was learnt. A mouth seen less than half is passed over."""
         first = not self._seen
-        self._seen.append((time, float(measures.lids[0]), float(measures.lids[1]), measures.gap))
+        gap = measures.gap if mouth_seen > 0.5 else self.shut - SHUT_MARGIN
+        self._seen.append((time, float(measures.lids[0]), float(measures.lids[1]), gap))
         self._frames += 1
         if self._frames % LEARN_EVERY and not first:
             return

@@ -103,8 +103,11 @@ class Expression:
         """The camera's picture has changed its size: place and size of the head go on from where they were."""
         self._new_geometry = True
 
-    def __call__(self, points: Float64Array, time: float) -> tuple[Motion, Float64Array]:
-        """Metric landmarks [478, 3] at `time` s -> Motion (confidence 1) and the head's similarity [4, 4] (face widths -> picture heights)."""
+    def __call__(self, points: Float64Array, time: float, *, mouth_seen: float = 1.0) -> tuple[Motion, Float64Array]:
+        """Metric landmarks [478, 3] at `time` s -> Motion (confidence 1) and the head's similarity [4, 4] (face widths -> picture heights).
+
+        `mouth_seen`: 0..1; as far as the mouth is hidden it rests, and nothing is learnt from it.
+        """
         pose = fit_pose(MEAN_RIGID, points[RIGID])
         raw_shape = pose.undo(points)
         raw = measure(raw_shape)
@@ -112,8 +115,8 @@ class Expression:
         if self._new_geometry and self._head is not None:
             self.neutral.rebase(self._head, head)
         self._new_geometry, self._head = False, head
-        self.levels.see(raw, time=time)
-        rest = self.neutral.see(head, raw_shape, raw, time=time, opening=self.levels.opening)
+        self.levels.see(raw, time=time, mouth_seen=mouth_seen)
+        rest = self.neutral.see(head, raw_shape, raw, time=time, opening=self.levels.opening, mouth_seen=mouth_seen)
         if self._mask is None:
             self._mask = expressive(rest.shape)
         matrix = np.eye(4)
@@ -121,11 +124,12 @@ class Expression:
         smooth_head, smooth_shape = self._smooth
         moved = smooth_head(relative_head(head, rest), time)
         shape = smooth_shape(raw_shape, time)
-        return self._motion(moved, shape, rest), matrix
+        return self._motion(moved, shape, rest, mouth_seen), matrix
 
-    def _motion(self, head: Float64Array, shape: Float64Array, rest: Rest) -> Motion:
+    def _motion(self, head: Float64Array, shape: Float64Array, rest: Rest, mouth_seen: float) -> Motion:
         now, then = measure(shape), rest.measures
         assert self._mask is not None
+        believed = self._mask * (1.0 - (1.0 - mouth_seen) * _ramp(rest.shape[:, 1:2], *JAW_TOP))
         eyes = apertures(now, self.levels)
         self._gaze = gaze(now, then, eyes=eyes, before=self._gaze)
         return Motion(
@@ -133,8 +137,8 @@ class Expression:
             eyes=eyes.astype(np.float32),
             gaze=self._gaze.astype(np.float32),
             brows=(now.brows - then.brows).astype(np.float32),
-            mouth=mouth(now, then, shut=self.levels.shut).astype(np.float32),
-            expression=((shape - rest.shape) * self._mask).astype(np.float32),
+            mouth=(mouth_seen * mouth(now, then, shut=self.levels.shut)).astype(np.float32),
+            expression=((shape - rest.shape) * believed).astype(np.float32),
             confidence=np.array([1.0, 1.0, 0.0], np.float32),
         )
 

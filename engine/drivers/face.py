@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from engine.drivers.calibrate import NeutralState
 from engine.drivers.express import Expression
 from engine.drivers.follow import Follower
 from engine.drivers.rigid import metric
+from engine.drivers.sight import MouthSight, inside
 from engine.drivers.tracker import FaceTracker
 from engine.types import Signal, VideoFrame, still_motion
 
@@ -19,7 +22,7 @@ class FaceDriver:
 
     def __init__(self) -> None:
         self._follower = Follower()
-        self._person = Expression()
+        self._person, self._sight = Expression(), MouthSight()
         self._size = (0, 0)
 
     def __call__(self, frame: VideoFrame) -> Signal:
@@ -33,11 +36,14 @@ class FaceDriver:
         if face is None:
             return Signal(frame.time, frame.id, motion=still_motion(), aspect=aspect, confidence={"face": 0.0, "mouth": 0.0})
         if self._follower.newcomer:
-            self._person = Expression()
-        moved, head = self._person(metric(face, aspect), frame.time)
+            self._person, self._sight = Expression(), MouthSight()
+        seen = inside(face)
+        mouth = min(seen, self._sight(frame.rgb, face, frame.time))
+        moved, head = self._person(metric(face, aspect), frame.time, mouth_seen=mouth)
         head[:3] *= height
-        seen = {"face": 1.0, "mouth": 1.0}
-        return Signal(frame.time, frame.id, motion=moved, face=face, aspect=aspect, head=head.astype(np.float32), confidence=seen)
+        moved = replace(moved, confidence=np.array([seen, mouth, 0.0], np.float32))
+        sure = {"face": seen, "mouth": mouth}
+        return Signal(frame.time, frame.id, motion=moved, face=face, aspect=aspect, head=head.astype(np.float32), confidence=sure)
 
     @property
     def neutral_state(self) -> NeutralState:
@@ -50,7 +56,7 @@ class FaceDriver:
 
     def reset(self) -> None:
         """Forget the person."""
-        self._person = Expression()
+        self._person, self._sight = Expression(), MouthSight()
         self._follower.reset()
 
     def close(self) -> None:
