@@ -102,8 +102,9 @@ def _numeric(text: str) -> bool:
     return text == "n/a" or text.lstrip("+-").replace(".", "", 1).isdigit()
 
 
-def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Add the options every benchmark has."""
+def arguments(name: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser with the options every benchmark has."""
+    parser = argparse.ArgumentParser(prog=f"avatar bench {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="F", help="also write the JSON line to this file")
     parser.add_argument("--plot", type=Path, metavar="F.png", help="draw the result (needs matplotlib)")
     return parser

@@ -6,7 +6,6 @@ a shared machine are upper bounds. The ratios compare work of one run and carry 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -117,7 +116,6 @@ def camera(clip: media.Clip, count: int) -> Iterator[VideoFrame]:
 def driver_times(clip: media.Clip, count: int) -> dict[str, Laps]:
     """Face, body and speech drivers, each alone."""
     from engine.drivers.body import BodyDriver
-
     from engine.drivers.face import FaceDriver
     from engine.drivers.speech import SpeechDriver
 
@@ -185,9 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     from engine.generators import NAMES
 
-    parser = arguments(
-        argparse.ArgumentParser(prog="avatar bench latency", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    )
+    parser = arguments("latency", __doc__)
     parser.add_argument("--generator", nargs="+", default=sorted(NAMES), choices=sorted(NAMES))
     parser.add_argument("--size", nargs="+", type=int, default=list(SIZES), help="px of the square frames")
     parser.add_argument("--frames", type=int, default=FRAMES)

@@ -21,6 +21,8 @@ SPEECH_RATE = 16_000
 """Hz of the speech made here."""
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".mjpeg", ".y4m")
 CHARACTERS_PER_SECOND = 14.0
+AH = ((750, 140, 1.0), (1250, 160, 0.6), (2500, 220, 0.3))
+"""Formants of an open vowel: Hz, half width in Hz, level."""
 SENTENCES = "Good morning. My name is Maya, and I move as you speak. Watch my lips: people move, papa bakes, and five vans wait outside."
 
 
@@ -152,6 +154,21 @@ def babble(seconds: float, *, rate: int = SPEECH_RATE, seed: int = 0) -> AudioCh
     wave *= envelope
     pcm: FloatArray = (0.4 * wave / max(1e-9, float(np.abs(wave).max()))).astype(np.float32)
     return AudioChunk(pcm, rate, 0.0)
+
+
+def vowel(seconds: float, *, rate: int, attack: float, pitch: float = 120.0) -> FloatArray:
+    """An "ah" [N] that rises and falls within `attack` seconds: harmonics of `pitch` Hz under three formants."""
+    t = np.arange(round(seconds * rate)) / rate
+    wave = np.zeros(len(t))
+    for k in range(1, int(4000 / pitch)):
+        frequency = k * pitch
+        weight = sum(
+            np.exp(-(((frequency - formant) / width) ** 2)) * level for formant, width, level in ((750, 140, 1.0), (1250, 160, 0.6), (2500, 220, 0.3))
+        )
+        wave += weight * np.sin(2 * np.pi * frequency * t)
+    ramp = np.clip(np.minimum(t, seconds - t) / attack, 0, 1)
+    sound: FloatArray = (0.5 * wave / np.abs(wave).max() * ramp).astype(np.float32)
+    return sound
 
 
 def room(seconds: float, *, loudness: float, rate: int = SPEECH_RATE, seed: int = 0) -> AudioChunk:

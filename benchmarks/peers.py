@@ -30,6 +30,7 @@ from aiortc.mediastreams import MediaStreamError
 
 from benchmarks import barcode
 from benchmarks.common import ROOT
+from benchmarks.delivery import Seen
 from engine.types import AvatarError, FloatArray, UInt8Array
 from streaming.rtc import make_peer_connection, prefer_codecs
 
@@ -204,14 +205,6 @@ class Microphone(MediaStreamTrack):
         frame.sample_rate, frame.pts, frame.time_base = SOUND_RATE, self._sample, Fraction(1, SOUND_RATE)
         self._sample += PACKET
         return frame
-
-
-@dataclass(slots=True)
-class Seen:
-    """One returned picture."""
-
-    time: float  # s, when it was decoded here
-    number: int | None  # of its bar code
 
 
 @dataclass(slots=True)

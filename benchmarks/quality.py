@@ -312,9 +312,7 @@ def panels(driven: Sequence[Driven], spoken: Sequence[Spoken]) -> list[Panel]:
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
-    parser = arguments(
-        argparse.ArgumentParser(prog="avatar bench quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    )
+    parser = arguments("quality", __doc__)
     parser.add_argument(
         "--portrait", nargs="+", default=[], metavar="P", help="pictures, or frames of videos as clip.mp4@12 (default: the built-in one)"
     )

@@ -216,10 +216,8 @@ def test_the_envelope_sits_on_its_sound() -> None:
 
 
 def test_a_benchmark_ends_in_one_json_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    import argparse
-
     target = tmp_path / "deep" / "line.json"
-    options = arguments(argparse.ArgumentParser()).parse_args(["--json", str(target)])
+    options = arguments("latency", None).parse_args(["--json", str(target)])
     laps = Laps()
     with laps:
         sum(range(1000))
