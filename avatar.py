@@ -14,7 +14,7 @@ from engine.types import AvatarError
 if TYPE_CHECKING:
     from engine.config import Background
     from engine.persona import Persona
-    from engine.types import Generator
+    from engine.types import Drive, Generator
 
 BENCHES = {"latency": "latency", "loopback": "loopback", "capacity": "throughput", "quality": "quality"}
 """Name on the command line -> module in benchmarks."""
@@ -23,7 +23,6 @@ BENCHES = {"latency": "latency", "loopback": "loopback", "capacity": "throughput
 def serve(args: argparse.Namespace) -> int:
     """Start the server and print its address."""
     from streaming.server import serve as run
-
     from streaming.settings import ServerSettings
 
     run(
@@ -59,7 +58,7 @@ def render(args: argparse.Namespace) -> int:
     clip = probe(args.drive)
     generator = load(args.generator)
     persona = _persona(generator, args)
-    drive = args.drive_mode or ("camera" if clip.has_video else "voice")
+    drive: Drive = args.drive_mode or ("camera" if clip.has_video else "voice")
     settings = SessionSettings(drive=drive, background=_background(args), track_body=not args.no_body)
     frames = run(generator, persona, args.drive, args.out, settings=settings, operator=OperatorSettings(badge=args.badge), progress=_bar)
     print(f"\nWrote {frames} frames to {args.out}.")

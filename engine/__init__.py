@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from engine.batch import Batch
     from engine.config import Background, OperatorSettings, SessionSettings
     from engine.generators import load
-    from engine.persona import Persona, make_persona
     from engine.offline import render
+    from engine.persona import Persona, make_persona
     from engine.session import Session
 
 __all__ = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +16,7 @@ ROWS = 3
 
 
 @pytest.fixture(scope="module", params=sorted(generators.NAMES))
-def made(request: pytest.FixtureRequest) -> Iterator[tuple[Generator, Identity]]:
+def made(request: pytest.FixtureRequest) -> tuple[Generator, Identity]:
     generator = generators.load(request.param)
     return generator, generator.prepare(demo_portrait())
 
