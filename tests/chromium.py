@@ -95,15 +95,14 @@ class Page:
             raise PageError(f"{script[:120]}: {details.get('exception', {}).get('description') or details['text']}")
         return answer["result"].get("value")
 
-    async def wait(self, script: str, *, seconds: float = 15.0) -> Any:
-        """Until the expression is true; its value."""
+    async def wait(self, script: str, *, seconds: float = 15.0) -> None:
+        """Until the expression is true."""
         deadline = asyncio.get_running_loop().time() + seconds
-        while not (value := await self.evaluate(script)):
+        while not await self.evaluate(f"Boolean({script})"):
             if asyncio.get_running_loop().time() > deadline:
                 state = await self.evaluate("[document.querySelector('#stage')?.dataset.state, document.body.innerText.slice(0, 400)]")
                 raise PageError(f"not within {seconds} s: {script}; the page says {state}; errors {self.errors}")
             await asyncio.sleep(0.05)
-        return value
 
     async def text(self, selector: str) -> str:
         """What is written there, or "" where it is hidden."""

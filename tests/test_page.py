@@ -22,7 +22,8 @@ from aiohttp import web
 from engine.drivers.face import FaceTracker
 from engine.persona import demo_portrait
 from engine.types import FloatArray, UInt8Array
-from streaming.server import PEERS, make_app
+from streaming.api import PEERS
+from streaming.server import make_app
 from streaming.settings import ServerSettings
 from streaming.tts import make_synthesizer
 from tests.chromium import Browser, Page, chromium, write_camera, write_microphone
@@ -271,9 +272,30 @@ def test_a_recording_is_downloaded(desk: Desk) -> None:
         return path
 
     with av.open(str(desk.run(story()))) as film:
-        frames = sum(1 for _ in film.decode(video=0))
-        assert 30 <= frames <= 150
+        times = [frame.time for frame in film.decode(video=0) if frame.time is not None]
+        assert len(times) >= 10  # a busy machine may skip some; the length must be right all the same
+        assert 1.5 < max(times) - min(times) < 6.0
         assert "AI" in json.dumps(dict(film.metadata)) or "artificial" in json.dumps(dict(film.metadata)).lower()
+
+
+def test_a_viewer_sees_the_picture_alone(desk: Desk) -> None:
+    async def story() -> None:
+        page = await desk.open()
+        await go_live(page)
+        assert desk.browser
+        viewer = await desk.browser.open(await page.evaluate("document.querySelector('#view-url').value"), width=640, height=640)
+        await viewer.wait("document.querySelector('#avatar').getVideoPlaybackQuality().totalVideoFrames > 15")
+        assert await viewer.text("body") == ""
+        assert await viewer.evaluate("getComputedStyle(document.body).backgroundColor") == "rgba(0, 0, 0, 0)"
+        assert (await viewer.grab("avatar"))[0][0].shape == (await page.grab("avatar"))[0][0].shape
+        await viewer.screenshot("view")
+        await page.click("#start")
+        await viewer.wait("document.querySelector('#words').innerText", seconds=10)
+        await viewer.screenshot("view-waiting")
+        assert page.errors == []
+        assert [error for error in viewer.errors if "404" not in error] == []
+
+    desk.run(story())
 
 
 def test_a_lost_connection_comes_back(desk: Desk) -> None:
@@ -351,7 +373,7 @@ def test_a_picture_needs_consent_and_a_face(desk: Desk) -> None:
         await page.wait("!document.querySelector('#portrait-problem').hidden")
         assert "face" in await page.text("#portrait-problem")
         await page.screenshot("no-face")
-        await page.click("#portrait-dialog [value=cancel]")
+        await page.click("#portrait-dialog [data-close]")
         await page.choose_file("#portrait-file", good)
         await page.click("#consent")
         await page.screenshot("consent")

@@ -10,11 +10,11 @@ const store = { get: (key, otherwise) => JSON.parse(localStorage.getItem(`avatar
 
 /** What each drive is for, which devices it needs, and what the server calls it. */
 const DRIVES = {
-  camera: { server: "camera", needs: ["camera", "microphone"], invite: "Press Start and it follows you.", text: "Your face moves the portrait, and your voice comes along in sync." },
-  microphone: { server: "voice", needs: ["microphone"], invite: "Press Start and speak.", text: "Your voice moves the lips; blinks and small head movements come by themselves." },
+  camera: { server: "camera", needs: ["camera", "microphone"], delay: "from motion to picture", invite: "Press Start and it follows you.", text: "Your face moves the portrait, and your voice comes along in sync." },
+  microphone: { server: "voice", needs: ["microphone"], delay: "from voice to picture", invite: "Press Start and speak.", text: "Your voice moves the lips; blinks and small head movements come by themselves." },
   text: { server: "voice", needs: [], invite: "Press Start, then type.", text: "Type, and the portrait speaks it." },
   file: { server: "voice", needs: [], invite: "Press Start, then play a recording.", text: "The portrait speaks a recording." },
-  auto: { server: "auto", needs: ["camera", "microphone"], invite: "Press Start and it follows you.", text: "Your face moves it; your voice takes the lips over while your mouth is hidden." },
+  auto: { server: "auto", needs: ["camera", "microphone"], delay: "from motion to picture", invite: "Press Start and it follows you.", text: "Your face moves it; your voice takes the lips over while your mouth is hidden." },
 };
 const INSTEAD = { camera: ["microphone", "Use the microphone"], microphone: ["text", "Type text instead"] };
 
@@ -329,17 +329,21 @@ function tick() {
   const reading = meter.tick();
   if (link.state !== "live") return;
   if (meter.count > app.firstFrames) card("");
-  const { fps, p50, p95 } = reading;
+  const { fps, p50 } = reading;
+  const { delay } = DRIVES[app.drive]; // text and files have nobody to be late for
   $("chip-rate").hidden = !fps;
-  const brief = `${Math.round(fps)} fps${Number.isFinite(p50) ? ` · ${Math.round(p50)} ms` : ""}`;
+  const brief = `${Math.round(fps)} fps${delay && Number.isFinite(p50) ? ` · ${Math.round(p50)} ms` : ""}`;
   $("chip-rate").textContent = brief;
-  $("glance").textContent = Number.isFinite(p50) ? `${Math.round(fps)} fps · ${Math.round(p50)} ms from motion to picture` : brief;
+  $("glance").textContent = delay && Number.isFinite(p50) ? `${brief} ${delay}` : brief;
   if (app.recording) showRecordTime();
-  if ($("performance").open) showPerformance(reading, fps, p50, p95);
+  if ($("performance").open) showPerformance(reading);
 }
 
-function showPerformance(reading, fps, p50, p95) {
+function showPerformance(reading) {
+  const { fps, p50, p95 } = reading;
   const stats = app.stats || {};
+  const kind = DRIVES[app.drive].needs.includes("camera") ? "motion" : app.drive === "microphone" ? "voice" : "sound";
+  for (const [id, which] of [["n-p50", "median"], ["n-p95", "95 of 100"]]) $(id).nextElementSibling.textContent = `${kind} to photon, ${which}`;
   $("n-fps").textContent = fps.toFixed(fps < 10 ? 1 : 0);
   $("n-p50").textContent = ms(p50);
   $("n-p95").textContent = ms(p95);
@@ -639,6 +643,12 @@ for (const button of document.querySelectorAll("[data-copy]")) {
     notify("Copied.");
   });
 }
+
+for (const button of document.querySelectorAll("[data-close]")) button.addEventListener("click", () => button.closest("dialog").close());
+$("portrait-dialog").querySelector("form").addEventListener("submit", (event) => {
+  event.preventDefault(); // Enter uses the picture where that is allowed, and never throws it away
+  for (const id of ["portrait-use", "shot-take"]) if (!$(id).hidden && !$(id).disabled) $(id).click();
+});
 
 const KEYS = { s: "start", m: "mic-mute", v: "sound", n: "neutral", i: "interrupt", r: "record", f: "full" };
 addEventListener("keydown", (event) => {
