@@ -169,7 +169,7 @@ def frame_portrait(rgb: UInt8Array, *, size: int = 512) -> tuple[Scene, UInt8Arr
     scale = min(size / side, LONGEST_SIDE / long, max(1.0, SHORTEST_LONG_SIDE / long))
     picture = _resize(rgb, _even(width * scale), _even(height * scale))
     fit = fit.scaled((height, width), (picture.shape[0], picture.shape[1]))
-    matte = person_matte(picture)
+    matte = person_matte(picture, figure=not fit.whole)
     if not fit.whole:  # the head is worth a look of its own
         side = fit.square[2]
         x0, y0, x1, y1 = fit.box
