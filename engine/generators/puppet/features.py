@@ -32,6 +32,7 @@ class Features:
     rim_normal: FloatArray  # [K, 3] their outward normals
     # The head
     frame: FloatArray  # [3, 3] the portrait's own head rotation: columns are its right, down and away
+    turn: FloatArray  # [3, 3] the same as the drivers measure it: what angles and expressions refer to
     pivot: FloatArray  # [3] px: what the head turns about
     eyes_middle: FloatArray  # [3] px: what translation and scale refer to
     width: FloatArray  # [] face width, px
@@ -66,7 +67,7 @@ class Features:
     shrug: FloatArray  # [2, N] share of the left and right shoulder's lift
     shoulders: FloatArray  # [3] x, y of their middle and their width, px
     # Response
-    response: FloatArray  # [R] what a tracker reads back; see `response`
+    response: FloatArray  # [6, 7, 6] what a tracker reads back; see `response.listen`
 
 
 def pack(features: Features) -> dict[str, npt.NDArray[Any]]:

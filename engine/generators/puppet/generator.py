@@ -105,7 +105,7 @@ class Puppet:
         return Features(
             rest=sheet.rest, uv=(sheet.flat + pad).astype(as32), triangles=sheet.triangles, tags=sheet.tags,
             texture=plate.texture(rgb, plate.pack_matte(carry, matte), pad), plate=plate.background(rgb, matte, clear=6.0),
-            frame=head.frame, pivot=head.pivot, eyes_middle=head.eyes_middle, width=as32(head.width), ocular=as32(head.ocular),
+            frame=head.frame, turn=head.turn, pivot=head.pivot, eyes_middle=head.eyes_middle, width=as32(head.width), ocular=as32(head.ocular),
             parents=sheet.parents, weights=sheet.weights, rim_index=sheet.rim.index, rim_shift=sheet.rim.shift, rim_normal=sheet.rim.normal, head_weight=sheet.head_weight, follow=sheet.follow,
             jaw=lips.jaw, upper=lips.upper, lower=lips.lower, lip_gap=lips.lip_gap, corners=lips.corners, spread=lips.spread, pucker=lips.pucker,
             smile_rest=lips.smile_rest, mouth_patch=inside.box, upper_teeth=inside.upper, lower_teeth=inside.lower, cavity=inside.cavity,
@@ -289,7 +289,7 @@ def gate(features: Features, expression: FloatArray) -> FloatArray:
         held[[*topology.UPPER_LID[side], *topology.LOWER_LID[side], *topology.EYE_CORNERS[side]]] *= 0.0
         held[[*topology.UPPER_CREASE[side], *topology.LOWER_CREASE[side]]] *= 0.3
         held[list(topology.IRIS[side])] = 0
-    moved: FloatArray = (held @ features.frame.T).astype(np.float32)
+    moved: FloatArray = (held @ features.turn.T).astype(np.float32)
     return moved
 
 

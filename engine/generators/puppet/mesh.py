@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from engine.drivers.rigid import MEAN_RIGID, PIVOT, RIGID, fit_pose
 from engine.generators.puppet import topology
 from engine.generators.puppet.refine import apply, subdivide
 from engine.types import FloatArray
@@ -23,8 +24,6 @@ FOLLOW = 0.32
 """The outline's expression reaches this far outside it, face widths."""
 RIM, RIM_LEAST = 0.10, 0.040
 """Skin within RIM of the visible contour slides inwards when it turns into view, at the contour itself by RIM_LEAST; face widths."""
-PIVOT = (0.0, 0.8, 0.4)
-"""What the head turns about, face widths right, down and away from between the eyes: where the drivers measure shifts too."""
 NECK = 0.55
 """The head's hold on the neck ends this far below the chin, face heights."""
 
@@ -42,6 +41,7 @@ class Head:
 
     points: FloatArray  # [478, 3] px, camera space after `unproject`
     frame: FloatArray  # [3, 3] columns: right, down, away
+    turn: FloatArray  # [3, 3] rotation from the drivers' mean face, which their angles and expressions refer to
     pivot: FloatArray  # [3]
     eyes_middle: FloatArray  # [3]
     width: float  # px
@@ -81,9 +81,10 @@ def measure(landmarks: FloatArray) -> Head:
     width = float(np.linalg.norm(np.subtract(*landmarks[list(topology.CHEEKS)])))
     height = float(np.linalg.norm(landmarks[topology.CHIN] - landmarks[topology.FOREHEAD]))
     eyes = np.stack([landmarks[list(corners)].mean(0) for corners in topology.EYE_CORNERS])
-    pivot = (eyes.mean(0) + frame @ (np.array(PIVOT) * width)).astype(np.float32)
+    pivot = (eyes.mean(0) + frame @ (PIVOT * width)).astype(np.float32)
     points = unproject(landmarks, pivot, width)
-    return Head(points, frame, pivot, eyes.mean(0).astype(np.float32), width, height, float(np.linalg.norm(eyes[0] - eyes[1])))
+    turn = fit_pose(MEAN_RIGID, landmarks[RIGID].astype(np.float64)).turn.astype(np.float32)
+    return Head(points, frame, turn, pivot, eyes.mean(0).astype(np.float32), width, height, float(np.linalg.norm(eyes[0] - eyes[1])))
 
 
 @dataclass(frozen=True, slots=True)
