@@ -24,8 +24,8 @@ from functools import cache
 import av
 import numpy as np
 from aiortc.codecs.h264 import H264Encoder
-from aiortc.codecs.vpx import Vp8Encoder
-from aiortc.mediastreams import VIDEO_CLOCK_RATE, VIDEO_TIME_BASE
+from aiortc.codecs.vpx import Vp8Encoder, number_of_threads
+from aiortc.mediastreams import VIDEO_CLOCK_RATE, VIDEO_TIME_BASE, convert_timebase
 from av.frame import Frame
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import PictureType
@@ -37,19 +37,30 @@ RATE_FPS = 30
 """Pictures a second that x264's rate control assumes."""
 HEADROOM = 2
 """The context is opened at HEADROOM times the ceiling, so that 15 fps can still carry all of it."""
-VBV_BITS_PER_PIXEL = 0.6
-"""Rate control buffer, which bounds the largest picture: 20 kB at 512 px, 69 kB at 720p. A key picture must pass a narrow link."""
-VBV_MIN_BITS = 60_000
+VBV_BITS_PER_PIXEL = 1.0
+"""Rate control buffer, which bounds the largest picture: 33 kB at 512 px, 115 kB at 720p. A key picture must pass a narrow link."""
+VBV_MIN_BITS = 100_000
 ENDLESS_GOP = 1_000_000
 TWO_THREADS_PIXELS = 1280 * 720
 """From this size on a second slice thread pays where there are cores to spare."""
 FPS_SMOOTHING = 0.1
 VP8_DOWN, VP8_UP = 0.85, 1.5
-"""libvpx cannot be re-targeted through FFmpeg, so VP8 is rebuilt, but only below or above these shares of its present rate."""
+"""VP8 is made anew for a target below or above these shares of its present rate."""
 
 X264_OPTIONS = {"preset": "superfast", "tune": "zerolatency", "forced-idr": "1", "sc_threshold": "0"}
 NVENC_OPTIONS = {"preset": "p2", "tune": "ull", "rc": "cbr", "delay": "0", "bf": "0", "forced-idr": "1", "profile": "baseline", "no-scenecut": "1"}
 """NVENC: `delay` and B-frames hold pictures back unless switched off; `zerolatency` must not be set with tune ull."""
+VP8_OPTIONS = {
+    "cpu-used": "-6",
+    "deadline": "realtime",
+    "lag-in-frames": "0",
+    "max-intra-rate": "400",  # percent of a picture's share
+    "noise-sensitivity": "4",
+    "overshoot-pct": "15",
+    "partitions": "0",
+    "static-thresh": "1",
+    "undershoot-pct": "100",
+}
 
 
 def _open(name: str, width: int, height: int, ceiling: int) -> VideoCodecContext:
@@ -105,6 +116,27 @@ def h264_name(settings: RtcSettings) -> str:
     return "libx264"
 
 
+class FrameRate:
+    """The rate at which pictures are offered, skipped ones too: were they left out, the encoder would spend on each picture what
+    the skipping had saved, and a narrow link would get fewer and fewer, larger and larger pictures."""
+
+    def __init__(self) -> None:
+        self.fps = float(RATE_FPS)
+        self._last: int | None = None
+
+    def see(self, frame: av.VideoFrame) -> None:
+        """A picture is encoded or skipped."""
+        pts = int(frame.pts * frame.time_base * VIDEO_CLOCK_RATE) if frame.pts is not None and frame.time_base else None
+        if pts is not None and self._last is not None and 0 < pts - self._last < VIDEO_CLOCK_RATE:
+            self.fps += FPS_SMOOTHING * (VIDEO_CLOCK_RATE / (pts - self._last) - self.fps)
+        self._last = pts
+
+    @property
+    def share(self) -> float:
+        """What to multiply a target bitrate by for an encoder that believes in RATE_FPS."""
+        return RATE_FPS / self.fps
+
+
 class H264(H264Encoder):
     """One stream's encoder. Not thread-safe; the target may be set from another thread than the one that encodes."""
 
@@ -113,10 +145,9 @@ class H264(H264Encoder):
         self.settings = settings
         self.opened = 0  # contexts made: one, and one more for every change of size
         self.codec: VideoCodecContext | None = None
+        self.pace = FrameRate()
         self._name = h264_name(settings)
         self._target = settings.start_bitrate
-        self._fps = float(RATE_FPS)
-        self._last_pts: int | None = None
 
     @property
     def target_bitrate(self) -> int:
@@ -136,45 +167,75 @@ class H264(H264Encoder):
         if self.codec is None or (self.codec.width, self.codec.height) != (width, height):
             self.codec = _open(self._name, width, height, self.settings.max_bitrate)
             self.opened += 1
-        self._measure_fps(frame)
-        self.codec.bit_rate = min(int(self._target * RATE_FPS / self._fps), HEADROOM * self.settings.max_bitrate)
+        self.pace.see(frame)
+        self.codec.bit_rate = min(int(self._target * self.pace.share), HEADROOM * self.settings.max_bitrate)
         frame.pict_type = PictureType.I if force_keyframe else PictureType.NONE
         data = b"".join(bytes(packet) for packet in self.codec.encode(frame))
         if data:
             yield from self._split_bitstream(data)
 
-    def _measure_fps(self, frame: av.VideoFrame) -> None:
-        pts = int(frame.pts * frame.time_base * VIDEO_CLOCK_RATE) if frame.pts is not None and frame.time_base else None
-        if pts is not None and self._last_pts is not None and 0 < pts - self._last_pts < VIDEO_CLOCK_RATE:
-            self._fps += FPS_SMOOTHING * (VIDEO_CLOCK_RATE / (pts - self._last_pts) - self._fps)
-        self._last_pts = pts
-
 
 class Vp8(Vp8Encoder):
-    """aiortc's VP8 with our limits; rebuilt for a new rate only when it is far from the present one."""
+    """VP8 for receivers without H264. libvpx cannot be re-targeted through FFmpeg: it is made anew, but only for a rate far from
+    the present one, and its key pictures are kept small (upstream: 22 kB at 256 px for 300 kbit/s, here 4 kB)."""
 
     def __init__(self, settings: RtcSettings = DEFAULTS) -> None:
         super().__init__()
         self.settings = settings
-        self._wanted = self._rate = settings.start_bitrate
+        self.opened = 0
+        self.pace = FrameRate()
+        self._target = settings.start_bitrate
+        self._rate = 0.0  # what the open context runs at, bit/s at RATE_FPS
+        self._count = 0
 
     @property
     def target_bitrate(self) -> int:
-        """bit/s that the encoder runs at; upstream compares it with the open context's rate and rebuilds where they differ."""
-        return self._rate
+        """bit/s."""
+        return self._target
 
     @target_bitrate.setter
     def target_bitrate(self, bitrate: int) -> None:
-        self._wanted = max(self.settings.min_bitrate, min(int(bitrate), self.settings.max_bitrate))
-        if not VP8_DOWN <= self._wanted / self._rate <= VP8_UP:
-            self._rate = self._wanted
+        self._target = max(self.settings.min_bitrate, min(int(bitrate), self.settings.max_bitrate))
 
     def encode(self, frame: Frame, force_keyframe: bool = False) -> tuple[list[bytes], int]:
+        """As upstream: (RTP payloads, timestamp in 1/90000 s)."""
         assert isinstance(frame, av.VideoFrame)
-        frame.pict_type = PictureType.NONE  # upstream only ever sets it: a frame object used twice would stay a key picture
-        # upstream keeps the Python side of the rate private to its own property, which this class replaces
-        self._Vp8Encoder__target_bitrate = self._rate
-        return super().encode(frame, force_keyframe)
+        pts, time_base = frame.pts, frame.time_base
+        assert pts is not None
+        assert time_base is not None
+        if frame.format.name != "yuv420p":
+            frame = frame.reformat(format="yuv420p")
+            frame.pts, frame.time_base = pts, time_base
+        codec = self.codec
+        self.pace.see(frame)
+        wanted = self._target * self.pace.share
+        if codec is None or not VP8_DOWN <= wanted / self._rate <= VP8_UP or (codec.width, codec.height) != (frame.width, frame.height):
+            self._rate = wanted
+            self.codec = codec = _open_vp8(frame.width, frame.height, int(wanted))
+            self.opened += 1
+        frame.pict_type = PictureType.I if force_keyframe else PictureType.NONE
+        # libvpx is given its own count for a time, since it would spend the bits of skipped pictures on the next one.
+        frame.pts, frame.time_base = self._count, codec.time_base
+        self._count += 1
+        data = b"".join(bytes(packet) for packet in codec.encode(frame))
+        frame.pts, frame.time_base = pts, time_base
+        payloads = self._packetize(data, self.picture_id)
+        self.picture_id = (self.picture_id + 1) % (1 << 15)
+        return payloads, convert_timebase(pts, time_base, VIDEO_TIME_BASE)
+
+
+def _open_vp8(width: int, height: int, bitrate: int) -> VideoCodecContext:
+    codec = av.CodecContext.create("libvpx", "w")
+    assert isinstance(codec, VideoCodecContext)
+    codec.width, codec.height, codec.pix_fmt = width, height, "yuv420p"
+    codec.bit_rate = bitrate
+    codec.framerate = Fraction(RATE_FPS)
+    codec.time_base = Fraction(1, RATE_FPS)
+    codec.gop_size = ENDLESS_GOP
+    codec.qmin, codec.qmax = 2, 60
+    codec.thread_count = number_of_threads(width * height, os.cpu_count() or 1)
+    codec.options = {**VP8_OPTIONS, "bufsize": str(bitrate // 2), "minrate": str(bitrate), "maxrate": str(bitrate)}
+    return codec
 
 
 VideoEncoder = H264 | Vp8

@@ -20,6 +20,10 @@ CUT = 0.5
 DELIVERED_SHARE = 0.9
 GROWTH = 1.08
 """A second, while reports are clean."""
+PROBE_GROWTH = 1.25
+"""A clean report, before the first loss."""
+QUEUE_DELAY = 0.05
+"""s above the smallest round trip seen at which the target does not grow: a queue is filling."""
 FAST_GROWTH = 2.0
 """A clean report, after a heavy loss, up to half of what was sent before it: an outage is over, or the link was merely narrower."""
 EARLY_LOSS = 0.4
@@ -45,6 +49,7 @@ class RateControl:
     ceiling: float
     remb: float | None = None  # what the receiver says it can take
     loss: float = 0.0  # the last report's, 0..1
+    rtt_min: float = float("inf")  # s
     _probing: bool = True  # nothing was lost yet
     _before: float = 0.0  # the target before a heavy loss, while it is being won back
     _congested_until: float = float("-inf")
@@ -56,11 +61,13 @@ class RateControl:
         self.remb = bitrate
         self.target = self._clamp(self.target)
 
-    def on_report(self, loss: float, now: float, *, sent: float) -> None:
-        """A receiver report: the share of packets lost since the last one, 0..1; `sent`: bit/s that were sent in that time."""
+    def on_report(self, loss: float, now: float, *, sent: float, rtt: float | None = None) -> None:
+        """A receiver report: the share of packets lost since the last one, 0..1; `sent`: bit/s that were sent in that time; `rtt`: s."""
         elapsed = 1.0 if self._last_report is None else min(now - self._last_report, MAX_REPORT_GAP)
         self._last_report = now
         self.loss = loss
+        if rtt is not None:
+            self.rtt_min = min(self.rtt_min, rtt)
         if loss > LOSS_LOW:
             self._congested_until = now + CONGESTED_FOR
             self._probing = False
@@ -70,7 +77,7 @@ class RateControl:
         elif loss > LOSS_HIGH:
             self._before = 0.0
             self.target *= 1 - CUT * loss
-        elif loss <= LOSS_LOW:
+        elif loss <= LOSS_LOW and (rtt is None or rtt < self.rtt_min + QUEUE_DELAY):
             self._grow(elapsed, tested=USED_SHARE * sent)
         self.target = self._clamp(self.target)
 
@@ -89,7 +96,7 @@ class RateControl:
             return
         self._before = 0.0
         if tested > self.target:
-            self.target = min(self.target * (FAST_GROWTH if self._probing else GROWTH**elapsed), tested)
+            self.target = min(self.target * (PROBE_GROWTH if self._probing else GROWTH**elapsed), tested)
 
     def congested(self, now: float) -> bool:
         """Whether packets were lost a short while ago."""

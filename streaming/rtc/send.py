@@ -44,7 +44,7 @@ from av.frame import Frame
 
 from streaming.rtc.encoders import encode_pool, make_video_encoder
 from streaming.rtc.opus import Opus
-from streaming.rtc.rate import HISTORY, KeyRequests, Pacer, RateControl, ResendBudget
+from streaming.rtc.rate import HISTORY, LOSS_HIGH, KeyRequests, Pacer, RateControl, ResendBudget
 from streaming.rtc.settings import DEFAULTS, RtcSettings
 
 logger = logging.getLogger(__name__)
@@ -113,7 +113,9 @@ class RTCRtpSender(upstream.RTCRtpSender):
         if isinstance(packet, (RtcpRrPacket, RtcpSrPacket)):
             for report in packet.reports:
                 if report.ssrc == self._ssrc:
-                    self.rate.on_report(report.fraction_lost / LOSS_SCALE, now, sent=self._sent_since_report(now))
+                    self.rate.on_report(report.fraction_lost / LOSS_SCALE, now, sent=self._sent_since_report(now), rtt=self.__rtt)
+                    if self.rate.loss > LOSS_HIGH:
+                        self.pacer.forgive(self.rate.target)
         elif isinstance(packet, RtcpPsfbPacket) and packet.fmt == RTCP_PSFB_APP:
             try:
                 bitrate, ssrcs = unpack_remb_fci(packet.fci)
@@ -171,17 +173,20 @@ class RTCRtpSender(upstream.RTCRtpSender):
             return None
         if isinstance(data, Encoded):
             return self._pass_on(data)
+        encoder: Any = self.__encoder
         if isinstance(data, VideoFrame) and self._link_full():
             self.frames_skipped += 1
+            if encoder is not None:
+                encoder.pace.see(data)
             return None
-        if self.__encoder is None:
-            self.__encoder = self._make_encoder(codec)
+        if encoder is None:
+            encoder = self.__encoder = self._make_encoder(codec)
             self._apply_rate()
         if not isinstance(data, Frame):
-            return _encoded(*self.__encoder.pack(data))
+            return _encoded(*encoder.pack(data))
         audio_level = compute_audio_level_dbov(data) if isinstance(data, AudioFrame) else None
         key = isinstance(data, VideoFrame) and self._key_due()
-        payloads, timestamp = await asyncio.get_running_loop().run_in_executor(encode_pool(), self.__encoder.encode, data, key)
+        payloads, timestamp = await asyncio.get_running_loop().run_in_executor(encode_pool(), encoder.encode, data, key)
         return _encoded(payloads, timestamp, audio_level)
 
     def _make_encoder(self, codec: RTCRtpCodecParameters) -> Any:
