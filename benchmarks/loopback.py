@@ -26,7 +26,7 @@ import numpy as np
 
 from benchmarks import delivery, media
 from benchmarks.common import MS, Panel, Table, arguments, minus, percentiles, plot, report
-from benchmarks.peers import FPS, SOUND_RATE, Call, Camera, Microphone, Server, camera_loop, sound_of
+from benchmarks.peers import CAMERA_SIZE, FPS, SOUND_RATE, Call, Camera, Microphone, Server, camera_loop, sound_of
 from engine.types import FloatArray, UInt8Array
 
 SETTLE = 3.0
@@ -172,7 +172,7 @@ class Bursts:
 
 async def camera_block(http: aiohttp.ClientSession, server: Server, pictures: Sequence[UInt8Array], *, echo: bool, seconds: float) -> Block:
     """Call, let it settle, measure."""
-    camera, microphone = Camera(pictures), Microphone(clicks)
+    camera, microphone = Camera(pictures, size=CAMERA_SIZE), Microphone(clicks)
     offer: dict[str, Any] = {"drive": "camera"} | ({"generator": "echo"} if echo else {})
     async with Call(http, server.url, camera, microphone, offer) as call:
         await asyncio.sleep(SETTLE)
@@ -229,7 +229,7 @@ async def voice_block(http: aiohttp.ClientSession, server: Server, pictures: Seq
     """Bursts of a vowel drive the mouth; the camera is on but does not drive."""
     bursts = Bursts.make()
     mouth = Mouth()
-    camera, microphone = Camera(pictures), Microphone(bursts.source)
+    camera, microphone = Camera(pictures, size=CAMERA_SIZE), Microphone(bursts.source)
     try:
         async with Call(http, server.url, camera, microphone, {"drive": "voice"}, look=mouth.look) as call:
             await asyncio.sleep(SETTLE)

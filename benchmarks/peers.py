@@ -42,7 +42,7 @@ SOUND_RATE = 48_000
 PACKET = SOUND_RATE // 50
 """Samples of one packet: 20 ms."""
 VIDEO_CLOCK = Fraction(1, 90_000)
-CAMERA = (480, 640)
+CAMERA_SIZE = (480, 640)
 """(H, W) px of the camera."""
 START_TIMEOUT = 90.0
 """s a server may take to come up: the first start compiles."""
@@ -115,7 +115,7 @@ class Server:
                 self.process.wait(5)
 
 
-def camera_loop(clip: Clip, *, limit: int = 150, size: tuple[int, int] = CAMERA) -> list[UInt8Array]:
+def camera_loop(clip: Clip, *, limit: int = 150, size: tuple[int, int] = CAMERA_SIZE) -> list[UInt8Array]:
     """Frames [H * 3 / 2, W] in yuv420p: a clip forwards, then backwards, so that it repeats without a jump."""
     import cv2
 
@@ -151,7 +151,7 @@ class Camera(MediaStreamTrack):
 
     kind = "video"
 
-    def __init__(self, pictures: Sequence[UInt8Array], *, size: tuple[int, int] = CAMERA, first: int = 1) -> None:
+    def __init__(self, pictures: Sequence[UInt8Array], *, size: tuple[int, int] = CAMERA_SIZE, first: int = 1) -> None:
         super().__init__()
         self.taken: dict[int, float] = {}
         self._pictures = pictures

@@ -149,22 +149,21 @@ def drive_with_clip(stage: Stage, clip: media.Clip, *, rehearse: bool = False) -
     return Driven(stage.name, clip.name, follow(driver, output), driver, output, pairs)
 
 
-def still(stage: Stage, picture: UInt8Array, *, noise: float, fps: float = media.FPS, seed: int = 0) -> float:
+def still(stage: Stage, picture: UInt8Array, *, noise: float, seconds: float = STILL_SECONDS, warm: float = STILL_WARM_UP, seed: int = 0) -> float:
     """Mean grey change from frame to frame inside the head while one picture is shown again and again."""
     from engine.drivers.face import FaceTracker
 
     rng = np.random.default_rng(seed)
 
     def noisy() -> Iterator[UInt8Array]:
-        for _ in range(round(STILL_SECONDS * fps)):
+        for _ in range(round(seconds * media.FPS)):
             yield np.clip(picture + rng.normal(0, noise, picture.shape), 0, 255).astype(np.uint8) if noise else picture
 
-    warm = round(STILL_WARM_UP * fps)
     before: npt.NDArray[np.float64] | None = None
     mask: npt.NDArray[np.bool_] | None = None
     changes = []
-    for i, (_, avatar) in enumerate(stage.follow_camera(media.Clip("still", noisy, fps))):
-        if i < warm:
+    for i, (_, avatar) in enumerate(stage.follow_camera(media.Clip("still", noisy, media.FPS))):
+        if i < warm * media.FPS:
             continue
         if mask is None:
             tracker = FaceTracker(still=True)
@@ -197,14 +196,14 @@ def neutral_psnr(generator: str, stage: Stage, *, size: int) -> float:
     return psnr(frames[0].rgb, persona.identity.portrait, head_mask(face, frames[0].rgb.shape, grow=HEAD_GROW))
 
 
-def drive_with_speech(stage: Stage, sound: AudioChunk, *, name: str) -> Spoken:
+def drive_with_speech(stage: Stage, sound: AudioChunk, *, name: str, silence: float = SILENCE_SECONDS) -> Spoken:
     """Speak, track the mouth, compare with the sound's envelope; then say nothing and see that the lips stay shut."""
     times, opening = _mouth(stage, sound)
     inside = times < sound.duration - 1.0 / stage.generator.spec.fps
     times, opening = times[inside], opening[inside]
     loud = media.envelope(sound, times, span=1.0 / stage.generator.spec.fps)
     lag = best_lag([loud], [opening])
-    _, silent = _mouth(stage, media.room(SILENCE_SECONDS, loudness=ROOM_NOISE, rate=sound.rate))
+    _, silent = _mouth(stage, media.room(silence, loudness=ROOM_NOISE, rate=sound.rate))
     return Spoken(stage.name, name, correlation(loud, opening, lag or 0), lag, float(np.nanpercentile(silent, 95)), times, loud, opening)
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks import delivery, media
 from benchmarks.common import Panel, Table, arguments, percentiles, plot, report
 from benchmarks.loopback import CAMERA_LOOP, SETTLE, clicks
-from benchmarks.peers import FPS, Call, Camera, Microphone, Server, camera_loop
+from benchmarks.peers import CAMERA_SIZE, FPS, Call, Camera, Microphone, Server, camera_loop
 
 LATE = 0.01
 """Share of late pictures that ends the search."""
@@ -84,7 +84,7 @@ def caller(url: str, pictures: str, wait: float, seconds: float, settle: float) 
 
 async def _call(url: str, pictures: str, wait: float, seconds: float, settle: float) -> Caller:
     loop = np.load(pictures, mmap_mode="r")
-    camera = Camera([np.asarray(picture, np.uint8) for picture in loop])
+    camera = Camera([np.asarray(picture, np.uint8) for picture in loop], size=CAMERA_SIZE)
     await asyncio.sleep(wait)
     async with aiohttp.ClientSession() as http, Call(http, url, camera, Microphone(clicks), {"drive": "camera"}) as call:
         await asyncio.sleep(settle)
