@@ -31,7 +31,7 @@ ASSETS = Path(__file__).parent / "assets"
 PORTRAIT, MANIFEST = "portrait.png", "manifest.json"
 MANIFEST_VERSION = 1
 LONGEST_NAME = 64
-SCENE_SOURCES = ("composite.py", "blend.py", "drivers/matte.py", "drivers/portrait.py", "drivers/face.py")
+SCENE_SOURCES = ("composite.py", "blend.py", "drivers/matte.py", "drivers/portrait.py", "drivers/tracker.py")
 """Code that a cached scene comes from, beside this file."""
 
 _Arrays = dict[str, npt.NDArray[Any]]

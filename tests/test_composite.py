@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from engine.badge import badge
 from engine.composite import LONGEST_SIDE, Fit, Scene, compose, frame_portrait
 from engine.config import Background, BackgroundKind, OperatorSettings, SessionSettings
-from engine.drivers.matte import clean_plate, person_matte
+from engine.drivers.matte import _with_wisps, clean_plate, person_matte
 from engine.drivers.portrait import find_face
 from engine.picture import read_picture
 from engine.types import AvatarError, UInt8Array, VideoFrame
@@ -309,3 +309,26 @@ def test_clean_plate_keeps_the_wall_and_fills_the_hole() -> None:
     assert np.abs(plate[far].astype(int) - wall[far]).max() <= 1
     assert np.abs(plate[matte > 0].astype(int) - wall[matte > 0]).mean() < 25  # no magenta
     assert (clean_plate(picture, np.full_like(matte, 255)) == picture.reshape(-1, 3).mean(0).round()).mean() > 0.9
+
+
+def test_strands_before_a_plain_wall_join_the_matte_and_gaps_open() -> None:
+    colour = np.full((256, 256, 3), 200, np.uint8)
+    colour[:, :128] = 40  # dark hair
+    strand, gap = (slice(100, 103), slice(128, 136)), (slice(160, 180), slice(122, 128))
+    colour[strand] = 40
+    colour[gap] = 200
+    answer = np.zeros((256, 256), np.float32)
+    answer[:, :128] = 1.0
+    answer[:, 118:138] = 0.5  # the network is in doubt
+    hard = np.zeros_like(answer)
+    hard[:, :128] = 1.0
+    depth = np.broadcast_to(127.5 - np.arange(256, dtype=np.float32), (256, 256))
+    made = _with_wisps(colour, answer, hard, depth)
+    assert made[101, 131] > 0.9
+    assert made[90, 131] < 0.1
+    assert made[170, 124] < 0.1
+    assert made[120, 124] > 0.9
+    busy = np.random.default_rng(0).integers(0, 255, colour.shape, dtype=np.uint8)
+    busy[:, :128] = colour[:, :128]
+    busy[strand] = 40
+    assert np.abs(_with_wisps(busy, answer, hard, depth) - hard)[95:110, 129:140].mean() < 0.2  # a busy wall says nothing

@@ -119,6 +119,34 @@ def test_embedded_profile_becomes_srgb() -> None:
     assert close(decode_picture(encoded(grey, icc_profile=b"nonsense")), grey, within=0.5)
 
 
+def linear_profile() -> bytes:
+    """A small ICC profile: the primaries of sRGB with a straight tone curve (ICC.1:2001-04, sections 6.1 to 6.5)."""
+
+    def xyz(*values: float) -> bytes:
+        return b"XYZ \0\0\0\0" + b"".join(struct.pack(">i", round(value * 65536)) for value in values)
+
+    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, 256) + b"\0\0"  # one entry: a gamma of 256 / 256
+    tags = {
+        b"wtpt": xyz(0.9642, 1.0, 0.8249),
+        b"rXYZ": xyz(0.4361, 0.2225, 0.0139),
+        b"gXYZ": xyz(0.3851, 0.7169, 0.0971),
+        b"bXYZ": xyz(0.1431, 0.0606, 0.7141),
+        **dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve),
+    }
+    table, body = struct.pack(">I", len(tags)), b""
+    for name, data in tags.items():
+        table += name + struct.pack(">II", 128 + 4 + 12 * len(tags) + len(body), len(data))
+        body += data
+    head = struct.pack(">I4xI4s4s4s12x4s28xiii", 128 + len(table) + len(body), 0x02400000, b"mntr", b"RGB ", b"XYZ ", b"acsp", 63190, 65536, 54061)
+    return head.ljust(128, b"\0") + table + body
+
+
+def test_a_profile_with_another_tone_curve_is_applied() -> None:
+    data = encoded(Image.new("RGB", (64, 64), (55, 55, 55)), icc_profile=linear_profile())
+    ideal = 255 * (1.055 * (55 / 255) ** (1 / 2.4) - 0.055)  # IEC 61966-2-1
+    assert np.abs(decode_picture(data).astype(float) - ideal).max() < 3
+
+
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
 def test_of_an_animation_the_first_frame_is_taken(kind: str) -> None:
     frames = [Image.new("RGB", (64, 64), colour) for colour in ((200, 0, 0), (0, 200, 0))]
