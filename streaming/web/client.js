@@ -322,6 +322,9 @@ async function showLevel() {
   $("mic-mute").style.setProperty("--level", Math.min(1, Math.sqrt(level) * 1.4).toFixed(2));
 }
 
+/** Whether anything can be heard here; one's own voice comes back only on request. */
+const isAudible = () => !video.muted && (app.speaking || $("return-voice").checked || ["text", "file"].includes(app.drive));
+
 const ms = (value) => (Number.isFinite(value) ? `${Math.round(value)} ms` : "–");
 
 /** Once a second: the card goes when pictures come, the numbers move. */
@@ -695,3 +698,4 @@ listDevices();
 loadPortraits();
 setInterval(tick, 1000);
 setInterval(() => showLevel().catch(() => {}), 250);
+setInterval(() => link.align(isAudible()).catch(() => {}), 500);

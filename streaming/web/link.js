@@ -110,6 +110,10 @@ export async function openDevice(what, id = "") {
 
 const GATHERING_LIMIT_MS = 1500;
 
+/** Sound and picture in streams of their own. In one stream the browser holds every picture back until the sound's (larger)
+ * buffer has played, even while that is silence; `align` does it only where there is something to hear. */
+const apart = (sdp) => sdp.split(/(?=^m=)/m).map((section) => (section.startsWith("m=audio") ? section.replace(/\bmsid:\S+/g, "msid:voice") : section)).join("");
+
 /** Resolves when the candidates are gathered, or after a limit: a STUN server that does not answer must not hold the start. */
 export function gathered(pc) {
   if (pc.iceGatheringState === "complete") return Promise.resolve();
@@ -123,6 +127,7 @@ const PING_MS = 1000;
 const SILENCE_MS = 5000; // no pong for so long: the connection is lost
 const CONNECT_MS = 12000;
 const BACKOFF_MS = [400, 1000, 2000, 4000, 8000, 15000];
+const MOST_WAIT_MS = 500; // what the picture may wait for the sound
 const MAX_UPLINK_BITS = 2_500_000;
 
 /** One session. Events: state {state, trouble?, wait?}, message, stream, open. States: connecting, live, lost, ended, failed. */
@@ -207,7 +212,7 @@ export class Link extends EventTarget {
     if (pc !== this.pc) return;
     this.sessionid = answer.sessionid;
     this.resume = answer.resume || answer.sessionid;
-    await pc.setRemoteDescription({ sdp: answer.sdp, type: answer.type });
+    await pc.setRemoteDescription({ sdp: apart(answer.sdp), type: answer.type });
     await up;
     this.attempt = 0;
     this.become("live");
@@ -283,8 +288,23 @@ export class Link extends EventTarget {
     }
   }
 
+  /** Lip sync where there is something to hear: the picture waits as long as the sound does. Without sound it waits for nothing. */
+  async align(audible) {
+    const { pc } = this;
+    if (pc?.connectionState !== "connected") return;
+    const receivers = Object.fromEntries(pc.getReceivers().map((receiver) => [receiver.track.kind, receiver]));
+    if (!receivers.audio || !("jitterBufferTarget" in receivers.video)) return;
+    const report = [...(await receivers.audio.getStats()).values()].find(({ type }) => type === "inbound-rtp");
+    const { jitterBufferDelay: delay = 0, jitterBufferEmittedCount: count = 0 } = report || {};
+    const [delayBefore, countBefore] = this.waited || [0, 0];
+    this.waited = [delay, count];
+    if (!audible || count <= countBefore) receivers.video.jitterBufferTarget = null;
+    else receivers.video.jitterBufferTarget = Math.min(MOST_WAIT_MS, Math.round((1000 * (delay - delayBefore)) / (count - countBefore) / 10) * 10);
+  }
+
   drop() {
     clearInterval(this.pulse);
+    this.waited = null;
     const { pc } = this;
     this.pc = this.channel = this.senders = null;
     pc?.close();

@@ -110,7 +110,7 @@ export class Portraits extends EventTarget {
     try {
       const { id } = await upload("/upload", { kind: "portrait", consent: $("consent-text").textContent, picture: file });
       $("portrait-dialog").close();
-      this.add({ upload: id, label: "Your picture", src: URL.createObjectURL(file) }, { select: true });
+      this.add({ upload: id, label: file.name.replace(/\.\w+$/, "").replace(/[-_]+/g, " "), src: URL.createObjectURL(file) }, { select: true });
     } catch (trouble) {
       this.complain(trouble.status === 413 ? `This picture (${megabytes(file.size)}) is larger than the server accepts. Choose a smaller one.` : trouble.text || String(trouble));
     } finally {

@@ -26,7 +26,7 @@ function say(text = "") {
 function retry(why) {
   pc?.close();
   pc = null;
-  video.hidden = true; // nothing is transparent, a video without a track is black
+  video.style.visibility = "hidden"; // nothing is transparent, a video without a track is black
   say(why);
   clearTimeout(retryTimer);
   retryTimer = setTimeout(watch, BACKOFF_MS[Math.min(attempt++, BACKOFF_MS.length - 1)] * (0.8 + 0.4 * Math.random()));
@@ -69,7 +69,7 @@ function play() {
 function count() {
   frames += 1;
   attempt = 0;
-  video.hidden = false;
+  video.style.visibility = "visible";
   video.requestVideoFrameCallback(count);
 }
 video.requestVideoFrameCallback(count);
