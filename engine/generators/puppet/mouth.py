@@ -20,6 +20,8 @@ UPPER_SHARE = 0.35
 """Share of a closing gap that the upper lip takes; the lower lip takes the rest."""
 RELAX = 0.9
 """Share of the portrait's own smile that gives way at rest."""
+SMILES = 0.05
+"""A lift of the corners, ocular distances, that is a smile and not the line of a mouth."""
 CORNER_DROP = 0.42
 """Share of the jaw's way that the corners of the mouth go down."""
 OPEN_NARROWS = 0.22
@@ -110,6 +112,19 @@ def profile(features: Features) -> FloatArray:
     return shape
 
 
+def _straighten(features: Features) -> FloatArray:
+    """[9] ocular distances: how far each column of a smile's curved line must go down for the lips to meet in a straight one."""
+    down = features.frame[:, 1]
+    upper = features.rest[list(topology.UPPER_LIP[0])] @ down / features.ocular
+    line = upper + UPPER_SHARE * features.lip_gap
+    curve = line - np.linspace(line[0], line[-1], len(line))
+    ends = features.corners[list(topology.UPPER_LIP[0])].sum(1)
+    sag = max(float(curve[3:6].mean()), 0.0) * min(1.0, float(features.smile_rest[0]) / SMILES)
+    # The corners' own way down (see `move`) already carries the outer columns; the rest of the curve is taken out here.
+    flat: FloatArray = (sag * np.clip(1.0 - ends - np.abs(np.linspace(-1, 1, len(line))) ** 4 * 0.5, 0, 1) * (1 - curve / max(float(curve.max()), 1e-4))).astype(np.float32)
+    return flat
+
+
 def move(features: Features, points: FloatArray, mouth: FloatArray, *, expressed: float, rest: bool) -> tuple[FloatArray, float]:
     """Bring the mouth of `points` [478, 3] (camera space, changed in place) to the motion's mouth [4].
 
@@ -131,11 +146,14 @@ def move(features: Features, points: FloatArray, mouth: FloatArray, *, expressed
         points += (features.corners[:, 1] - features.corners[:, 0])[:, None] * (right * (0.06 * ocular * max(smile, 0.0)))
         points += features.pucker[:, None] * (-away * (0.10 * ocular * rounded))
     own = features.lip_gap
+    upper, lower = list(topology.UPPER_LIP[0]), list(topology.LOWER_LIP[0])
+    if rest:
+        shift = _straighten(features) * (RELAX * ocular)
+        points += ((features.upper + features.lower) @ shift)[:, None] * down
     if rest and own[4] >= CLOSED:
         target = gap * profile(features)
     else:
         target = own + gap * profile(features)
-    upper, lower = list(topology.UPPER_LIP[0]), list(topology.LOWER_LIP[0])
     present = (points[lower] - points[upper]) @ down / ocular
     drop = 0.9 * ((1.0 - expressed) * gap + expressed * max(0.0, float((target - present)[3:6].mean())))
     points += features.jaw[:, None] * ((down + JAW_BACK * away) * (drop * ocular))

@@ -37,6 +37,8 @@ UNIT = np.array([8.0, 8.0, 8.0, 0.10, 0.3, 0.3], np.float32)
 SHUT = 0.12
 """Apertures below this are closed whatever the tracker reads."""
 LOOKS = 2
+LEAST_LID = 0.02
+"""A lid whose closing a tracker reads as less than this, eye widths, says nothing about how lids are read."""
 NO_RESPONSE = np.zeros((CHANNELS, STEPS, CHANNELS), np.float32)
 
 
@@ -100,16 +102,23 @@ def listen(render: Callable[[Motion], UInt8Array]) -> FloatArray:
                 found[channel, step] = seen.less(rest)
     finally:
         tracker.close()
+    return _settled(found)
+
+
+def _settled(found: FloatArray) -> FloatArray:
+    """What of the raw sweeps is worth believing about the lids."""
+    found[:4, :, 4:] = 0.0  # how a pose makes lids read is mostly noise, and a lid that answers a nod looks wrong
     found[4:, -1] = 0.0
+    ways = [-float(found[side, 0, side]) for side in (4, 5)]
+    curves = [found[side, :, side] / way for side, way in zip((4, 5), ways, strict=True) if way > LEAST_LID]
     for side in (4, 5):
-        # Trackers hardly see wide eyes: what is asked for there is not corrected.
-        found[side, -1, side] = -SWEEPS[side][-1] * float(found[side, 0, side])
-        way = -float(found[side, 0, side])
-        if way < 0.02:  # a tracker that cannot tell this portrait's closed lid from the open one says nothing about it
-            found[:, :, side] = 0.0
-            found[side, :, side] = SWEEPS[side]
-        else:
-            found[:, :, side] /= way
+        found[side, :, 9 - side] = 0.0
+        straight = np.array(SWEEPS[side], np.float32)
+        if curves:
+            # Both eyes are alike, more closed never reads as more open, and one sweep is half believed.
+            curve = np.minimum.accumulate(np.mean(curves, 0)[::-1])[::-1]
+            straight = np.where(straight <= 0, 0.5 * (straight + np.clip(curve, -1.0, 0.0)), straight)
+        found[side, :, side] = straight
     return found
 
 

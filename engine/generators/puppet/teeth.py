@@ -101,10 +101,10 @@ def draw(rgb: UInt8Array, landmarks: FloatArray, head: Head) -> Inside:
     # Lower: the tongue behind, the teeth before it.
     shade, cover = _row(u, v - (line - LOWER_SHOWN), LOWER_WIDTHS, LOWER_HEIGHTS, curve=0.05)
     mound = np.sqrt(np.clip(1 - (u / 0.36) ** 2, 0, 1))
-    top = line + 0.02 - 0.17 * mound
+    top = line + 0.02 - 0.23 * mound
     body = np.clip((v - top) / 0.06, 0, 1) * np.clip(mound / 0.3, 0, 1)
     groove = 1 - 0.16 * np.exp(-((u / 0.03) ** 2)) * np.clip((v - top) / 0.10, 0, 1)
-    lit = groove * (0.34 + 0.66 * np.clip((v - top) / 0.20, 0, 1)) * (0.62 + 0.38 * mound)
+    lit = groove * (0.36 + 0.64 * np.clip((v - top) / 0.24, 0, 1)) * (0.62 + 0.38 * mound)
     lower = _over(tooth * 0.90 * shade[..., None], cover, tongue * lit[..., None], body)
     cavity = np.array([58, 22, 21], np.float32) * light
     own = _own_teeth(rgb, landmarks, box, u.shape, ocular)
