@@ -64,6 +64,7 @@ class Live:
         self.speaker = Speaker(self.sound, synthesizer=studio.synthesizer, chat=Chat(studio.settings), notice=lambda text: self.tell(text, "error"))
         self.ladder = Ladder()
         self.closed = False
+        self._failed = False
         self.on_event: Callable[[dict[str, Any]], None] = lambda _: None  # messages for the page; set by the peer
         self.on_failed: Callable[[str], None] = lambda _: None  # the session died; set by the studio
         self.barge_in = True
@@ -258,7 +259,8 @@ class Live:
         self.face_state = "seen" if now - self._face_seen < FACE_LOST else "lost"
 
     def _fail(self, reason: str) -> None:
-        if not self.closed:
+        if not self._failed:
+            self._failed = True
             self.on_failed(reason)
 
     # -- words for the page --------------------------------------------------------------------------------------------

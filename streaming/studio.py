@@ -50,8 +50,9 @@ class Studio:
         face: Callable[[], Any] = _face_driver,
         body: Callable[[], Any] | None = None,
         synthesizer: Synthesizer | None = None,
+        persona: Callable[[Generator, str], Persona] | None = None,
     ) -> None:
-        """`generator`, `face`, `body`: makers to use instead of the configured ones, `synthesizer`: likewise (fakes in tests)."""
+        """`generator`, `face`, `body`, `persona`: makers to use instead of the configured ones, `synthesizer`: likewise (fakes in tests)."""
         self.settings = settings
         self.sessions: dict[str, Live] = {}
         self.started = time.monotonic()
@@ -62,6 +63,7 @@ class Studio:
         )
         self._make_generator = generator or (lambda: load(settings.generator))
         self._make_face, self._make_body = face, body
+        self._make_persona = persona or self._read_persona
         self._generator: Generator | None = None
         self._ready: asyncio.Task[None] | None = None
         self._steppers: list[Stepper] = []
@@ -145,15 +147,15 @@ class Studio:
         async with self._persona_lock:
             if key not in self._personas:
                 loop = asyncio.get_running_loop()
-                self._personas[key] = await loop.run_in_executor(self.executor, self._prepare, key)
+                self._personas[key] = await loop.run_in_executor(self.executor, self._make_persona, self.generator, key)
             return self._personas[key]
 
-    def _prepare(self, name: str) -> Persona:
+    def _read_persona(self, generator: Generator, name: str) -> Persona:
         if name == DEMO:
-            return make_persona(self.generator, demo_portrait(), name=DEMO)
+            return make_persona(generator, demo_portrait(), name=DEMO)
         if name not in list_personas(folder=self.settings.persona_dir):
             raise AvatarError(f"There is no persona called '{name}'; GET /personas lists the ones there are.")
-        return load_persona(self.generator, name, folder=self.settings.persona_dir)
+        return load_persona(generator, name, folder=self.settings.persona_dir)
 
     async def persona_names(self) -> list[str]:
         """The built-in persona and the kept ones; the default one first."""

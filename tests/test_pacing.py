@@ -1,0 +1,383 @@
+"""Pictures and sound leave together: the pacer, the sound stream and the ladder in virtual time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.types import AudioChunk, FloatArray, Grid, Output, VideoFrame
+from streaming.ladder import DOWN_AFTER, RUNGS, UP_AFTER, WARM_UP, Ladder
+from streaming.pacing import BLOCK, BLOCK_SECONDS, MAX_BEND, RATE, Pacer, Picture, Playhead, SoundRing
+from streaming.sound import MIC_LATEST, Microphone, SoundStream, Utterance
+from streaming.stats import Stats, prometheus, quantiles
+
+PIXEL = np.zeros((2, 2, 3), np.uint8)
+START = 1000.0
+"""s: sessions begin somewhere on the clock, never at zero."""
+
+
+def output(sound_time: float, *, grid: Grid, frames: int = 1, motion_time: float | None = None) -> Output:
+    """Frames that show `sound_time`."""
+    return Output([VideoFrame(PIXEL, motion_time or sound_time, id=k + 1) for k in range(frames)], [], grid, sound_time)
+
+
+@dataclass
+class Stage:
+    """A virtual second hand: sound blocks every 20 ms, frames whenever a test says, everything that left noted."""
+
+    pacer: Pacer = field(default_factory=lambda: Pacer(Stats(started=START), fps=30.0, declared_lag=0.15))
+    now: float = START
+    signal: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]] = np.zeros_like  # sound at instants
+    left: list[tuple[float, Picture]] = field(default_factory=list)
+    heard: list[FloatArray] = field(default_factory=list)
+    _next_block: float = START
+    _next_source: int = round(START * RATE)
+
+    def run(self, seconds: float, *, outputs: list[tuple[float, Output]], step: float = 0.001) -> None:
+        """Let time pass; `outputs`: (when ready, what)."""
+        waiting = sorted(outputs, key=lambda pair: pair[0])
+        until = self.now + seconds
+        while self.now < until:
+            while (self._next_source + BLOCK) / RATE <= self.now:
+                times = (self._next_source + np.arange(BLOCK)) / RATE
+                wave = self.signal(times).astype(np.float32)
+                self.pacer.sound(np.stack([wave, np.zeros(BLOCK, np.float32)]), self._next_source, now=self.now)
+                self._next_source += BLOCK
+            while waiting and waiting[0][0] <= self.now:
+                self.pacer.put(waiting.pop(0)[1], now=self.now)
+            if (picture := self.pacer.picture(now=self.now)) is not None:
+                self.left.append((self.now, picture))
+            while self._next_block <= self.now:
+                self.heard.append(self.pacer.block(now=self._next_block))
+                self._next_block += BLOCK_SECONDS
+            self.now += step
+
+    @property
+    def offsets(self) -> FloatArray:
+        """ms of sound minus picture as they left."""
+        return np.array(self.pacer.stats.av_offset, np.float32)
+
+
+def test_camera_pictures_are_never_held() -> None:
+    stage = Stage()
+    rng = np.random.default_rng(1)
+    outputs = [(START + k / 30 + 0.02 + 0.01 * rng.random(), output(START + k / 30, grid="camera")) for k in range(60)]
+    stage.run(2.2, outputs=outputs)
+    assert len(stage.left) == 60
+    for (ready, _), (left, _) in zip(outputs, stage.left, strict=True):
+        assert left - ready < 0.0021
+
+
+def test_a_newer_camera_picture_takes_the_slot_and_the_old_one_is_counted() -> None:
+    pacer = Pacer(Stats())
+    pacer.put(output(1.0, grid="camera"), now=1.02)
+    pacer.put(output(1.03, grid="camera"), now=1.05)
+    assert pacer.wait(now=1.05) == 0.0
+    picture = pacer.picture(now=1.05)
+    assert picture is not None
+    assert picture.motion_time == 1.03
+    assert pacer.picture(now=1.06) is None
+    assert pacer.wait(now=1.06) is None
+    assert pacer.stats.drops == {"grid": 0, "slot": 1} or pacer.stats.drops == {"slot": 1}
+
+
+def test_the_returned_voice_follows_the_camera_pictures_delay() -> None:
+    stage = Stage()
+    stage.run(4.0, outputs=[(START + k / 30 + 0.07, output(START + k / 30, grid="camera")) for k in range(120)])
+    assert stage.pacer.playhead.target == pytest.approx(0.07, abs=0.012)
+    assert np.abs(stage.offsets[-60:]).max() < 15.0
+
+
+def test_in_speech_the_delay_changes_only_by_half_a_percent() -> None:
+    # Loud all the time: no silence to hide a change in. The pictures' delay jumps from 60 to 160 ms.
+    stage = Stage(signal=lambda t: np.sin(2 * np.pi * 200 * t))
+    early = [(START + k / 30 + 0.06, output(START + k / 30, grid="camera")) for k in range(60)]
+    late = [(START + k / 30 + 0.16, output(START + k / 30, grid="camera")) for k in range(60, 300)]
+    stage.run(10.2, outputs=early + late)
+    playhead = stage.pacer.playhead
+    assert playhead.target == pytest.approx(0.16, abs=0.012)
+    # 8 s at 0.5 % make good 40 ms at most
+    assert 0.03 < playhead.bent <= 8.3 * MAX_BEND
+    sound = np.concatenate([block[0] for block in stage.heard[20:]])
+    assert np.abs(np.diff(sound)).max() < 0.05, "no click"
+
+
+def test_in_silence_the_delay_jumps_at_once() -> None:
+    stage = Stage()
+    early = [(START + k / 30 + 0.06, output(START + k / 30, grid="camera")) for k in range(60)]
+    late = [(START + k / 30 + 0.16, output(START + k / 30, grid="camera")) for k in range(60, 150)]
+    stage.run(5.2, outputs=early + late)
+    assert np.abs(stage.offsets[-30:]).max() < 15.0
+    assert stage.pacer.playhead.bent < 0.012
+
+
+def test_voice_pictures_leave_with_their_sound() -> None:
+    stage = Stage(signal=lambda t: 1.0 * (np.sin(2 * np.pi * 3 * t) > 0.6))
+    rng = np.random.default_rng(2)
+    outputs = [(START + k / 30 + 0.11 + 0.03 * rng.random(), output(START + k / 30, grid="voice")) for k in range(150)]
+    stage.run(5.4, outputs=outputs)
+    assert len(stage.left) >= 147
+    assert np.abs(stage.offsets[30:]).max() < 20.0
+    gaps = np.diff([left for left, _ in stage.left[30:]])
+    assert np.abs(gaps - 1 / 30).max() < 0.012, "an even rhythm, whatever the generator's jitter"
+
+
+def test_the_voice_lag_grows_with_the_generator_and_stays_bounded() -> None:
+    stage = Stage()
+    quick = [(START + k / 30 + 0.12, output(START + k / 30, grid="voice")) for k in range(90)]
+    slow = [(START + k / 30 + 0.25, output(START + k / 30, grid="voice")) for k in range(90, 240)]
+    stage.run(8.6, outputs=quick + slow)
+    assert stage.pacer.playhead.target == pytest.approx(0.25, abs=0.02)
+    assert np.abs(stage.offsets[-60:]).max() < 20.0
+
+
+def test_chunks_are_spread_over_their_time() -> None:
+    pacer = Pacer(Stats(started=START), fps=30.0, chunk=4)
+    stage = Stage(pacer=pacer)
+    stage.run(2.5, outputs=[(START + (k + 4) / 30 + 0.05, output(START + k / 30, grid="camera", frames=4)) for k in range(0, 60, 4)])
+    assert len(stage.left) == 60
+    assert np.abs(np.diff([left for left, _ in stage.left]) - 1 / 30).max() < 0.004
+
+
+def test_the_queue_is_bounded_and_its_drops_are_counted() -> None:
+    pacer = Pacer(Stats())
+    pacer.playhead.target = 5.0  # nothing becomes due
+    for k in range(100):
+        pacer.put(output(10.0 + k / 30, grid="voice"), now=10.0 + k / 30)
+    assert len(pacer._queue) <= 15
+    assert pacer.stats.drops["queue"] == 85
+
+
+def test_interrupting_silences_the_utterance_within_a_packet_and_spares_the_microphone() -> None:
+    pacer = Pacer(Stats())
+    loud = np.ones((2, BLOCK), np.float32) * 0.5
+    first = round(START * RATE)
+    for k in range(10):
+        pacer.sound(loud, first + k * BLOCK, now=START + (k + 1) * BLOCK_SECONDS)
+    now = START + 0.2
+    pacer.playhead.target = 0.15
+    pacer.block(now=now)
+    pacer.put(output(START + 0.1, grid="voice"), now=now)
+    pacer.interrupt(now=now)
+    assert pacer.picture(now=now + 1) is None
+    assert pacer.stats.drops["interrupt"] == 1
+    blocks = [pacer.block(now=now + k * BLOCK_SECONDS) for k in range(1, 4)]
+    assert np.abs(blocks[1][1]).max() == 0.0
+    assert np.abs(blocks[1][0]).max() > 0.4
+
+
+def test_a_grid_change_drops_what_waited_and_keeps_the_rhythm() -> None:
+    stage = Stage()
+    camera = [(START + k / 30 + 0.05, output(START + k / 30, grid="camera")) for k in range(60)]
+    voice = [(START + k / 30 + 0.15, output(START + k / 30, grid="voice")) for k in range(62, 120)]
+    back = [(START + k / 30 + 0.05, output(START + k / 30, grid="camera")) for k in range(126, 200)]
+    stage.run(7.0, outputs=camera + voice + back)
+    assert np.diff([left for left, _ in stage.left]).max() < 0.25
+    assert np.abs(stage.offsets[-30:]).max() < 15.0
+
+
+def test_a_long_stall_re_anchors_the_playhead() -> None:
+    playhead = Playhead()
+    playhead.block(100.0)
+    playhead.block(100.02)
+    playhead.block(130.0)
+    assert playhead.lag(130.0) == pytest.approx(playhead.target, abs=0.025)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3000), st.integers(1, 2500)), min_size=1, max_size=40))
+@settings(max_examples=60, deadline=None)
+def test_the_ring_is_a_window_on_an_endless_line(pieces: list[tuple[int, int]]) -> None:
+    ring = SoundRing(np.zeros((2, 8000), np.float32))
+    line = np.zeros((2, 400_000), np.float32)
+    at = 0
+    for gap, count in pieces:
+        block = np.random.default_rng(at).random((2, count), np.float32) + 0.5
+        at += gap
+        ring.write(block, at)
+        line[:, at : at + count] = block
+        at += count
+    start = max(0, at - 8000)
+    if ring.end is not None and pieces[-1][0] <= 3000:
+        np.testing.assert_array_equal(ring.read(start, at - start)[:, -pieces[-1][1] :], line[:, start:at][:, -pieces[-1][1] :])
+    assert not ring.read(at, 100).any()
+
+
+def test_overlapping_sound_is_cut_and_not_written_twice() -> None:
+    ring = SoundRing()
+    ring.write(np.full((2, 100), 1.0, np.float32), 1000)
+    ring.write(np.full((2, 100), 2.0, np.float32), 1050)
+    assert ring.end == 1150
+    assert ring.read(1000, 150)[0].tolist() == [1.0] * 100 + [2.0] * 50
+
+
+# -- the sound stream ------------------------------------------------------------------------------------------------------
+
+
+def ticks(
+    stream: SoundStream, seconds: float, *, start: float = START, mic: list[tuple[float, AudioChunk]] | None = None
+) -> list[tuple[float, FloatArray, int]]:
+    """Ticks of 5 ms -> (when, block, first sample)."""
+    out: list[tuple[float, FloatArray, int]] = []
+    waiting = list(mic or [])
+    for k in range(round(seconds / 0.005)):
+        now = start + 0.005 * k
+        while waiting and waiting[0][0] <= now:
+            stream.hear(waiting.pop(0)[1], now=now)
+        out += [(now, block, first) for block, first in stream.blocks(now=now)]
+    return out
+
+
+def packets(seconds: float, *, delay: float, drift: float = 0.0, start: float = START, tone: float = 300.0) -> list[tuple[float, AudioChunk]]:
+    """Microphone packets with their arrival; `drift`: how much faster the sender's clock runs."""
+    made = []
+    for k in range(round(seconds / 0.02)):
+        captured = start + 0.02 * k / (1 + drift)
+        t = (k * BLOCK + np.arange(BLOCK)) / RATE
+        made.append((captured + 0.02 + delay, AudioChunk(0.5 * np.sin(2 * np.pi * tone * t).astype(np.float32), RATE, captured)))
+    return made
+
+
+def test_the_stream_has_no_gaps_and_keeps_up_with_the_clock() -> None:
+    blocks = ticks(SoundStream(), 2.0)
+    assert all(b[2] - a[2] == BLOCK for a, b in zip(blocks, blocks[1:], strict=False))
+    assert len(blocks) in (99, 100)
+    assert not np.any(blocks[-1][1])
+
+
+def test_the_microphone_sounds_at_the_instant_it_was_captured() -> None:
+    mic = packets(2.0, delay=0.09)
+    blocks = ticks(SoundStream(), 2.2, mic=mic)
+    for when, block, first in blocks[20:80]:
+        t = np.arange(first, first + BLOCK) / RATE - START
+        wanted = 0.5 * np.sin(2 * np.pi * 300 * t)
+        assert np.abs(block[0] - wanted).max() < 0.03
+        assert when - (first + BLOCK) / RATE < 0.09 + 0.006, "a block leaves as soon as its packet is there"
+
+
+def test_a_lost_packet_is_silence_and_a_late_one_is_counted() -> None:
+    mic = packets(2.0, delay=0.05)
+    del mic[40]
+    stream = SoundStream()
+    blocks = ticks(stream, 2.1, mic=mic)
+    assert all(b[2] - a[2] == BLOCK for a, b in zip(blocks, blocks[1:], strict=False))
+    quiet = [first for _, block, first in blocks[20:90] if np.abs(block[0]).max() < 0.01]
+    assert len(quiet) <= 2
+    longest = max(b[0] - a[0] for a, b in zip(blocks[10:], blocks[11:], strict=False))
+    assert longest <= MIC_LATEST
+
+
+def test_a_microphone_that_falls_silent_does_not_stop_the_clock() -> None:
+    blocks = ticks(SoundStream(), 4.0, mic=packets(1.0, delay=0.08))
+    when, _, first = blocks[-1]
+    assert when - (first + BLOCK) / RATE < 0.03, "caught up with the clock"
+    after = [b for b in blocks if b[0] > START + 1.4]
+    rate = (after[-1][2] - after[0][2]) / RATE / (after[-1][0] - after[0][0])
+    assert rate < 1.12, "without a burst"
+
+
+@pytest.mark.parametrize("drift", [2e-4, -2e-4])
+def test_a_sound_card_of_another_speed_stays_in_step(drift: float) -> None:
+    microphone = Microphone()
+    worst = 0.0
+    for arrival, chunk in packets(120.0, delay=0.05, drift=drift):
+        microphone.put(chunk, now=arrival)
+        microphone.take(int(microphone.end) - BLOCK, BLOCK)
+        worst = max(worst, abs(microphone.end / RATE - (chunk.time + 0.02)))
+    assert worst < 0.02, "200 ppm over two minutes are 24 ms; without correction this grows for ever"
+
+
+def test_utterances_follow_each_other_and_an_unfinished_one_is_waited_for() -> None:
+    stream = SoundStream()
+    first, second = Utterance(), Utterance()
+    first.pcm.append(np.full(BLOCK, 8000, np.int16))
+    stream.say(first)
+    second.pcm.append(np.full(BLOCK, 16000, np.int16))
+    second.done = True
+    stream.say(second)
+    blocks = ticks(stream, 0.1)
+    assert [round(float(block[1].max()), 2) for _, block, _ in blocks[:3]] == [0.24, 0.0, 0.0]
+    assert stream.speaking
+    first.done = True
+    later = ticks(stream, 0.1, start=START + 0.1)
+    assert max(float(block[1].max()) for _, block, _ in later) == pytest.approx(0.488, abs=0.01)
+    assert not stream.speaking
+
+
+def test_interrupting_empties_the_utterances() -> None:
+    stream = SoundStream()
+    stream.say(Utterance(deque([np.full(RATE, 8000, np.int16)])))
+    ticks(stream, 0.1)
+    stream.interrupt()
+    assert not stream.speaking
+    assert all(not np.any(block) for _, block, _ in ticks(stream, 0.1, start=START + 0.1))
+
+
+# -- the ladder --------------------------------------------------------------------------------------------------------------
+
+
+def seconds(ladder: Ladder, count: int, *, wanted: float = 30.0, made: float = 30.0, busy: float = 0.3) -> int:
+    """So many seconds -> how often the rung changed."""
+    return sum(ladder.observe(wanted=wanted, made=made, busy=busy) for _ in range(count))
+
+
+def test_the_ladder_goes_down_in_the_documented_order_and_back_up() -> None:
+    ladder = Ladder()
+    seen = []
+    for _ in range(80):
+        if ladder.observe(wanted=30.0, made=6.0, busy=1.0):
+            seen.append(ladder.rung)
+    assert seen == list(RUNGS[1:])
+    sizes = [rung.output_scale for rung in RUNGS]
+    assert sizes == sorted(sizes, reverse=True)
+    assert [rung.fps for rung in RUNGS] == sorted((rung.fps for rung in RUNGS), reverse=True)
+    seconds(ladder, 200, made=30.0, busy=0.2)
+    assert ladder.index == 0
+
+
+def test_a_bad_second_now_and_then_changes_nothing() -> None:
+    ladder = Ladder()
+    assert seconds(ladder, WARM_UP) == 0
+    for _ in range(20):
+        assert seconds(ladder, DOWN_AFTER - 1, made=10.0) == 0
+        assert seconds(ladder, 1) == 0
+
+
+def test_a_slow_camera_is_not_falling_behind() -> None:
+    assert seconds(Ladder(), 60, wanted=12.0, made=12.0) == 0
+    assert seconds(Ladder(), 60, wanted=0.0, made=0.0) == 0
+
+
+def test_after_a_failed_climb_the_ladder_waits_longer() -> None:
+    ladder = Ladder()
+    changes: list[int] = []
+    for second in range(400):
+        enough = ladder.index >= 1  # this machine can do rung 1 and no more
+        if ladder.observe(wanted=30.0, made=24.0 if enough else 15.0, busy=0.3):
+            changes.append(second)
+    assert ladder.steps < 20
+    waits = np.diff(changes)[0::2]  # from each step down to the next try
+    assert waits.max() > 3 * UP_AFTER, "each failed try doubles the patience"
+
+
+# -- the figures -------------------------------------------------------------------------------------------------------------
+
+
+def test_quantiles_and_the_prometheus_text() -> None:
+    assert quantiles([]) == {}
+    assert quantiles(range(100)) == {"p50": 50, "p95": 95, "p99": 99}
+    stats = Stats(started=1.0)
+    stats.stage("step", 0.012)
+    stats.drop("camera", 3)
+    stats.sent.hit(2.0)
+    text = prometheus({"sessions": 1, "refused_total": 2}, {"abcd": stats.snapshot(2.0)})
+    assert 'avatar_stage_milliseconds{session="abcd",stage="step",quantile="0.95"} 12' in text
+    assert 'avatar_drops_total{session="abcd",cause="camera"} 3' in text
+    assert "# TYPE avatar_refused_total counter" in text
+    assert text.count("# TYPE avatar_fps gauge") == 1

@@ -1,0 +1,468 @@
+"""A person connected to the server over WebRTC, both in this process: what they send, what comes back, how they leave."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from streaming.api import DESK, PEERS
+from streaming.settings import Limits, ServerSettings
+from tests.caller import Caller, house, until
+from tests.fakes import COLOURS, Camera, FakeFace, FakeGenerator, FakeSpeech, Seen, Voice, fake_studio
+
+SETTINGS = ServerSettings(max_sessions=2, workers=1, trackers=1, allow_echo=True)
+Story = Callable[[], Coroutine[Any, Any, None]]
+
+
+def live(story: Story) -> None:
+    """Run a story on a loop of its own."""
+
+    async def run() -> None:
+        async with asyncio.timeout(40):
+            await story()
+
+    asyncio.run(run())
+
+
+def colour_of(caller: Caller) -> tuple[int, ...]:
+    """The last picture's mean colour."""
+    return tuple(int(v) for v in caller.frames[-1][1])
+
+
+def near(colour: tuple[int, ...], name: str) -> bool:
+    return max(abs(a - b) for a, b in zip(colour, COLOURS[name], strict=True)) < 20
+
+
+def test_a_camera_comes_back_as_the_avatar() -> None:
+    async def story() -> None:
+        async with house(SETTINGS) as home:
+            caller = await home.call(offer={"persona": "red"})
+            assert caller.status == 200, caller.answer
+            assert set(caller.answer) == {"sdp", "type", "sessionid", "resume"}
+            await until(lambda: len(caller.frames) > 30 and caller.heard("frames") and caller.heard("stats"))
+            assert near(colour_of(caller), "red")
+            hello = caller.heard("hello")[0]
+            assert hello["ai_generated"] is True
+            assert hello["sessionid"] == caller.session
+            figures = await caller.stats()
+            assert figures["grid"] == "camera"
+            assert figures["stages"]["pace"]["p50"] < 5.0, "never held"
+            rtp, captured, sent = caller.heard("frames")[-1]["pairs"][-1]
+            assert 0 <= rtp < 2**32
+            assert 0 < sent - captured < 1.0
+            assert "H264" in caller.answer["sdp"]
+            assert "x-google-start-bitrate" in caller.answer["sdp"]
+
+    live(story)
+
+
+def test_the_generator_never_steps_on_the_event_loop() -> None:
+    """With 60 ms of work a frame the loop still answers within a few ms: pictures drop, nothing queues."""
+    generator = FakeGenerator(work=0.06)
+    late: list[float] = []
+
+    async def alarm() -> None:
+        while True:
+            before = time.perf_counter()
+            await asyncio.sleep(0.01)
+            late.append(time.perf_counter() - before - 0.01)
+
+    async def story() -> None:
+        async with house(SETTINGS, studio=fake_studio(SETTINGS, generator=generator)) as home:
+            watch = asyncio.create_task(alarm())
+            caller = await home.call()
+            await until(lambda: len(caller.frames) > 25)
+            watch.cancel()
+            assert threading.get_ident() not in generator.threads
+            figures = await caller.stats()
+            assert figures["stages"]["total"]["p95"] < 400.0
+            assert figures["drops"].get("window", 0) + figures["drops"].get("camera", 0) > 5
+
+    live(story)
+    assert np.median(late) < 0.02
+
+
+def test_without_a_camera_the_portrait_is_alive_and_speaks() -> None:
+    speech = FakeSpeech()
+
+    async def story() -> None:
+        async with house(SETTINGS, studio=fake_studio(SETTINGS, speech=speech)) as home:
+            caller = await home.call(camera=None, offer={"drive": "voice"})
+            await until(lambda: len(caller.frames) > 20)
+            assert not caller.loud()
+            status, said = await caller.post("/human", sessionid=caller.session, text="Hello there", type="echo")
+            assert (status, said) == (200, {"code": 0, "msg": "ok", "data": None})
+            await until(caller.loud)
+            assert (await caller.post("/is_speaking", sessionid=caller.session))[1]["data"] is True
+            assert any(message["speaking"] for message in caller.heard("state"))
+            await until(lambda: not caller.heard("state")[-1]["speaking"])
+            assert (await caller.post("/is_speaking", sessionid=caller.session))[1]["data"] is False
+            assert speech.spoken == ["Hello there"]
+            figures = await caller.stats()
+            assert figures["grid"] == "voice"
+            assert abs(figures["av_offset_ms"]["p50"]) < 45
+
+    live(story)
+
+
+def test_interrupting_stops_speech_within_200_ms() -> None:
+    async def story() -> None:
+        async with house(SETTINGS) as home:
+            caller = await home.call(camera=None, offer={"drive": "voice"})
+            await until(lambda: len(caller.frames) > 5)
+            await caller.post("/human", sessionid=caller.session, text="A very long sentence that goes on and on." * 5, type="echo")
+            await until(lambda: len(caller.loud()) > 15)
+            asked = time.monotonic()
+            caller.send(type="interrupt")
+            await asyncio.sleep(0.8)
+            assert caller.loud(asked), "it was still speaking"
+            assert max(caller.loud(asked)) - asked < 0.25  # 200 ms, and the receiver's own buffer of up to 80 ms takes part
+            assert (await caller.post("/is_speaking", sessionid=caller.session))[1]["data"] is False
+            count = len(caller.frames)
+            await until(lambda: len(caller.frames) > count + 10)
+
+    live(story)
+
+
+def test_the_speakers_own_voice_comes_back_only_on_request() -> None:
+    async def story() -> None:
+        async with house(SETTINGS) as home:
+            caller = await home.call(voice=Voice(level=0.6), offer={"drive": "voice"}, camera=None)
+            await until(lambda: len(caller.levels) > 40)
+            assert not caller.loud()
+            caller.send(type="set", return_voice=True)
+            await until(lambda: len(caller.loud()) > 10)
+            caller.send(type="set", return_voice=False)
+            await asyncio.sleep(0.4)
+            since = time.monotonic()
+            await asyncio.sleep(0.3)
+            assert not caller.loud(since)
+
+    live(story)
+
+
+def test_speaking_over_the_avatar_interrupts_it_by_switch() -> None:
+    async def story() -> None:
+        async with house(SETTINGS) as home:
+            voice = Voice(level=0.0)
+            caller = await home.call(camera=None, voice=voice, offer={"drive": "voice"})
+            await until(lambda: len(caller.frames) > 5)
+            for barge_in in (False, True):
+                caller.send(type="set", barge_in=barge_in)
+                await caller.post("/human", sessionid=caller.session, text="Something very long to say." * 8, type="echo")
+                since = time.monotonic()
+                await until(lambda since=since: caller.loud(since))
+                voice.level = 0.7
+                await asyncio.sleep(1.2)
+                voice.level = 0.0
+                speaking = (await caller.post("/is_speaking", sessionid=caller.session))[1]["data"]
+                assert speaking is not barge_in
+                await caller.post("/interrupt_talk", sessionid=caller.session)
+
+    live(story)
+
+
+def test_a_camera_may_stop_start_again_change_size_and_turn() -> None:
+    seen = Seen()
+
+    async def story() -> None:
+        async with house(SETTINGS, studio=fake_studio(SETTINGS, face=lambda: FakeFace(seen))) as home:
+            camera = Camera(size=(120, 160))
+            caller = await home.call(camera=camera, offer={"drive": "camera"})
+            await until(lambda: len(caller.frames) > 10)
+            camera.size = (160, 120)
+            await until(lambda: (160, 120) in seen.sizes)
+            camera.size = (60, 90)
+            await until(lambda: (60, 90) in seen.sizes)
+            caller.pc.getSenders()[0].replaceTrack(None)
+            await asyncio.sleep(0.6)
+            before = len(caller.frames)
+            await until(lambda: len(caller.frames) > before + 5)  # idle, never frozen
+            assert (await caller.stats())["grid"] == "voice"
+            caller.pc.getSenders()[0].replaceTrack(Camera())
+            tracked = (await caller.stats())["counts"]["tracked"]
+            await asyncio.sleep(1.0)
+            figures = await caller.stats()
+            assert figures["counts"]["tracked"] > tracked + 5
+            assert figures["grid"] == "camera"
+
+    live(story)
+
+
+def test_a_hasty_camera_is_thinned_out_and_a_huge_one_scaled_down() -> None:
+    seen = Seen()
+    settings = ServerSettings(max_sessions=1, workers=1, trackers=1, limits=Limits(camera_fps=20.0, camera_pixels=2000))
+
+    async def story() -> None:
+        async with house(settings, studio=fake_studio(settings, face=lambda: FakeFace(seen))) as home:
+            caller = await home.call(camera=Camera(fps=120.0))
+            await until(lambda: len(caller.frames) > 20)
+            await asyncio.sleep(1.0)
+            figures = await caller.stats()
+            assert figures["drops"]["camera_fps"] + figures["drops"].get("camera", 0) > 20
+            assert figures["fps"] <= 23
+            assert all(h * w <= 2000 for h, w in seen.sizes[-20:])
+
+    live(story)
+
+
+def test_an_echo_is_the_camera_itself_without_tracking() -> None:
+    seen = Seen()
+
+    async def story() -> None:
+        async with house(SETTINGS, studio=fake_studio(SETTINGS, face=lambda: FakeFace(seen))) as home:
+            caller = await home.call(camera=Camera(level=200), offer={"generator": "echo"})
+            await until(lambda: len(caller.frames) > 15)
+            assert min(colour_of(caller)) > 170
+            assert caller.pictures[-1].width == 160
+            figures = await caller.stats()
+            assert figures["generator"] == "echo"
+            assert "tracked" not in figures["counts"]
+
+    before = len(seen.sizes)
+    live(story)
+    assert len(seen.sizes) - before <= 2, "only the warm-up looked"
+
+
+def test_malformed_messages_are_answered_in_words_and_change_nothing() -> None:
+    bad = [
+        "not json",
+        "[]",
+        "{}",
+        '{"type":"explode"}',
+        '{"type":"set","drive":"rocket"}',
+        '{"type":"set","background":{"kind":"colour","colour":"green"}}',
+        '{"type":"set","background":{"kind":"picture","picture":"../../etc/passwd"}}',
+        '{"type":"say","text":""}',
+        '{"type":"shown","frames":3}',
+        '{"type":"set","carry_strip":9}',
+        "[" * 5000,
+        '{"type":"ping","t":"' + "x" * 20_000 + '"}',
+    ]
+
+    async def story() -> None:
+        async with house(SETTINGS) as home:
+            caller = await home.call()
+            await until(lambda: caller.heard("hello"))
+            for text in bad:
+                caller.channel.send(text)
+            await until(lambda: len(caller.heard("notice")) == len(bad))
+            assert all(notice["level"] == "error" and notice["text"].endswith(".") for notice in caller.heard("notice"))
+            caller.send(type="ping", t=7)
+            await until(lambda: caller.heard("pong"))
+            assert caller.heard("pong")[0]["t"] == 7
+            assert (await caller.stats())["drive"] == "camera"
+            for _ in range(200):
+                caller.send(type="ping", t=8)
+            await asyncio.sleep(0.3)
+            assert len(caller.heard("pong")) < 60
+
+    live(story)
+
+
+def test_settings_reach_the_session() -> None:
+    seen = Seen()
+
+    async def story() -> None:
+        async with house(SETTINGS, studio=fake_studio(SETTINGS, face=lambda: FakeFace(seen))) as home:
+            caller = await home.call()
+            await until(lambda: len(caller.frames) > 3)
+            caller.send(type="set", drive="auto", background={"kind": "colour", "colour": "#102030"}, barge_in=False)
+            caller.send(type="neutral")
+            await until(lambda: seen.neutral)
+            session = home.app[DESK].live(caller.session).session
+            assert session.settings.background.colour == (16, 32, 48)
+            await until(lambda: caller.heard("state")[-1]["drive"] == "auto")
+            caller.send(type="shown", frames=[[1, 55.0], ["x"], [2, -5]])
+            await asyncio.sleep(0.1)
+            assert (await caller.stats())["stages"]["shown"]["p50"] == 55.0
+
+    live(story)
+
+
+# -- how it ends ---------------------------------------------------------------------------------------------------------------
+
+
+def test_sessions_are_isolated_and_a_failing_one_goes_alone() -> None:
+    generator = FakeGenerator()
+
+    async def story() -> None:
+        async with house(SETTINGS, studio=fake_studio(SETTINGS, generator=generator)) as home:
+            one, two = await home.call(offer={"persona": "red"}), await home.call(offer={"persona": "blue"})
+            await until(lambda: len(one.frames) > 10 and len(two.frames) > 10)
+            assert near(colour_of(one), "red")
+            assert near(colour_of(two), "blue")
+            generator.fail_on = COLOURS["red"]
+            await until(lambda: one.heard("bye"))
+            assert "RuntimeError" in one.heard("bye")[0]["reason"]
+            await until(lambda: len(home.studio.sessions) == 1)
+            count = len(two.frames)
+            await until(lambda: len(two.frames) > count + 15)
+            assert generator.seated == 1
+            generator.fail_on = None
+            three = await home.call(offer={"persona": "red"})
+            await until(lambda: len(three.frames) > 3)
+            assert near(colour_of(three), "red")
+
+    live(story)
+
+
+def test_a_tracker_that_fails_ends_its_own_session() -> None:
+    class Broken(FakeFace):
+        def __call__(self, frame: Any) -> Any:
+            if frame.rgb.mean() > 220:
+                raise RuntimeError("broken tracker")
+            return super().__call__(frame)
+
+    async def story() -> None:
+        async with house(SETTINGS, studio=fake_studio(SETTINGS, face=Broken)) as home:
+            good, bad = await home.call(), await home.call(camera=Camera(level=255))
+            await until(lambda: bad.heard("bye"))
+            await until(lambda: len(home.studio.sessions) == 1)
+            count = len(good.frames)
+            await until(lambda: len(good.frames) > count + 10)
+
+    live(story)
+
+
+def test_hanging_up_frees_the_seat_at_once() -> None:
+    generator = FakeGenerator()
+    settings = ServerSettings(max_sessions=1, workers=1, trackers=1)
+
+    async def story() -> None:
+        async with house(settings, studio=fake_studio(settings, generator=generator)) as home:
+            caller = await home.call()
+            await until(lambda: len(caller.frames) > 3)
+            refused = await home.call()
+            assert refused.status == 503
+            assert int(refused.headers["Retry-After"]) > 0
+            assert refused.answer["error"].endswith(".")
+            await caller.close()
+            await until(lambda: not home.studio.sessions, seconds=3.0)
+            assert generator.seated == 0
+            again = await home.call()
+            assert again.status == 200
+
+    live(story)
+
+
+def test_a_person_who_vanishes_is_noticed_within_8_seconds_and_may_come_back() -> None:
+    settings = ServerSettings(max_sessions=1, workers=1, trackers=1, silence_limit=2.0, resume_seconds=20.0)
+
+    async def story() -> None:
+        async with house(settings) as home:
+            caller = await home.call(offer={"persona": "blue"})
+            await until(lambda: len(caller.frames) > 5)
+            caller.vanish()
+            await until(lambda: not home.app[PEERS], seconds=6.0)
+            assert list(home.studio.sessions) == [caller.session], "kept for its person"
+            back = await home.call(offer={"resume": caller.answer["resume"]})
+            assert back.session == caller.session
+            await until(lambda: len(back.frames) > 5)
+            assert near(colour_of(back), "blue"), "the persona is the one of before"
+            assert (await back.stats())["connected"]
+
+    live(story)
+
+
+def test_a_lost_session_ends_after_its_grace_and_gives_way_to_who_waits() -> None:
+    settings = ServerSettings(max_sessions=1, workers=1, trackers=1, silence_limit=1.0, resume_seconds=0.8)
+
+    async def story() -> None:
+        async with house(settings) as home:
+            caller = await home.call()
+            await until(lambda: len(caller.frames) > 3)
+            caller.vanish()
+            await until(lambda: not home.studio.sessions, seconds=8.0)
+
+    live(story)
+    patient = ServerSettings(max_sessions=1, workers=1, trackers=1, silence_limit=1.0, resume_seconds=60.0)
+
+    async def evicted() -> None:
+        async with house(patient) as home:
+            caller = await home.call()
+            await until(lambda: len(caller.frames) > 3)
+            caller.vanish()
+            await until(lambda: not home.app[PEERS], seconds=8.0)
+            other = await home.call(offer={"resume": "a wrong secret", "persona": "red"})
+            assert other.status == 200
+            assert other.session != caller.session
+            assert len(home.studio.sessions) == 1
+
+    live(evicted)
+
+
+def test_taking_over_closes_the_older_connection() -> None:
+    async def story() -> None:
+        async with house(SETTINGS) as home:
+            old = await home.call()
+            await until(lambda: len(old.frames) > 3 and old.heard("hello"))
+            new = await home.call(offer={"resume": old.answer["resume"]})
+            await until(lambda: old.heard("bye"))
+            await until(lambda: len(new.frames) > 3)
+            assert len(home.studio.sessions) == 1
+            assert len(home.app[PEERS]) == 1
+
+    live(story)
+
+
+def test_sixty_calls_leave_nothing_behind() -> None:
+    settings = ServerSettings(max_sessions=2, workers=1, trackers=1, limits=Limits(offers_per_minute=100))
+    generator = FakeGenerator()
+    figures: list[tuple[int, int, int]] = []
+
+    async def story() -> None:
+        async with house(settings, studio=fake_studio(settings, generator=generator)) as home:
+            process = psutil.Process()
+            for k in range(60):
+                caller = Caller(home.http, home.url)
+                await caller.connect()
+                await until(lambda caller=caller: caller.heard("hello"))
+                await caller.close()
+                await until(lambda: not home.studio.sessions)
+                if k in (9, 59):
+                    gc.collect()
+                    figures.append((threading.active_count(), process.num_fds(), len(asyncio.all_tasks())))
+
+    live(story)
+    (threads, files, tasks), after = figures
+    assert after[0] <= threads + 1
+    assert after[1] <= files + 3
+    assert after[2] <= tasks + 2
+    assert generator.seated == 0
+
+
+def test_shutting_down_says_goodbye_and_is_quick() -> None:
+    async def story() -> None:
+        async with house(SETTINGS) as home:
+            caller = await home.call()
+            await until(lambda: len(caller.frames) > 3 and caller.heard("hello"))
+            started = time.monotonic()
+            await home.app[DESK].close()
+            assert time.monotonic() - started < 4.0
+            await until(lambda: caller.heard("bye"))
+            assert not [thread for thread in threading.enumerate() if thread.name.startswith(("generator", "tracker", "body"))]
+
+    live(story)
+
+
+@pytest.mark.parametrize("word", ["m=video 9 UDP/TLS/RTP/SAVPF 96\r\n", "a=group:BUNDLE 0\r\n"])
+def test_an_offer_without_sense_is_refused_and_holds_no_seat(word: str) -> None:
+    async def story() -> None:
+        async with (
+            house(SETTINGS) as home,
+            home.http.post(f"{home.url}/offer", json={"sdp": "v=0\r\no=- 0 0 IN IP4 0.0.0.0\r\ns=-\r\nt=0 0\r\n" + word, "type": "offer"}) as answer,
+        ):
+            assert answer.status == 400
+            assert (await answer.json())["error"].endswith(".")
+            await until(lambda: not home.studio.sessions)
+
+    live(story)
