@@ -33,6 +33,8 @@ JITTER = 0.015
 """s by which a chunk's time may miss the end of the one before and still count as contiguous."""
 BRIDGE = 0.3
 """s of gap filled with silence (or of overlap cut away); a larger jump starts afresh."""
+LATE = 0.12
+"""s over which the mouth closes where the sound stops coming."""
 _FADE = 0.005  # s over which sound is faded out where it is cleared, against a click
 _SNAP = 2  # samples within which a span continues the one taken before
 
@@ -186,6 +188,9 @@ class SpeechDriver:
             last = (end - WINDOW) // HOP  # newest row whose window is over by then
             first = last - 2 * round(REACH * RATE) // HOP
             rows = track.mouth.read(first, last + 1)
+            missing = last + 1 - max(track.mouth.end, first)
+            if 0 < missing < len(rows):  # the sound is late: hold what was heard last for a moment
+                rows[-missing:] = rows[-missing - 1] * np.clip(1 - np.arange(1, missing + 1) * HOP / RATE / LATE, 0, 1)[:, None]
             centres = (np.arange(first, last + 1) * HOP + WINDOW / 2) / RATE + track.time - time
             mouth, voiced, loudness = blend(rows, centres)
             return SpeechReading(track.mel.read(last + 1 - MEL_ROWS, last + 1), track.pcm.read(end - SPAN, end), mouth, voiced, loudness)

@@ -167,10 +167,8 @@ def _voice(state: VisemeState, evidence: float, change: float) -> float:
     """
     state.evidence = [*state.evidence[1:], evidence * ramp(change, 0.5, 0.9)]
     state.still = state.still + 1 if change < _STILL else 0
-    if state.still > _MACHINE:
-        voice = 0.0
-    else:
-        voice = evidence if state.held > 0.5 else min(state.evidence)
+    goes_on = evidence if state.held > 0.5 else min(state.evidence)
+    voice = 0.0 if state.still > _MACHINE else goes_on
     state.held = max(state.held - ROW / _RELEASE, voice * (1 + _HOLD / _RELEASE))
     return voice
 
