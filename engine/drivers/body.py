@@ -27,6 +27,8 @@ JUMP = 0.8
 """Shoulder widths a person cannot move between two readings: it is somebody else."""
 FORGET = 2.0
 """s without the person after which somebody else is followed, with a neutral of their own."""
+LEANING, MOVED = 2.0, 0.06
+"""Degrees of lean, and shoulder widths of shift, that make a reading a poor neutral."""
 PRIOR = 0.5
 """s of readings the first one weighs as much as in the neutral."""
 CHOSEN_READINGS = 4
@@ -141,7 +143,9 @@ class BodyDriver:
             if len(self._chosen) == CHOSEN_READINGS:
                 self._mean, self._chosen, self._locked = RunningMean(np.mean(self._chosen, 0)), None, True
         elif not self._locked:
-            self._mean.add(measured, confidence, step=step)
+            known = self._mean.seconds / (self._mean.seconds + PRIOR)
+            away = (measured - self._mean.value)[[0, 2, 3]] / (LEANING, *[MOVED * self._mean.value[5]] * 2)
+            self._mean.add(measured, confidence / (1.0 + known * float((away**2).sum())) ** 2, step=step)
         self._neutral = self._neutral + (1.0 - float(np.exp(-step / EASE))) * (self._mean.value - self._neutral)
         return self._neutral
 

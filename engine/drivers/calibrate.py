@@ -18,8 +18,8 @@ NeutralState = Literal["searching", "set"]
 
 FRONTAL = 12.0
 """Degrees of yaw or roll away from frontal, and of pitch away from the usual, that make a frame a poor neutral."""
-SLOW = 20.0
-"""Degrees a second that make a frame a poor neutral."""
+STEADY, SLOW = 10.0, 20.0
+"""Degrees a second that are the tracker's noise, and those beyond them that make a frame a poor neutral."""
 LOWERED = 0.25
 """Share of the usual eye opening whose lack makes a frame a poor neutral."""
 PARTED = 0.05
@@ -38,6 +38,8 @@ EASE = 0.4
 """s: time constant with which a better neutral is eased in."""
 CHOSEN_FRAMES = 8
 """Frames averaged for a neutral the person asks for."""
+BLINK, CHOSEN_PATIENCE = 0.6, 15
+"""Share of the usual opening under which lids count as a blink, and the frames to wait for its end before it is taken for the person's wish."""
 CHOSEN_EASE = 0.15
 """s: time constant with which that neutral is eased in."""
 LONGEST_STEP = 0.1
@@ -95,13 +97,14 @@ class Neutral:
     _shape: RunningMean | None = None
     _last: tuple[float, Float64Array] | None = None  # time, head vector
     _chosen: list[tuple[Float64Array, Float64Array]] | None = None  # frames of a neutral being taken
+    _waited: int = 0  # frames passed over because the person blinked
     _prior: Float64Array | None = None  # the head vector to start from
     _locked: bool = False
     _ease: float = EASE
 
     def choose(self) -> None:
         """Take the next few frames as the neutral and keep it until the person is forgotten."""
-        self._chosen = []
+        self._chosen, self._waited = [], 0
 
     def see(
         self, head: Float64Array, shape: Float64Array, measures: Measures, *, time: float, opening: Float64Array, mouth_seen: float = 1.0
@@ -129,11 +132,14 @@ class Neutral:
         """
         if self.rest is None or self._head is None:
             return
-        for_now = self.rest.head
         grown = after[5] - before[5]
-        moved = np.concatenate([for_now[:3], after[3:5] - (before[3:5] - for_now[3:5]) * np.exp(grown), for_now[5:] + grown])
-        self._head.value = np.concatenate([self._head.value[:3], moved[3:]])
-        self.rest = Rest(moved, self.rest.shape, self.rest.measures)
+
+        def moved(head: Float64Array) -> Float64Array:
+            return np.concatenate([head[:3], after[3:5] - (before[3:5] - head[3:5]) * np.exp(grown), head[5:] + grown])
+
+        self.rest = Rest(moved(self.rest.head), self.rest.shape, self.rest.measures)
+        self._head.value = moved(self._head.value)
+        self._prior = None if self._prior is None else moved(self._prior)
         self._last = None
 
     def _start(self, head: Float64Array, shape: Float64Array) -> Rest:
@@ -151,7 +157,7 @@ class Neutral:
         assert self._shape is not None
         known = self._head.seconds / (self._head.seconds + SET_AFTER)
         usual = (head[1] - self._head.value[1]) / FRONTAL * known
-        pose_cost = float(((head[[0, 2]] / FRONTAL) ** 2).sum() + usual**2 + (speed / SLOW) ** 2)
+        pose_cost = float(((head[[0, 2]] / FRONTAL) ** 2).sum() + usual**2 + (max(0.0, speed - STEADY) / SLOW) ** 2)
         lids = np.maximum(0.0, 1.0 - measures.lids / opening) / LOWERED
         face_cost = float((lids**2).sum() + (measures.gap / PARTED) ** 2 + ((measures.width - USUAL_WIDTH) / WIDTH_SPREAD) ** 2)
         self._head.add(head, 1.0 / (1.0 + pose_cost) ** 2, step=step)
@@ -161,14 +167,14 @@ class Neutral:
 
     def _take(self, head: Float64Array, shape: Float64Array, measures: Measures, opening: Float64Array) -> None:
         assert self._chosen is not None
-        blinking = bool((measures.lids < 0.6 * opening).any())
-        if not blinking or len(self._chosen) == 0:
-            self._chosen.append((head, shape))
+        if bool((measures.lids < BLINK * opening).any()) and self._waited < CHOSEN_PATIENCE:
+            self._waited += 1
+            return
+        self._chosen.append((head, shape))
         if len(self._chosen) < CHOSEN_FRAMES:
             return
-        frames = self._chosen[1:] if blinking else self._chosen
-        self._head = RunningMean(np.mean([frame[0] for frame in frames], 0), MEMORY, 1.0)
-        self._shape = RunningMean(np.mean([frame[1] for frame in frames], 0), MEMORY, 1.0)
+        self._head = RunningMean(np.mean([frame[0] for frame in self._chosen], 0), MEMORY, 1.0)
+        self._shape = RunningMean(np.mean([frame[1] for frame in self._chosen], 0), MEMORY, 1.0)
         self._chosen, self._locked, self._ease, self.state = None, True, CHOSEN_EASE, "set"
 
     def _target(self) -> tuple[Float64Array, Float64Array]:

@@ -36,19 +36,21 @@ SIDES = (0.35, 0.5)
 OUTLINE_SHARE = 0.3
 """How much of the displacement is believed on the outline."""
 
-HEAD_CUTOFF = np.array([1.2, 1.2, 1.2, 1.5, 1.5, 1.0])
+HEAD_CUTOFF = np.array([0.8, 0.8, 0.8, 1.0, 1.0, 0.8])
 """Hz at rest: yaw, pitch, roll, x, y, log scale."""
-HEAD_BETA = np.array([0.4, 0.4, 0.5, 20.0, 20.0, 15.0])
+HEAD_BETA = np.array([1.0, 1.0, 1.5, 40.0, 40.0, 30.0])
 """Hz per degree/s and per face width/s."""
-SKIN_CUTOFF, SKIN_BETA = 1.5, 15.0
-"""Hz at rest and Hz per face width/s of skin."""
-LID_CUTOFF, LID_BETA = 2.0, 60.0
+HEAD_CALM = np.array([2.0, 2.0, 1.0, 0.02, 0.02, 0.04])
+"""Degrees/s and face widths/s that a resting head shows under a camera's noise."""
+SKIN_CUTOFF, SKIN_BETA, SKIN_CALM = 1.0, 30.0, 0.02
+"""Hz at rest, Hz per face width/s, and face widths/s of skin."""
+LID_CUTOFF, LID_BETA, LID_CALM = 1.5, 120.0, 0.03
 """The same of the lids: a blink falls within two frames."""
-IRIS_CUTOFF, IRIS_BETA = 1.0, 25.0
+IRIS_CUTOFF, IRIS_BETA, IRIS_CALM = 1.0, 40.0, 0.03
 DEPTH_SHARE = 0.5
 """Cutoff of z against x and y, since it is the noisier axis."""
-SPEED_CUTOFF = 3.0
-"""Hz: 1, the paper's, takes three frames to notice that a head has started to move."""
+SPEED_CUTOFF, SKIN_SPEED_CUTOFF = 3.0, 5.0
+"""Hz, of the head and of the skin: 1, the paper's, takes three frames to notice that a head has started to move."""
 
 
 def _ramp(value: Float64Array | float, low: float, high: float) -> Float64Array:
@@ -59,13 +61,13 @@ def _ramp(value: Float64Array | float, low: float, high: float) -> Float64Array:
 
 
 def _filters() -> tuple[OneEuro, OneEuro]:
-    cutoff, beta = np.full((FACE_POINTS, 3), SKIN_CUTOFF), np.full((FACE_POINTS, 3), SKIN_BETA)
+    cutoff, beta, calm = (np.full((FACE_POINTS, 3), value) for value in (SKIN_CUTOFF, SKIN_BETA, SKIN_CALM))
     lids, irises = np.r_[UPPER_LIDS.ravel(), LOWER_LIDS.ravel()], np.arange(468, FACE_POINTS)
-    for points, at_rest, gain in ((lids, LID_CUTOFF, LID_BETA), (irises, IRIS_CUTOFF, IRIS_BETA)):
-        cutoff[points], beta[points] = at_rest, gain
+    for points, at_rest, gain, noise in ((lids, LID_CUTOFF, LID_BETA, LID_CALM), (irises, IRIS_CUTOFF, IRIS_BETA, IRIS_CALM)):
+        cutoff[points], beta[points], calm[points] = at_rest, gain, noise
     cutoff[:, 2] *= DEPTH_SHARE
     beta[:, 2] *= DEPTH_SHARE
-    return OneEuro(HEAD_CUTOFF, HEAD_BETA, SPEED_CUTOFF), OneEuro(cutoff, beta, SPEED_CUTOFF)
+    return OneEuro(HEAD_CUTOFF, HEAD_BETA, SPEED_CUTOFF, HEAD_CALM), OneEuro(cutoff, beta, SKIN_SPEED_CUTOFF, calm)
 
 
 def expressive(shape: Float64Array) -> Float64Array:

@@ -44,7 +44,7 @@ def save(path: str | Path, signals: Sequence[Signal]) -> None:
 def load(path: str | Path) -> list[Signal]:
     """Read what `save` wrote. Raises AvatarError where the file is missing or is not a recording."""
     try:
-        with np.load(Path(path), allow_pickle=False) as archive:
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except FileNotFoundError as error:
         raise AvatarError(f"There is no recording at {path}.") from error

@@ -31,7 +31,7 @@ class FaceTracker:
 
     def detect(self, rgb: UInt8Array) -> list[FloatArray]:
         """Picture [H, W, 3] uint8 RGB -> [478, 3] for each face: x, y 0..1, z on the scale of x. Empty where there is none."""
-        if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
+        if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or rgb.size == 0:
             raise AvatarError(f"The tracker needs RGB pictures [H, W, 3] of uint8; it was given {rgb.shape} of {rgb.dtype}.")
         picture = shrink(rgb)
         if self._warm:
