@@ -162,8 +162,9 @@ class VideoBuffer(_Buffer):
 
     def expire(self) -> bool:
         """Give a gap up that was waited for too long -> whether to ask for a key picture. Called regularly."""
+        given_up = self.given_up
         lost = self._expire()
-        if lost:
+        if self.given_up > given_up:
             self._assemble()
             self._note_block()
         return lost
