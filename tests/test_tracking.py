@@ -13,8 +13,9 @@ import pytest
 from engine.drivers.body import BodyDriver
 from engine.drivers.face import FaceDriver, FaceTracker
 from engine.drivers.follow import GONE
+from engine.drivers.measure import LIPS
 from engine.drivers.quiet import quiet
-from engine.drivers.sight import AROUND, LIPS, MouthSight
+from engine.drivers.sight import AROUND, MouthSight
 from engine.types import AvatarError, Signal, UInt8Array, VideoFrame
 from tests.faces import portrait, scene
 
@@ -28,6 +29,11 @@ class Camera:
     def __init__(self) -> None:
         self.driver = FaceDriver()
         self.time = 100.0
+
+    @property
+    def state(self) -> str:
+        """Of the neutral: "searching" or "set"."""
+        return self.driver.neutral_state
 
     def show(self, rgb: UInt8Array, frames: int = 1) -> Signal:
         """The signal after some frames of one picture."""
@@ -132,18 +138,18 @@ def test_second_face_is_ignored_even_when_larger(camera: Camera) -> None:
     assert x_of(both) == pytest.approx(x_of(alone), abs=0.01)
     moved = [camera.show(scene((150 + 4 * k, 240, 300), (520, 250, 300))) for k in range(15)]
     assert x_of(moved[-1]) == pytest.approx(x_of(alone) + 56 / 640, abs=0.02)
-    assert camera.driver.neutral_state == "searching" or moved[-1].motion is not None
+    assert camera.state == "searching" or moved[-1].motion is not None
 
 
 def test_another_person_takes_over_only_when_the_first_is_gone(camera: Camera) -> None:
     camera.show(scene((130, 240, 300)), 75)
-    assert camera.driver.neutral_state == "set"
+    assert camera.state == "set"
     other = scene((520, 240, 300))
     assert camera.show(other, int((GONE - 0.3) * FPS)).face is None
-    assert camera.driver.neutral_state == "set", "until then the calibration is kept"
+    assert camera.state == "set", "until then the calibration is kept"
     taken = camera.show(other, int(0.6 * FPS))
     assert x_of(taken) > 0.7
-    assert camera.driver.neutral_state == "searching", "with a calibration of their own"
+    assert camera.state == "searching", "with a calibration of their own"
 
 
 def test_person_who_comes_back_in_time_keeps_the_calibration(camera: Camera) -> None:
@@ -152,7 +158,7 @@ def test_person_who_comes_back_in_time_keeps_the_calibration(camera: Camera) -> 
     assert camera.show(grey, 20).face is None
     back = camera.show(scene((330, 240, HEAD)), 3)
     assert back.face is not None
-    assert camera.driver.neutral_state == "set"
+    assert camera.state == "set"
 
 
 def test_among_two_the_person_is_found_again(camera: Camera) -> None:
