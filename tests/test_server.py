@@ -1,0 +1,621 @@
+"""The HTTP side: every route, every refusal in one sentence, who may ask, and how the server starts and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import wave
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import av
+import numpy as np
+import pytest
+from aiohttp import web
+from aiortc import RTCSessionDescription
+
+from engine.types import AvatarError
+from streaming.api import DESK, ROUTES
+from streaming.desk import ice_server
+from streaming.openapi import document
+from streaming.server import make_app, serve
+from streaming.settings import Limits, ServerSettings
+from streaming.soundfile import decode_sound
+from tests.caller import LOCAL, House, house, until
+from tests.fakes import FakeSpeech, fake_studio
+
+ROOT = Path(__file__).parent.parent
+SETTINGS = ServerSettings(max_sessions=2, workers=1, trackers=1)
+
+
+def live(story: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a story on a loop of its own."""
+
+    async def run() -> None:
+        async with asyncio.timeout(40):
+            await story()
+
+    asyncio.run(run())
+
+
+async def ask(home: House, method: str, path: str, **options: Any) -> tuple[int, Any, Any]:
+    """(status, headers, JSON or text)."""
+    async with home.http.request(method, home.url + path, **options) as response:
+        body = await (response.json() if "json" in response.content_type else response.text())
+        return response.status, response.headers, body
+
+
+def picture(side: int = 200) -> bytes:
+    """A PNG."""
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.fromarray(np.full((side, side, 3), 90, np.uint8)).save(out, "PNG")
+    return out.getvalue()
+
+
+def sound(*, rate: int = 8000, channels: int = 2, seconds: float = 0.5, level: float = 0.5) -> bytes:
+    """A WAV file with a tone."""
+    out = io.BytesIO()
+    with wave.open(out, "wb") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        tone = level * 32000 * np.sin(2 * np.pi * 220 * np.arange(int(rate * seconds)) / rate)
+        file.writeframes(np.repeat(tone.astype(np.int16), channels).tobytes())
+    return out.getvalue()
+
+
+def form(data: bytes | None, *, name: str = "picture", **texts: str) -> aiohttp.FormData:
+    """A multipart form."""
+    made = aiohttp.FormData()
+    for key, value in texts.items():
+        made.add_field(key, value)
+    if data is not None:
+        made.add_field(name, data, filename="../../evil.png")
+    return made
+
+
+# -- the document ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_document_names_every_route_that_the_server_has() -> None:
+    app = make_app(SETTINGS)
+    served = {(route.method, route.resource.canonical) for route in app.router.routes() if route.resource is not None and route.method != "HEAD"}
+    made = document(ROUTES, version="1")
+    described = {(method.upper(), path) for path, operations in made["paths"].items() for method in operations}
+    assert served == described
+    for path in ("/offer", "/human", "/humanaudio", "/interrupt_talk", "/is_speaking", "/record", "/whep", "/healthz", "/stats", "/metrics"):
+        assert path in made["paths"]
+    names = [operation["operationId"] for operations in made["paths"].values() for operation in operations.values()]
+    assert len(names) == len(set(names))
+
+
+def test_looking_at_the_server() -> None:
+    async def story() -> None:
+        async with house(SETTINGS) as home:
+            await home.studio.ready()
+            status, _, health = await ask(home, "GET", "/healthz")
+            assert (status, health["ok"], health["ready"], health["ai_generated"], health["ice_servers"]) == (200, True, True, True, [])
+            status, _, described = await ask(home, "GET", "/openapi.json")
+            assert described["openapi"].startswith("3.")
+            caller = await home.call()
+            await until(lambda: len(caller.frames) > 20)
+            _, _, figures = await ask(home, "GET", "/stats")
+            mine = figures["sessions"][caller.session]
+            for stage in ("uplink", "wait", "track", "step", "compose", "handoff", "pace", "total"):
+                assert set(mine["stages"][stage]) == {"p50", "p95", "p99"}
+            assert mine["ladder"]["rung"] == 0
+            assert figures["server"]["sessions"] == 1
+            status, headers, text = await ask(home, "GET", "/metrics")
+            assert headers["Content-Type"].startswith("text/plain; version=0.0.4")
+            for wanted in (
+                "avatar_sessions 1",
+                "avatar_fps{",
+                "avatar_stage_milliseconds{",
+                "avatar_av_offset_milliseconds{",
+                "avatar_passed_total{",
+            ):
+                assert wanted in text
+            assert caller.session not in text, "an id opens the session; the metrics name half of it"
+            status, headers, listed = await ask(home, "GET", "/personas")
+            assert listed[0] == {"name": "demo", "preview": "/personas/demo/preview.jpg"}
+            async with home.http.get(home.url + listed[0]["preview"]) as response:
+                assert response.content_type == "image/jpeg"
+                assert (await response.read())[:2] == b"\xff\xd8"
+            for path in ("/", "/view?sessionid=x", "/static/client.js"):
+                status, headers, text = await ask(home, "GET", path)
+                assert status == 200
+                assert "frame-ancestors" in headers["Content-Security-Policy"]
+
+    live(story)
+
+
+def test_nothing_that_a_client_names_is_a_path() -> None:
+    async def story() -> None:
+        async with house(SETTINGS) as home:
+            for path in (
+                "/static/..%2fserver.py",
+                "/static/%2e%2e%2f%2e%2e%2fpyproject.toml",
+                "/record/..%2f..%2fetc%2fpasswd",
+                "/personas/..%2f..%2fx/preview.jpg",
+                "/nothing",
+            ):
+                status, _, body = await ask(home, "GET", path)
+                assert status == 404, path
+                assert body["error"].endswith(".")
+
+    live(story)
+
+
+# -- refusals ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/offer", "not json", 400),
+        ("/offer", [], 400),
+        ("/offer", {}, 400),
+        ("/offer", {"sdp": 7, "type": "offer"}, 400),
+        ("/offer", {"sdp": "v=0\r\nnonsense", "type": "offer"}, 400),
+        ("/offer", {"sdp": "v=0\r\n" + "m=video 9 RTP/AVP 96\r\n" * 9, "type": "offer"}, 400),
+        ("/offer", {"sdp": "v=0\r\nm=" + "x" * 70_000, "type": "offer"}, 413),
+        ("/offer", {"sdp": "v=0\r\nm=" + "x" * 300_000, "type": "offer"}, 413),
+        ("/offer", {"sdp": "v=0\r\nm=video", "type": "offer", "drive": "rocket"}, 400),
+        ("/offer", {"sdp": "v=0\r\nm=video", "type": "offer", "generator": "echo"}, 400),
+        ("/offer", {"sdp": "v=0\r\nm=video", "type": "offer", "generator": "other"}, 400),
+        ("/offer", {"sdp": "v=0\r\nm=video", "type": "offer", "persona": "../../etc"}, 400),
+        ("/offer", {"sdp": "v=0\r\nm=video", "type": "offer", "persona": ["x"]}, 400),
+        ("/offer", {"sdp": "v=0\r\nm=video", "type": "offer", "portrait_upload": "gone"}, 400),
+        ("/human", {"sessionid": "nobody", "text": "hi"}, 404),
+        ("/human", {"text": "hi"}, 404),
+        ("/interrupt_talk", {"sessionid": 3}, 404),
+        ("/is_speaking", {"sessionid": "nobody"}, 404),
+        ("/record", {"sessionid": "nobody", "type": "start_record"}, 404),
+    ],
+)
+def test_bad_requests_are_refused_in_one_sentence(path: str, body: Any, status: int) -> None:
+    async def story() -> None:
+        async with house(SETTINGS) as home:
+            data = body if isinstance(body, str) else json.dumps(body)
+            got, _, answer = await ask(home, "POST", path, data=data, headers={"Content-Type": "application/json"})
+            assert got == status
+            text = answer["error"] if path == "/offer" else answer["msg"]
+            assert text.endswith(".")
+            assert text.count(". ") == 0 or len(text) < 200
+            assert path == "/offer" or answer["code"] == -1
+            assert not home.studio.sessions
+
+    live(story)
+
+
+def test_uploads_are_judged_and_kept_under_ids_of_our_own() -> None:
+    limits = Limits(upload_bytes=200_000, uploads=2)
+    settings = ServerSettings(max_sessions=1, workers=1, trackers=1, limits=limits)
+
+    async def story() -> None:
+        async with house(settings) as home:
+            status, _, body = await ask(home, "POST", "/upload", data=form(picture(), kind="background"))
+            assert (status, body["width"], body["height"]) == (200, 200, 200)
+            first = body["id"]
+            assert "evil" not in first
+            refusals = [
+                (form(picture(), kind="portrait"), "consent"),
+                (form(picture(), kind="portrait", consent="I agree."), "face"),
+                (form(b"", kind="background"), "empty"),
+                (form(b"just text", kind="background"), "picture"),
+                (form(picture()[:300], kind="background"), ""),
+                (form(picture(), kind="spaceship"), "kind"),
+                (form(None, kind="background"), "file"),
+            ]
+            for data, word in refusals:
+                status, _, body = await ask(home, "POST", "/upload", data=data)
+                assert status == 400, body
+                assert word in body["error"]
+            status, _, body = await ask(home, "POST", "/upload", data=form(b"x" * 300_000, kind="background"))
+            assert status == 413
+            status, _, body = await ask(home, "POST", "/upload", data="x", headers={"Content-Type": "text/plain"})
+            assert status == 400
+            caller = await home.call()
+            await until(lambda: caller.heard("hello"))
+            caller.send(type="set", background={"kind": "picture", "picture": first})
+            await until(lambda: home.app[DESK].live(caller.session).session.settings.background.kind == "picture")
+            for _ in range(2):
+                await ask(home, "POST", "/upload", data=form(picture(), kind="background"))
+            assert len(home.app[DESK].uploads) == 2
+            caller.send(type="set", background={"kind": "picture", "picture": first})
+            await until(lambda: caller.heard("notice"))
+
+    live(story)
+
+
+# -- speaking ---------------------------------------------------------------------------------------------------------------
+
+
+def test_sound_files_are_spoken_and_bad_ones_refused() -> None:
+    async def story() -> None:
+        async with house(SETTINGS) as home:
+            caller = await home.call(camera=None, offer={"drive": "voice"})
+            await until(lambda: len(caller.frames) > 3)
+            for data in (sound(), sound(rate=44_100, channels=1), sound(level=0.0)):
+                status, _, body = await ask(home, "POST", "/humanaudio", data=form(data, name="file", sessionid=caller.session))
+                assert (status, body["code"]) == (200, 0)
+            await until(caller.loud)
+            clip = io.BytesIO()
+            with av.open(clip, "w", format="mp4") as container:
+                stream = container.add_stream("libx264", rate=10)
+                stream.width = stream.height = 32
+                stream.pix_fmt = "yuv420p"
+                for k in range(3):
+                    frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
+                    frame.pts = k
+                    container.mux(stream.encode(frame))
+                container.mux(stream.encode(None))
+            playlist = b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n"
+            for data, word in (
+                (b"", "empty"),
+                (b"text, not sound" * 50, "sound file"),
+                (clip.getvalue(), "no sound"),
+                (playlist, "sound file"),
+                (sound()[:30], "sound file"),
+            ):
+                status, _, body = await ask(home, "POST", "/humanaudio", data=form(data, name="file", sessionid=caller.session))
+                assert (status, body["code"]) == (400, -1)
+                assert word in body["msg"]
+            status, _, body = await ask(home, "POST", "/humanaudio", data=form(sound(), name="file", sessionid="nobody"))
+            assert status == 404
+
+    live(story)
+
+
+def test_a_sound_file_keeps_its_length_and_has_a_limit() -> None:
+    pcm = decode_sound(sound(rate=22_050, channels=2, seconds=1.0), most_seconds=5.0)
+    assert abs(len(pcm) - 48_000) < 100
+    assert 0.4 < np.abs(pcm).max() / 32768 < 0.6
+    with pytest.raises(AvatarError, match="longer than"):
+        decode_sound(sound(seconds=3.0), most_seconds=1.0)
+
+
+@asynccontextmanager
+async def chat_service(lines: list[str], *, status: int = 200) -> AsyncIterator[tuple[str, list[dict[str, Any]]]]:
+    """An OpenAI-compatible endpoint that says these lines; what it was asked."""
+    asked: list[dict[str, Any]] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        asked.append(await request.json())
+        if status != 200:
+            return web.json_response({"error": "no"}, status=status)
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for line in lines:
+            piece = json.dumps({"choices": [{"delta": {"content": line}}]})
+            await response.write(f"data: {piece}\n\n".encode())
+            await asyncio.sleep(0.01)
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1", asked
+    finally:
+        await runner.cleanup()
+
+
+def test_chat_is_answered_sentence_by_sentence() -> None:
+    speech = FakeSpeech()
+
+    async def story() -> None:
+        async with chat_service(["Good mor", "ning. How", " are you", "? Fine"]) as (url, asked):
+            settings = ServerSettings(max_sessions=1, workers=1, trackers=1, chat_url=url, chat_model="some-model")
+            async with house(settings, studio=fake_studio(settings, speech=speech)) as home:
+                caller = await home.call(camera=None, offer={"drive": "voice"})
+                status, said = await caller.post("/human", sessionid=caller.session, text="Hello", type="chat")
+                assert (status, said["code"]) == (200, 0)
+                await until(lambda: len(speech.spoken) == 3)
+                assert speech.spoken == ["Good morning.", "How are you?", "Fine"]
+                assert asked[0]["model"] == "some-model"
+                assert asked[0]["messages"][-1] == {"role": "user", "content": "Hello"}
+                await until(lambda: not home.app[DESK].live(caller.session).speaker._task or home.app[DESK].live(caller.session).speaker._task.done())
+                await caller.post("/human", sessionid=caller.session, text="Again", type="chat")
+                await until(lambda: len(asked) == 2)
+                assert {"role": "assistant", "content": "Good morning. How are you? Fine"} in asked[1]["messages"]
+
+    live(story)
+
+
+def test_chat_without_a_service_says_so_and_a_broken_one_is_told() -> None:
+    async def story() -> None:
+        async with house(SETTINGS) as home:
+            caller = await home.call(camera=None)
+            status, said = await caller.post("/human", sessionid=caller.session, text="Hello", type="chat")
+            assert (status, said["code"]) == (400, -1)
+            assert "--chat-url" in said["msg"]
+            for text, kind in (("", "echo"), ("x" * 5000, "echo"), ("hello", "song"), (None, "echo")):
+                status, said = await caller.post("/human", sessionid=caller.session, text=text, type=kind)
+                assert (status, said["code"]) == (400, -1)
+        async with chat_service([], status=500) as (url, _):
+            settings = ServerSettings(max_sessions=1, workers=1, trackers=1, chat_url=url)
+            async with house(settings) as home:
+                caller = await home.call(camera=None)
+                await until(lambda: caller.heard("hello"))
+                await caller.post("/human", sessionid=caller.session, text="Hello", type="chat")
+                await until(lambda: caller.heard("notice"))
+                assert "500" in caller.heard("notice")[0]["text"]
+
+    live(story)
+
+
+def test_broken_speech_is_told_and_the_next_text_is_spoken() -> None:
+    speech = FakeSpeech(broken=True)
+
+    async def story() -> None:
+        async with house(SETTINGS, studio=fake_studio(SETTINGS, speech=speech)) as home:
+            caller = await home.call(camera=None)
+            await until(lambda: caller.heard("hello"))
+            caller.send(type="say", text="One")
+            await until(lambda: caller.heard("notice"))
+            assert "broken" in caller.heard("notice")[0]["text"]
+            speech.broken = False
+            caller.send(type="say", text="Two", interrupt=True)
+            await until(lambda: speech.spoken == ["Two"])
+
+    live(story)
+
+
+def test_a_recording_has_picture_sound_and_says_what_it_is() -> None:
+    async def story() -> None:
+        async with house(SETTINGS) as home:
+            caller = await home.call()
+            await until(lambda: len(caller.frames) > 3)
+            assert (await caller.post("/record", sessionid=caller.session, type="end_record"))[0] == 400
+            assert (await caller.post("/record", sessionid=caller.session, type="start_record"))[1]["code"] == 0
+            assert (await caller.post("/record", sessionid=caller.session, type="start_record"))[0] == 400
+            assert (await ask(home, "GET", f"/record/{caller.session}"))[0] == 404
+            await caller.post("/human", sessionid=caller.session, text="Hello recording", type="echo")
+            await asyncio.sleep(1.5)
+            status, said = await caller.post("/record", sessionid=caller.session, type="end_record")
+            assert said["data"]["url"] == f"/record/{caller.session}"
+            await until(lambda: caller.heard("recorded"))
+            async with home.http.get(home.url + said["data"]["url"]) as response:
+                assert response.content_type == "video/mp4"
+                data = await response.read()
+            with av.open(io.BytesIO(data)) as container:
+                assert "AI" in container.metadata["comment"]
+                seconds = {stream.type: float((stream.duration or 0) * (stream.time_base or 0)) for stream in container.streams}
+                assert abs(seconds["video"] - seconds["audio"]) < 0.2
+                assert seconds["video"] > 0.8
+                frames = sum(1 for _ in container.decode(video=0))
+                assert frames > 8
+            caller.send(type="record", on=True)
+            await asyncio.sleep(0.5)
+            caller.send(type="record", on=False)
+            await until(lambda: len(caller.heard("recorded")) == 2)
+
+    live(story)
+
+
+# -- viewers ----------------------------------------------------------------------------------------------------------------
+
+
+async def watch(home: House, session: str) -> tuple[int, Any, Any, list[Any]]:
+    """A viewer: (status, headers, connection, frames)."""
+    from streaming.rtc import make_peer_connection, prefer_codecs
+
+    pc = make_peer_connection(LOCAL)
+    frames: list[Any] = []
+    pc.addTransceiver("video", direction="recvonly")
+    pc.addTransceiver("audio", direction="recvonly")
+    prefer_codecs(pc)
+
+    async def pump(track: Any) -> None:
+        while True:
+            frames.append((track.kind, await track.recv()))
+
+    tasks: list[asyncio.Future[None]] = []
+    pc.on("track", lambda track: tasks.append(asyncio.ensure_future(pump(track))))
+    pc.pumps = tasks  # type: ignore[attr-defined]
+    await pc.setLocalDescription(await pc.createOffer())
+    async with home.http.post(
+        f"{home.url}/whep?sessionid={session}", data=pc.localDescription.sdp, headers={"Content-Type": "application/sdp"}
+    ) as response:
+        text = await response.text()
+        if response.status == 201:
+            await pc.setRemoteDescription(RTCSessionDescription(text, "answer"))
+        return response.status, response.headers, pc, frames
+
+
+async def leave(*viewers: Any) -> None:
+    for pc in viewers:
+        for task in pc.pumps:
+            task.cancel()
+        await asyncio.gather(*pc.pumps, return_exceptions=True)
+        await pc.close()
+
+
+def test_viewers_watch_and_hear_and_their_number_is_limited() -> None:
+    settings = ServerSettings(max_sessions=1, workers=1, trackers=1, limits=Limits(viewers=2))
+
+    async def story() -> None:
+        async with house(settings) as home:
+            assert (await watch(home, "nobody"))[0] == 404
+            caller = await home.call(offer={"persona": "red"})
+            await until(lambda: len(caller.frames) > 3)
+            status, headers, one, frames = await watch(home, caller.session)
+            assert status == 201
+            await until(lambda: sum(kind == "video" for kind, _ in frames) > 10 and any(kind == "audio" for kind, _ in frames))
+            mean = [frame for kind, frame in frames if kind == "video"][-1].to_ndarray(format="rgb24").mean(axis=(0, 1))
+            assert mean[0] > 150 > mean[1]
+            status, _, two, _ = await watch(home, caller.session)
+            assert status == 201
+            status, refused, three, _ = await watch(home, caller.session)
+            assert status == 503
+            assert "Retry-After" in refused
+            async with home.http.delete(home.url + headers["Location"]) as response:
+                assert response.status == 204
+            async with home.http.delete(home.url + headers["Location"]) as response:
+                assert response.status == 404
+            assert (await ask(home, "GET", "/stats"))[2]["server"]["viewers"] == 1
+            await leave(one, two, three)
+            await until(lambda: not home.app[DESK].broadcasts[caller.session].viewers)
+            status, _, body = await ask(home, "POST", "/whep?sessionid=" + caller.session, data="x", headers={"Content-Type": "text/plain"})
+            assert status == 400
+
+    live(story)
+
+
+# -- who may ask ------------------------------------------------------------------------------------------------------------
+
+
+def test_pages_of_other_addresses_and_borrowed_names_are_refused() -> None:
+    settings = ServerSettings(max_sessions=1, workers=1, trackers=1, allowed_origins=("https://friend.example",))
+
+    async def story() -> None:
+        async with house(settings) as home:
+            own = home.url.replace("127.0.0.1", "localhost")
+            for headers, status in (
+                ({"Origin": "https://evil.example"}, 403),
+                ({"Origin": "null"}, 403),
+                ({"Host": "evil.example"}, 403),
+                ({"Origin": home.url}, 200),
+                ({"Origin": own, "Host": own[7:]}, 200),
+                ({"Origin": "https://friend.example"}, 200),
+            ):
+                got, answer, _ = await ask(home, "GET", "/stats", headers=headers)
+                assert got == status, headers
+            assert answer["Access-Control-Allow-Origin"] == "https://friend.example"
+            got, answer, _ = await ask(
+                home, "OPTIONS", "/offer", headers={"Origin": "https://friend.example", "Access-Control-Request-Method": "POST"}
+            )
+            assert got == 204
+            assert "POST" in answer["Access-Control-Allow-Methods"]
+            assert (await ask(home, "DELETE", "/offer"))[0] == 405
+
+    live(story)
+
+
+def test_a_token_is_asked_for_and_turn_secrets_are_only_for_who_has_it() -> None:
+    settings = ServerSettings(host="0.0.0.0", token="secret", max_sessions=1, workers=1, trackers=1, ice_servers=("turn:me:pass@turn.example:3478",))
+
+    async def story() -> None:
+        async with house(settings) as home:
+            for path in ("/", "/view", "/healthz", "/openapi.json", "/static/style.css"):
+                assert (await ask(home, "GET", path))[0] == 200
+            assert "ice_servers" not in (await ask(home, "GET", "/healthz"))[2]
+            for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic secret"}):
+                status, answer, body = await ask(home, "GET", "/stats", headers=headers)
+                assert status == 401
+                assert answer["WWW-Authenticate"] == "Bearer"
+            right = {"Authorization": "Bearer secret"}
+            assert (await ask(home, "GET", "/stats", headers=right))[0] == 200
+            health = (await ask(home, "GET", "/healthz", headers=right))[2]
+            assert health["ice_servers"] == [{"urls": "turn:turn.example:3478", "username": "me", "credential": "pass"}]
+            assert (await ask(home, "POST", "/offer", json={}))[0] == 401
+
+    live(story)
+    assert ice_server("stun:a:1").urls == "stun:a:1"
+
+
+def test_offers_from_one_address_are_counted() -> None:
+    settings = ServerSettings(max_sessions=1, workers=1, trackers=1, limits=Limits(offers_per_minute=3))
+
+    async def story() -> None:
+        async with house(settings) as home:
+            got = [(await ask(home, "POST", "/offer", json={}))[0] for _ in range(5)]
+            assert got == [400, 400, 400, 429, 429]
+
+    live(story)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"host": "0.0.0.0"}, "--token"),
+        ({"host": "192.168.1.5"}, "--token"),
+        ({"tls_cert": "a.pem"}, "--tls-key"),
+        ({"tls_cert": "/no/a.pem", "tls_key": "/no/b.pem"}, "no file"),
+        ({"max_sessions": 0}, "--max-sessions"),
+        ({"port": 99_999}, "port"),
+        ({"ice_servers": ("http://x",)}, "ICE"),
+    ],
+)
+def test_unsafe_or_impossible_settings_do_not_start(options: dict[str, Any], word: str) -> None:
+    with pytest.raises(AvatarError, match=word):
+        make_app(ServerSettings(**options))
+    assert ServerSettings(host="localhost").loopback
+    assert ServerSettings(host="::1").loopback
+    assert not ServerSettings(host="example.org").loopback
+
+
+def test_a_port_in_use_is_told_in_a_sentence() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(AvatarError, match="choose another with --port"):
+            serve(ServerSettings(port=taken.getsockname()[1]))
+
+
+def test_the_server_ends_within_five_seconds_of_being_told() -> None:
+    """A process of its own with fakes, a caller connected, SIGTERM."""
+    code = (
+        "import streaming.server as s; from streaming.settings import ServerSettings as S; from tests.fakes import fake_studio\n"
+        "import sys; port = int(sys.argv[1]); settings = S(port=port, workers=1, trackers=1)\n"
+        "s.Studio = lambda settings: fake_studio(settings); s.serve(settings)"
+    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(port)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    )
+
+    async def story() -> None:
+        from tests.caller import Caller
+
+        url = f"http://127.0.0.1:{port}"
+        async with aiohttp.ClientSession() as http:
+            for _ in range(150):
+                try:
+                    async with http.get(url + "/healthz") as response:
+                        assert response.status == 200
+                        break
+                except aiohttp.ClientError:
+                    await asyncio.sleep(0.1)
+            caller = await Caller(http, url).connect()
+            await until(lambda: len(caller.frames) > 3)
+            started = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            code = await asyncio.get_running_loop().run_in_executor(None, lambda: process.wait(10))
+            assert time.monotonic() - started < 5.0
+            assert code == 0
+            assert caller.heard("bye")
+            await caller.close()
+
+    try:
+        live(story)
+        assert process.stdout is not None
+        assert f"http://localhost:{port}" in process.stdout.read().decode()
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
