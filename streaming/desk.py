@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from streaming.rtc import RtcSettings, close_all
 from streaming.settings import ServerSettings
 from streaming.studio import Studio
 from streaming.uploads import Uploads
+from streaming.virtual_camera import VirtualCamera, open_camera
 from streaming.whep import Broadcast
 
 CLOSE_SECONDS = 2.0
@@ -53,6 +54,8 @@ class Desk:
         self.broadcasts: dict[str, Broadcast] = {}
         self.recordings = Recordings(settings.limits)
         self.rtc = RtcSettings(ice_servers=tuple(ice_server(url) for url in settings.ice_servers))
+        self.open_camera: Callable[[], Any] = open_camera
+        self._camera: tuple[VirtualCamera, Live] | None = None
         self._kept: dict[str, asyncio.TimerHandle] = {}  # sessions without a peer -> when they end
         self._tasks: set[asyncio.Task[None]] = set()
         studio.on_ended = self._session_ended
@@ -70,10 +73,13 @@ class Desk:
         peer.channel.on_record = lambda on: self._spawn(self._record(live, on))
         self.peers[live.id] = peer
         try:
-            return await peer.answer(offer.sdp), live
+            answer = await peer.answer(offer.sdp)
+            if self.settings.virtual_camera and self._camera is None:
+                await self._show(live)
         except BaseException:
             await self._gone(peer, True)
             raise
+        return answer, live
 
     def _resumed(self, offer: Offer) -> Live | None:
         """The session that a resume token belongs to, or None where it has ended."""
@@ -120,6 +126,12 @@ class Desk:
             loop = asyncio.get_running_loop()
             self._kept[live.id] = loop.call_later(self.settings.resume_seconds, lambda: self._spawn(self.end(live)))
 
+    async def _show(self, live: Live) -> None:
+        """Make a session the virtual camera's."""
+        camera = VirtualCamera(await asyncio.get_running_loop().run_in_executor(self.studio.executor, self.open_camera))
+        self._camera = (camera, live)
+        live.outlet.sinks.add(camera)
+
     # -- sessions ------------------------------------------------------------------------------------------------------
 
     def live(self, session: Any) -> Live:
@@ -137,6 +149,9 @@ class Desk:
             await self.recordings.finish(live)
         except AvatarError as error:
             live.tell(str(error), "error")
+        if self._camera is not None and self._camera[1] is live:
+            camera, self._camera = self._camera[0], None
+            await asyncio.get_running_loop().run_in_executor(self.studio.executor, camera.close)
         if (broadcast := self.broadcasts.pop(live.id, None)) is not None:
             await broadcast.close()
         if (peer := self.peers.pop(live.id, None)) is not None:

@@ -64,6 +64,7 @@ class Live:
         self.speaker = Speaker(self.sound, synthesizer=studio.synthesizer, chat=Chat(studio.settings), notice=lambda text: self.tell(text, "error"))
         self.ladder = Ladder()
         self.closed = False
+        self.connected = False  # whether a person is there; set by the peer
         self._failed = False
         self.on_event: Callable[[dict[str, Any]], None] = lambda _: None  # messages for the page; set by the peer
         self.on_failed: Callable[[str], None] = lambda _: None  # the session died; set by the studio
@@ -342,7 +343,7 @@ class Live:
             "speaking": self.sound.speaking,
             "face": self.face_state,
             "neutral": self.neutral_state,
-            "connected": not self.resting,
+            "connected": self.connected,
             "voice": {
                 "lag_ms": round(1000 * playhead.lag(now), 1),
                 "aim_ms": round(1000 * playhead.target, 1),

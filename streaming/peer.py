@@ -78,6 +78,7 @@ class Peer:
         if any(t.sender.track is self.voice for t in taken):
             self.live.outlet.sinks.add(self.voice)
         self.live.on_event = self.channel.send
+        self.live.connected = True
         self._start(self._watch())
         return tune_answer(pc.localDescription.sdp, start_bitrate=self.rtc.camera_start_bitrate, max_bitrate=self.rtc.camera_max_bitrate)
 
@@ -88,6 +89,8 @@ class Peer:
             await asyncio.sleep(0.05)  # lets the message leave
         self._gone = True
         self.live.outlet.sinks -= {self.video, self.voice}
+        if self.live.on_event == self.channel.send:  # nobody has taken over yet
+            self.live.connected = False
         self.channel.close()
         pumps = [pump for pump in self._pumps if pump is not asyncio.current_task()]
         for pump in pumps:

@@ -17,6 +17,7 @@ from streaming.desk import Desk
 from streaming.security import Gate, guard, sentences
 from streaming.settings import ServerSettings
 from streaming.studio import Studio
+from streaming.virtual_camera import check_virtual_camera
 
 SHUTDOWN_SECONDS = 4.0
 """s a shutdown may take; then the process ends all the same."""
@@ -29,6 +30,8 @@ def make_app(settings: ServerSettings | None = None, *, studio: Studio | None = 
     """
     settings = settings or ServerSettings()
     settings.check()
+    if settings.virtual_camera:
+        check_virtual_camera()
     app = web.Application(middlewares=[guard(settings), sentences], client_max_size=settings.limits.request_bytes)
     app[SETTINGS] = settings
     app[GATE] = Gate(settings.limits.offers_per_minute)

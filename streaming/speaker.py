@@ -32,9 +32,14 @@ class Speaker:
         self._task: asyncio.Task[None] | None = None
 
     @property
+    def synthesising(self) -> bool:
+        """Whether speech is being made."""
+        return self._task is not None and not self._task.done()
+
+    @property
     def speaking(self) -> bool:
-        """Whether something is being said, synthesised or waiting."""
-        return self._stream.speaking or bool(self._waiting) or (self._task is not None and not self._task.done())
+        """Whether something is being said, made or waiting."""
+        return self._stream.speaking or bool(self._waiting) or self.synthesising
 
     def say(self, text: str) -> None:
         """Speak a text. Raises AvatarError where too much waits already."""

@@ -110,8 +110,8 @@ class Caller:
         """Be gone without a word: nothing is sent or answered any more."""
         for transceiver in self.pc.getTransceivers():
             for protocol in transceiver.sender.transport.transport._connection._protocols:
-                protocol.transport.sendto = lambda *_: None
-                protocol.datagram_received = lambda *_: None
+                for place, name in ((protocol.transport, "sendto"), (protocol, "datagram_received")):
+                    setattr(place, name, lambda *_: None)
 
     async def _watch(self, track: MediaStreamTrack) -> None:
         while True:

@@ -159,7 +159,7 @@ def test_speaking_over_the_avatar_interrupts_it_by_switch() -> None:
                 caller.send(type="set", barge_in=barge_in)
                 await caller.post("/human", sessionid=caller.session, text="Something very long to say." * 8, type="echo")
                 since = time.monotonic()
-                await until(lambda since=since: caller.loud(since))
+                await until(lambda: caller.loud(since))  # noqa: B023
                 voice.level = 0.7
                 await asyncio.sleep(1.2)
                 voice.level = 0.0
@@ -425,7 +425,7 @@ def test_sixty_calls_leave_nothing_behind() -> None:
             for k in range(60):
                 caller = Caller(home.http, home.url)
                 await caller.connect()
-                await until(lambda caller=caller: caller.heard("hello"))
+                await until(lambda: caller.heard("hello"))  # noqa: B023
                 await caller.close()
                 await until(lambda: not home.studio.sessions)
                 if k in (9, 59):

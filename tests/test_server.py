@@ -331,7 +331,7 @@ def test_chat_is_answered_sentence_by_sentence() -> None:
                 assert speech.spoken == ["Good morning.", "How are you?", "Fine"]
                 assert asked[0]["model"] == "some-model"
                 assert asked[0]["messages"][-1] == {"role": "user", "content": "Hello"}
-                await until(lambda: not home.app[DESK].live(caller.session).speaker._task or home.app[DESK].live(caller.session).speaker._task.done())
+                await until(lambda: not home.app[DESK].live(caller.session).speaker.synthesising)
                 await caller.post("/human", sessionid=caller.session, text="Again", type="chat")
                 await until(lambda: len(asked) == 2)
                 assert {"role": "assistant", "content": "Good morning. How are you? Fine"} in asked[1]["messages"]
@@ -395,12 +395,12 @@ def test_a_recording_has_picture_sound_and_says_what_it_is() -> None:
             async with home.http.get(home.url + said["data"]["url"]) as response:
                 assert response.content_type == "video/mp4"
                 data = await response.read()
-            with av.open(io.BytesIO(data)) as container:
+            with av.open(io.BytesIO(data), "r") as container:
                 assert "AI" in container.metadata["comment"]
                 seconds = {stream.type: float((stream.duration or 0) * (stream.time_base or 0)) for stream in container.streams}
                 assert abs(seconds["video"] - seconds["audio"]) < 0.2
                 assert seconds["video"] > 0.8
-                frames = sum(1 for _ in container.decode(video=0))
+                frames = len(list(container.decode(video=0)))
                 assert frames > 8
             caller.send(type="record", on=True)
             await asyncio.sleep(0.5)
@@ -408,6 +408,55 @@ def test_a_recording_has_picture_sound_and_says_what_it_is() -> None:
             await until(lambda: len(caller.heard("recorded")) == 2)
 
     live(story)
+
+
+class FakeDevice:
+    """What pyvirtualcam would give."""
+
+    device = "fake"
+
+    def __init__(self) -> None:
+        self.shown: list[Any] = []
+        self.closed = False
+
+    def __enter__(self) -> FakeDevice:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closed = True
+
+    def send(self, rgb: Any) -> None:
+        self.shown.append(rgb)
+
+
+def test_the_virtual_camera_shows_the_first_session_and_tells_its_lag(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("streaming.server.check_virtual_camera", lambda: None)
+    monkeypatch.setattr("streaming.virtual_camera.LAG_AFTER", 10)
+    settings = ServerSettings(max_sessions=2, workers=1, trackers=1, virtual_camera=True)
+    devices: list[FakeDevice] = []
+
+    async def story() -> None:
+        async with house(settings) as home:
+            home.app[DESK].open_camera = lambda: devices.append(FakeDevice()) or devices[-1]  # type: ignore[func-returns-value]
+            one = await home.call(offer={"persona": "red"})
+            await home.call(offer={"persona": "blue"})
+            await until(lambda: len(devices[0].shown) > 15)
+            picture = devices[0].shown[-1]
+            assert picture.shape == (720, 1280, 3)
+            assert picture[360, 640].tolist() == [200, 40, 40]
+            assert picture[360, 100].tolist() == [0, 0, 0]
+            assert len(devices) == 1
+            await one.close()
+            await until(lambda: devices[0].closed)
+
+    live(story)
+    assert "delay your microphone by" in capfd.readouterr().err
+
+
+def test_a_missing_virtual_camera_is_told_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(AvatarError, match="pip install"):
+        make_app(ServerSettings(virtual_camera=True))
 
 
 # -- viewers ----------------------------------------------------------------------------------------------------------------
