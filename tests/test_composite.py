@@ -145,13 +145,15 @@ def test_a_scaled_fit_still_reaches_the_edges_it_reached(height: int, width: int
     assert top + y1 - y0 <= scaled.square[2]
 
 
-@pytest.mark.parametrize("square", [(0, 0, 512), (0, -16, 512)])
-def test_a_whole_frame_stays_whole_at_every_size(square: tuple[int, int, int]) -> None:
-    size = (512 + 2 * square[1], 512)
+@pytest.mark.parametrize(("square", "size"), [((0, 0, 512), (512, 512)), ((0, -16, 512), (480, 512)), ((0, 40, 201), (300, 201))])
+def test_a_frame_as_wide_as_the_picture_stays_so_at_every_size(square: tuple[int, int, int], size: tuple[int, int]) -> None:
     fit = Fit.of(square, size)
     for percent in range(20, 130):
         to = (2 * round(size[0] * percent / 200), 2 * round(size[1] * percent / 200))
-        assert fit.scaled(size, to).whole, percent
+        scaled = fit.scaled(size, to)
+        assert scaled.box[0] == 0, percent
+        assert scaled.box[2] == to[1], percent
+        assert scaled.whole == fit.whole, percent
 
 
 # -- compose --------------------------------------------------------------------------------------------------------------
