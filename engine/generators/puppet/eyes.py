@@ -10,7 +10,7 @@ import numpy.typing as npt
 from engine.generators.puppet import topology
 from engine.generators.puppet.features import Features
 from engine.generators.puppet.mesh import Head
-from engine.generators.puppet.raster import kernel
+from engine.generators.puppet.raster import kernel, sample
 from engine.types import FloatArray, UInt8Array
 
 UPPER_SHARE = 0.75
@@ -80,7 +80,10 @@ SHUT_FROM, SHUT_TO = 0.85, 0.25
 
 
 def move(features: Features, points: FloatArray, apertures: FloatArray, brows: FloatArray, *, expressed: float) -> None:
-    """Bring the lids of `points` [478, 3] (changed in place) to absolute apertures [2] and lift the brows [2] as far as an expression does not (`expressed` 0..1)."""
+    """Bring the lids of `points` [478, 3] (changed in place) to absolute apertures [2] and lift the brows [2].
+
+    `expressed` 0..1: how much of the brows the points already carry from the driver's expression.
+    """
     down = features.frame[:, 1]
     for side in range(2):
         if expressed < 1.0:
@@ -118,8 +121,9 @@ def draw(rgb: UInt8Array, landmarks: FloatArray, side: int) -> Patch:
     local = landmarks[:, :2] - (x0, y0)
     iris_points = local[list(topology.IRIS[side])]
     radius = float(np.linalg.norm(iris_points[1:] - iris_points[0], axis=1).mean())
-    hole = _polygon(local, [*_outline(topology.UPPER_LID[side], topology.LOWER_LID[side], topology.EYE_CORNERS[side], landmarks)], picture.shape)
-    around = _polygon(local, [*_outline(topology.UPPER_CREASE[side], topology.LOWER_CREASE[side], topology.EYE_CORNERS[side], landmarks)], picture.shape)
+    ends = topology.EYE_CORNERS[side]
+    hole = _polygon(local, _outline(topology.UPPER_LID[side], topology.LOWER_LID[side], ends, landmarks), picture.shape)
+    around = _polygon(local, _outline(topology.UPPER_CREASE[side], topology.LOWER_CREASE[side], ends, landmarks), picture.shape)
     ball = _ball(picture, hole, iris_points[0], radius, reach)
     lid = _lid(picture, hole, around, reach)
     rim = _dilate(hole, 1) & ~_erode(hole, 1)
@@ -225,7 +229,8 @@ def _lid(picture: UInt8Array, hole: npt.NDArray[np.bool_], around: npt.NDArray[n
 @kernel
 def paint(
     layer: UInt8Array, tags: UInt8Array, sampling: FloatArray, pad: float, side: int, box: FloatArray, back: FloatArray, ball: UInt8Array,
-    lid: UInt8Array, corner: FloatArray, iris: FloatArray, axis: FloatArray, gaze: FloatArray, edge: FloatArray, shut: float, lash: FloatArray, thick: float,
+    lid: UInt8Array, corner: FloatArray, iris: FloatArray, axis: FloatArray, gaze: FloatArray, edge: FloatArray, shut: float,
+    lash: FloatArray, thick: float,
 ) -> None:  # fmt: skip
     """Put an eyeball under the lids, and on a closing lid the skin, the shadow and the lashes of a closed one.
 
@@ -235,7 +240,7 @@ def paint(
     """
     hole_tag = 2 + side
     reach = np.sqrt(axis[2] * axis[2] + axis[3] * axis[3])
-    inner, outer = iris[2] * np.float32(1.1), max(reach * np.float32(1.05), iris[2] * np.float32(2.2))
+    inner, outer = iris[2] * 1.1, max(reach * 1.05, iris[2] * 2.2)
     for y in range(max(int(box[1]), 1), min(int(box[3]) + 1, tags.shape[0] - 1)):
         for x in range(max(int(box[0]), 1), min(int(box[2]) + 1, tags.shape[1] - 1)):
             count = 0
@@ -245,54 +250,53 @@ def paint(
                         count += 1
             if count == 0 and shut <= 0:
                 continue
-            r, g, b = np.float32(layer[y, x, 0]), np.float32(layer[y, x, 1]), np.float32(layer[y, x, 2])
-            near, taper = np.float32(1e9), np.float32(1.0)
+            r, g, b = layer[y, x, 0], layer[y, x, 1], layer[y, x, 2]
+            near, taper = 1e9, 1.0
             if shut > 0:
                 for k in range(edge.shape[0] - 1):
                     ex, ey = edge[k + 1, 0] - edge[k, 0], edge[k + 1, 1] - edge[k, 1]
-                    long = max(ex * ex + ey * ey, np.float32(1e-6))
-                    t = min(max(((x - edge[k, 0]) * ex + (y - edge[k, 1]) * ey) / long, np.float32(0.0)), np.float32(1.0))
+                    long = max(ex * ex + ey * ey, (1e-6))
+                    t = min(max(((x - edge[k, 0]) * ex + (y - edge[k, 1]) * ey) / long, 0.0), 1.0)
                     dx, dy = x - edge[k, 0] - t * ex, y - edge[k, 1] - t * ey
                     far = dx * dx + dy * dy
                     if far < near:
                         near = far
-                        along = (k + t) / np.float32(edge.shape[0] - 1)
-                        taper = min(np.float32(1.0), np.float32(0.25) + np.float32(4.0) * min(along, np.float32(1.0) - along))
+                        along = (k + t) / (edge.shape[0] - 1)
+                        taper = min(1.0, 0.25 + 4.0 * min(along, 1.0 - along))
                 near = np.sqrt(near)
             if count < 9 and shut > 0:
                 sx, sy = sampling[y, x, 0] - pad - corner[0], sampling[y, x, 1] - pad - corner[1]
                 if 0 <= sx <= lid.shape[1] - 1 and 0 <= sy <= lid.shape[0] - 1:
                     ix, iy = int(sx), int(sy)
-                    share = shut * lid[iy, ix, 3] / np.float32(255.0)
+                    share = shut * lid[iy, ix, 3] / 255.0
                     r += (lid[iy, ix, 0] - r) * share
                     g += (lid[iy, ix, 1] - g) * share
                     b += (lid[iy, ix, 2] - b) * share
             if count > 0:
-                mix = np.float32(count) / np.float32(9.0)
+                mix = count / 9.0
                 px = back[0, 0] * x + back[0, 1] * y + back[0, 2]
                 py = back[1, 0] * x + back[1, 1] * y + back[1, 2]
                 # The white is a rubber sheet: it moves with the iris there and stays at the corners.
                 qx, qy = px, py
                 for _ in range(3):
                     far = np.sqrt((qx - iris[0]) ** 2 + (qy - iris[1]) ** 2)
-                    hold = min(max((outer - far) / (outer - inner), np.float32(0.0)), np.float32(1.0))
+                    hold = min(max((outer - far) / (outer - inner), 0.0), 1.0)
                     qx, qy = px - gaze[0] * hold, py - gaze[1] * hold
-                sx = min(max(qx - corner[0], np.float32(0.0)), np.float32(ball.shape[1] - 1.001))
-                sy = min(max(qy - corner[1], np.float32(0.0)), np.float32(ball.shape[0] - 1.001))
+                sx = min(max(qx - corner[0], 0.0), (ball.shape[1] - 1.001))
+                sy = min(max(qy - corner[1], 0.0), (ball.shape[0] - 1.001))
                 ix, iy = int(sx), int(sy)
                 fx, fy = sx - ix, sy - iy
-                w00, w10, w01, w11 = (1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy
-                dim = np.float32(1.0)
+                dim = 1.0
                 if shut > 0:
-                    dim -= np.float32(0.35) * min(shut * 2, np.float32(1.0)) * max(np.float32(1.0) - near / (np.float32(3.0) * thick), np.float32(0.0))
-                r += ((ball[iy, ix, 0] * w00 + ball[iy, ix + 1, 0] * w10 + ball[iy + 1, ix, 0] * w01 + ball[iy + 1, ix + 1, 0] * w11) * dim - r) * mix
-                g += ((ball[iy, ix, 1] * w00 + ball[iy, ix + 1, 1] * w10 + ball[iy + 1, ix, 1] * w01 + ball[iy + 1, ix + 1, 1] * w11) * dim - g) * mix
-                b += ((ball[iy, ix, 2] * w00 + ball[iy, ix + 1, 2] * w10 + ball[iy + 1, ix, 2] * w01 + ball[iy + 1, ix + 1, 2] * w11) * dim - b) * mix
+                    dim -= 0.35 * min(shut * 2, 1.0) * max(1.0 - near / (3.0 * thick), 0.0)
+                r += (sample(ball, ix, iy, fx, fy, 0) * dim - r) * mix
+                g += (sample(ball, ix, iy, fx, fy, 1) * dim - g) * mix
+                b += (sample(ball, ix, iy, fx, fy, 2) * dim - b) * mix
             if shut > 0 and near < thick * 1.5:
-                line = np.float32(0.62) * taper * min(shut * 1.5, np.float32(1.0)) * min(max((thick * np.float32(1.1) - near) / (thick * np.float32(0.8)), np.float32(0.0)), np.float32(1.0))
+                line = 0.62 * taper * min(shut * 1.5, 1.0) * min(max((thick * 1.1 - near) / (thick * 0.8), 0.0), 1.0)
                 r += (lash[0] - r) * line
                 g += (lash[1] - g) * line
                 b += (lash[2] - b) * line
-            layer[y, x, 0] = np.uint8(min(max(r + np.float32(0.5), np.float32(0.0)), np.float32(255.0)))
-            layer[y, x, 1] = np.uint8(min(max(g + np.float32(0.5), np.float32(0.0)), np.float32(255.0)))
-            layer[y, x, 2] = np.uint8(min(max(b + np.float32(0.5), np.float32(0.0)), np.float32(255.0)))
+            layer[y, x, 0] = np.uint8(min(max(r + 0.5, 0.0), 255.0))
+            layer[y, x, 1] = np.uint8(min(max(g + 0.5, 0.0), 255.0))
+            layer[y, x, 2] = np.uint8(min(max(b + 0.5, 0.0), 255.0))

@@ -39,5 +39,6 @@ def _looks(rgb: UInt8Array) -> Iterator[UInt8Array]:
     yield clear
     for picture in (rgb, clear):
         for factor in (ENLARGED, 1 / ENLARGED, 1 / ENLARGED**2):
-            yield np.asarray(cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC), np.uint8)
+            how = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+            yield np.asarray(cv2.resize(picture, None, fx=factor, fy=factor, interpolation=how), np.uint8)
     yield np.asarray(cv2.GaussianBlur(rgb, (0, 0), 1.5), np.uint8)

@@ -11,15 +11,15 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from engine.generators.puppet import eyes, mouth, plate, response, teeth, topology
+from engine.drivers.matte import person_matte
 from engine.generators.puppet import body as shoulders
+from engine.generators.puppet import eyes, mouth, plate, response, teeth, topology
 from engine.generators.puppet import features as feature_arrays
 from engine.generators.puppet.features import Features
 from engine.generators.puppet.find import find_face
 from engine.generators.puppet.mesh import CAMERA, measure, spread_sheet
-from engine.generators.puppet.refine import apply
 from engine.generators.puppet.raster import blend, raster
-from engine.drivers.matte import person_matte
+from engine.generators.puppet.refine import apply
 from engine.pose import rotation
 from engine.types import AvatarError, FloatArray, GeneratorSpec, Identity, Motion, Signal, UInt8Array, VideoFrame, still_motion
 
@@ -96,7 +96,7 @@ class Puppet:
         pad = int(PAD * max(size))
         sheet = spread_sheet(landmarks, head, size, pad)
         matte = person_matte(rgb).astype(np.float32) / 255.0
-        carry = plate.ring(matte, 7.0, 13.0)
+        carry = plate.ring(matte, *(share * size[1] for share in plate.CARRY))
         lips, lids = mouth.weigh(head), eyes.weigh(head)
         torso = shoulders.weigh(sheet.flat, landmarks, head, size)
         inside = teeth.draw(rgb, landmarks, head)
@@ -104,9 +104,10 @@ class Puppet:
         as32 = np.float32
         return Features(
             rest=sheet.rest, uv=(sheet.flat + pad).astype(as32), triangles=sheet.triangles, tags=sheet.tags,
-            texture=plate.texture(rgb, plate.pack_matte(carry, matte), pad), plate=plate.background(rgb, matte, clear=6.0),
-            frame=head.frame, turn=head.turn, pivot=head.pivot, eyes_middle=head.eyes_middle, width=as32(head.width), ocular=as32(head.ocular),
-            parents=sheet.parents, weights=sheet.weights, rim_index=sheet.rim.index, rim_shift=sheet.rim.shift, rim_normal=sheet.rim.normal, head_weight=sheet.head_weight, follow=sheet.follow,
+            texture=plate.texture(rgb, plate.pack_matte(carry, matte), pad), plate=plate.background(rgb, matte, clear=plate.CLEAR * size[1]),
+            frame=head.frame, turn=head.turn, pivot=head.pivot, eyes_middle=head.eyes_middle, width=np.array(head.width, as32), ocular=np.array(head.ocular, as32),
+            parents=sheet.parents, weights=sheet.weights, rim_index=sheet.rim.index, rim_shift=sheet.rim.shift, rim_normal=sheet.rim.normal,
+            head_weight=sheet.head_weight, follow=sheet.follow,
             jaw=lips.jaw, upper=lips.upper, lower=lips.lower, lip_gap=lips.lip_gap, corners=lips.corners, spread=lips.spread, pucker=lips.pucker,
             smile_rest=lips.smile_rest, mouth_patch=inside.box, upper_teeth=inside.upper, lower_teeth=inside.lower, cavity=inside.cavity,
             lid_upper=lids.lid_upper, lid_lower=lids.lid_lower, eye_patch=np.stack([p.box for p in patches]),
@@ -175,8 +176,9 @@ class Puppet:
         blend(row.layer, row.sampling, pad, features.plate, rgb, alpha)
         return VideoFrame(rgb, signal.time, signal.id, alpha)
 
-    def _pose(self, row: Row, motion: Motion) -> tuple[FloatArray, FloatArray]:
-        """Write the vertices of one motion into `row.points`. -> (turned, jaw): the face [478, 2] as the skull has it, the jaw's way [2] px."""
+    def _pose(self, row: Row, motion: Motion) -> tuple[FloatArray, FloatArray, float]:
+        """Write the vertices of one motion into `row.points`. -> (turned, jaw): the face [478, 2] as the skull has it, the jaw's way [2] px,
+        how far the lips are from the portrait's own."""
         features = row.features
         count = topology.SKIN_POINTS + 10
         face = features.rest[:count].copy()
@@ -195,15 +197,16 @@ class Puppet:
         everything[count:fine] = apply(features.parents, features.weights, face)
         everything[fine:] += features.follow @ offset[list(topology.OVAL)]
         head = motion.head
-        turn = rotation(soft(float(head[0]), LIMITS["yaw"]), soft(float(head[1]), LIMITS["pitch"]), soft(float(head[2]), LIMITS["roll"])).astype(np.float32)
+        held = (soft(float(way), LIMITS[name]) for way, name in zip(head[:3], ("yaw", "pitch", "roll"), strict=True))
+        turn = rotation(*held).astype(np.float32)
         width = float(features.width)
         scale = float(np.exp(soft(float(head[5]), LIMITS["scale"])))
         shift = np.array([soft(float(head[3]), LIMITS["shift"]) * width, soft(float(head[4]), LIMITS["shift"]) * width, 0.0], np.float32)
         slide_rim(row, turn)
-        self._carry(row, everything, turn * scale, shift, np.asarray(motion.body))
+        self._carry(row, everything, turn * scale, shift, shoulders.follow(motion))
         skull = flatten((features.rest[:count] - features.pivot) @ (turn * scale).T + features.pivot + shift, features)
         jaw = (turn * scale @ (features.frame[:, 1] * jaw_way))[:2]
-        return skull, jaw
+        return skull, jaw, mouth.freshness(features, face)
 
     def _carry(self, row: Row, points: FloatArray, turn: FloatArray, shift: FloatArray, body: FloatArray) -> None:
         """Linear blend of the head's turn and the shoulders' motion, projected into `row.points`."""
@@ -215,10 +218,10 @@ class Puppet:
         row.points[:, :2] = hold * flatten(turned, features) + (1 - hold) * moved
         row.points[:, 2] = turned[:, 2]
 
-    def _fill(self, row: Row, motion: Motion, places: tuple[FloatArray, FloatArray]) -> None:
+    def _fill(self, row: Row, motion: Motion, places: tuple[FloatArray, FloatArray, float]) -> None:
         """Eyeballs and the mouth's inside under the skin."""
         features = row.features
-        skull, jaw = places
+        skull, jaw, fresh = places
         points = row.points
         flat = features.uv - features.uv[0] + flatten(features.rest[:1], features)
         for side in range(2):
@@ -231,15 +234,18 @@ class Puppet:
             shut = float(np.clip((eyes.SHUT_FROM - aperture) / (eyes.SHUT_FROM - eyes.SHUT_TO), 0.0, 1.0))
             edge = points[eyes.lid_curve(side), :2]
             eyes.paint(
-                row.layer, row.tag, row.sampling, float(features.uv[0, 0] - flat[0, 0]), side, bounds(points[[*near, *topology.UPPER_CREASE[side]]]), back,
-                features.eyeballs[side], features.lids[side], features.eye_patch[side, :2], features.iris[side], features.eye_axis[side],
+                row.layer, row.tag, row.sampling, float(features.uv[0, 0] - flat[0, 0]), side,
+                bounds(points[[*near, *topology.UPPER_CREASE[side]]]), back, features.eyeballs[side], features.lids[side], features.eye_patch[side, :2], features.iris[side], features.eye_axis[side],
                 shift.astype(np.float32), edge, shut, features.lash[side], eyes.LASH * float(features.ocular),
             )  # fmt: skip
         ring = [*topology.LIP_CORNERS[0], *topology.UPPER_LIP[0], *topology.LOWER_LIP[0]]
         near = [*topology.LIP_CORNERS[3], *topology.UPPER_LIP[3], *topology.LOWER_LIP[3]]
         back = affine(skull[near], flat[near])
         jaw_back = affine(skull[near] + jaw, flat[near])
-        teeth.paint(row.layer, row.tag, topology.MOUTH_HOLE, bounds(points[ring]), back, jaw_back, features.upper_teeth, features.lower_teeth, features.mouth_patch, float(teeth.DETAIL), features.cavity, float(features.ocular))
+        teeth.paint(
+            row.layer, row.tag, topology.MOUTH_HOLE, bounds(points[ring]), back, jaw_back, features.upper_teeth, features.lower_teeth,
+            features.mouth_patch, float(teeth.DETAIL), features.cavity, float(features.ocular), fresh,
+        )  # fmt: skip
 
 
 def slide_rim(row: Row, turn: FloatArray) -> None:

@@ -189,7 +189,17 @@ def spread_sheet(landmarks: FloatArray, head: Head, size: tuple[int, int], pad: 
     weight = np.concatenate([np.ones(len(face), np.float32), _head_hold(outer, away, landmarks, head)])
     rest = np.concatenate([face, around3]).astype(np.float32)
     flat = np.concatenate([face_flat, outer]).astype(np.float32)
-    return Sheet(rest, flat, triangles.astype(np.int32), tags.astype(np.uint8), division.parents, division.weights, weight, follow, find_rim(face, face_flat, division.triangles, head))
+    return Sheet(
+        rest,
+        flat,
+        triangles.astype(np.int32),
+        tags.astype(np.uint8),
+        division.parents,
+        division.weights,
+        weight,
+        follow,
+        find_rim(face, face_flat, division.triangles, head),
+    )
 
 
 def _head_hold(outer: FloatArray, away: FloatArray, landmarks: FloatArray, head: Head) -> FloatArray:

@@ -14,12 +14,14 @@ from engine.types import FloatArray
 
 CLOSED = 0.03
 """A portrait whose lips are nearer than this (ocular distances) has them closed."""
-RELAXED_WIDTH = 0.80
-"""Outer width of a relaxed mouth, ocular distances; wider is a smile."""
+RELAXED_WIDTH, RELAXED_LIFT = 0.82, 0.02
+"""Outer width of a relaxed mouth and lift of its corners, ocular distances; more is a smile."""
 UPPER_SHARE = 0.35
 """Share of a closing gap that the upper lip takes; the lower lip takes the rest."""
-RELAX = 0.9
+RELAX = 1.0
 """Share of the portrait's own smile that gives way at rest."""
+FRESH = 0.035
+"""Change of the lip gap, ocular distances, from which on the inside of the mouth is wholly painted."""
 SMILES = 0.05
 """A lift of the corners, ocular distances, that is a smile and not the line of a mouth."""
 CORNER_DROP = 0.42
@@ -85,9 +87,9 @@ def weigh(head: Head) -> MouthWeights:
 
     gap = lower_line[:, 1] - upper_line[:, 1]
     lips = (local[13, 1] + local[14, 1]) / 2
-    lift = max(0.0, float(lips - v[list(topology.LIP_CORNERS[3])].mean()) - 0.0)
+    lift = max(0.0, float(lips - v[list(topology.LIP_CORNERS[3])].mean()) - RELAXED_LIFT)
     wide = max(0.0, 2 * outer_edge - RELAXED_WIDTH)
-    as32 = [a.astype(np.float32) for a in (jaw, upper, lower, np.maximum(gap, 0), corners, spread, pucker)]
+    as32 = [a.astype(np.float32) for a in (jaw, upper, lower, gap, corners, spread, pucker)]
     return MouthWeights(*as32, smile_rest=np.array([lift, wide], np.float32))
 
 
@@ -103,6 +105,14 @@ def _jaw(u: FloatArray, v: FloatArray, below: npt.NDArray[np.bool_], middle: Flo
     share = np.maximum(lip * (1 - beyond) + np.maximum(level, CORNER_DROP * np.exp(-(((v - middle) / 0.25) ** 2))) * level * beyond, chin)
     jaw: FloatArray = lateral * share
     return jaw
+
+
+def freshness(features: Features, face: FloatArray) -> float:
+    """0 where the lips of `face` [478, 3] are as the portrait's own, so that what they show is the portrait's too; 1 from FRESH on."""
+    down = features.frame[:, 1]
+    gap = (face[list(topology.LOWER_LIP[0])] - face[list(topology.UPPER_LIP[0])]) @ down / features.ocular
+    change = float(np.abs(gap - features.lip_gap).max())
+    return min(1.0, change / FRESH)
 
 
 def profile(features: Features) -> FloatArray:
@@ -121,15 +131,16 @@ def _straighten(features: Features) -> FloatArray:
     ends = features.corners[list(topology.UPPER_LIP[0])].sum(1)
     sag = max(float(curve[3:6].mean()), 0.0) * min(1.0, float(features.smile_rest[0]) / SMILES)
     # The corners' own way down (see `move`) already carries the outer columns; the rest of the curve is taken out here.
-    flat: FloatArray = (sag * np.clip(1.0 - ends - np.abs(np.linspace(-1, 1, len(line))) ** 4 * 0.5, 0, 1) * (1 - curve / max(float(curve.max()), 1e-4))).astype(np.float32)
+    inner = np.clip(1.0 - ends - 0.5 * np.abs(np.linspace(-1, 1, len(line))) ** 4, 0, 1)
+    flat: FloatArray = (sag * inner * (1 - curve / max(float(curve.max()), 1e-4))).astype(np.float32)
     return flat
 
 
 def move(features: Features, points: FloatArray, mouth: FloatArray, *, expressed: float, rest: bool) -> tuple[FloatArray, float]:
     """Bring the mouth of `points` [478, 3] (camera space, changed in place) to the motion's mouth [4].
 
-    `expressed` 0..1: how much of it the points already carry from the driver's expression; the lip gap is always corrected. -> (points, the jaw's way down
-    in px, which the lower teeth share).
+    `expressed` 0..1: how much of it the points already carry from the driver's expression; the lip gap is always corrected.
+    -> (points, the jaw's way down in px, which the lower teeth share).
     """
     right, down, away = features.frame.T
     ocular = float(features.ocular)
@@ -150,10 +161,7 @@ def move(features: Features, points: FloatArray, mouth: FloatArray, *, expressed
     if rest:
         shift = _straighten(features) * (RELAX * ocular)
         points += ((features.upper + features.lower) @ shift)[:, None] * down
-    if rest and own[4] >= CLOSED:
-        target = gap * profile(features)
-    else:
-        target = own + gap * profile(features)
+    target = gap * profile(features) + (0.0 if rest and own[4] >= CLOSED else own)
     present = (points[lower] - points[upper]) @ down / ocular
     drop = 0.9 * ((1.0 - expressed) * gap + expressed * max(0.0, float((target - present)[3:6].mean())))
     points += features.jaw[:, None] * ((down + JAW_BACK * away) * (drop * ocular))

@@ -4,38 +4,74 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from engine.types import FloatArray, UInt8Array
 
 PLATE_SCALE = 4
 """The hole behind the person is filled at 1/4 of the size: what shows of it is soft anyway."""
 
+DETAIL_SIGMA = 5.0
+"""px: what is finer than this counts as the background's texture."""
+DETAIL_MOST = 9.0
+"""Grey levels of texture at most."""
+SEEN = 0.15
+"""Matte above which a pixel may carry something of the person."""
+CARRY = (0.020, 0.034)
+"""The matte keeps a ring of real background, whole up to the first distance from the person and gone by the second; picture widths."""
+CLEAR = 0.018
+"""The plate is filled this far around the person."""
+
 
 def ring(matte: FloatArray, inner: float, outer: float) -> FloatArray:
     """[H, W] 1 within `inner` px of the person, 0 beyond `outer` px, smooth between."""
-    away = cv2.distanceTransform((matte < 0.5).astype(np.uint8), cv2.DIST_L2, 5)
+    away = cv2.distanceTransform((matte < SEEN).astype(np.uint8), cv2.DIST_L2, 5)
     ramp = np.clip((outer - away) / (outer - inner), 0.0, 1.0).astype(np.float32)
     smooth: FloatArray = ramp * ramp * (3.0 - 2.0 * ramp)
     return smooth
 
 
 def background(rgb: UInt8Array, matte: FloatArray, *, clear: float) -> UInt8Array:
-    """[H, W, 3] the portrait without its person: everything within `clear` px of the matte is filled in from around."""
+    """[H, W, 3] the portrait without its person: everything within `clear` px of the matte is filled in from around.
+
+    Colours are inpainted at a small size (Telea 2004, "An image inpainting technique", J. Graphics Tools 9(1)); the texture on them is
+    the background's own, mirrored about the hole's edge.
+    """
     height, width = matte.shape
-    hole = (ring(matte, clear, clear + 1.0) > 0).astype(np.uint8)
+    hole = ring(matte, clear, clear + 1.0) > 0
     if hole.all():
         return np.broadcast_to(np.median(rgb.reshape(-1, 3), 0).astype(np.uint8), rgb.shape).copy()
     small = (width // PLATE_SCALE, height // PLATE_SCALE)
     # Averaging only over background pixels keeps the person's colour out of the fill.
-    keep = cv2.resize((1 - hole).astype(np.float32), small, interpolation=cv2.INTER_AREA)
-    colour = cv2.resize(rgb.astype(np.float32) * (1 - hole)[..., None], small, interpolation=cv2.INTER_AREA) / np.maximum(keep, 1e-3)[..., None]
-    filled = cv2.inpaint(np.clip(colour, 0, 255).astype(np.uint8), (keep < 0.5).astype(np.uint8), 3, cv2.INPAINT_TELEA)
-    filled = np.where((keep < 0.5)[..., None], cv2.GaussianBlur(filled, (0, 0), 3.0), filled)
-    fill = cv2.GaussianBlur(cv2.resize(filled, (width, height), interpolation=cv2.INTER_CUBIC), (0, 0), 2.0)
-    edge = cv2.GaussianBlur(hole.astype(np.float32), (0, 0), 1.0)[..., None]
-    edge = np.where(hole[..., None] > 0, np.maximum(edge, 0.6), edge)
-    mixed: UInt8Array = np.clip(rgb * (1 - edge) + fill * edge + 0.5, 0, 255).astype(np.uint8)
+    known = (~hole).astype(np.float32)
+    keep = cv2.resize(known, small, interpolation=cv2.INTER_AREA)
+    colour = cv2.resize(rgb * known[..., None], small, interpolation=cv2.INTER_AREA) / np.maximum(keep, 1e-3)[..., None]
+    unknown = keep < 0.5
+    filled = cv2.inpaint(np.clip(colour, 0, 255).astype(np.uint8), unknown.astype(np.uint8), 3, cv2.INPAINT_TELEA).astype(np.float32)
+    filled = np.where(unknown[..., None], cv2.GaussianBlur(filled, (0, 0), 2.5), filled)
+    fill = cv2.resize(filled, (width, height), interpolation=cv2.INTER_CUBIC)
+    fill += _texture(rgb, fill, hole)
+    share = cv2.GaussianBlur(hole.astype(np.float32), (0, 0), 1.5)[..., None]
+    mixed: UInt8Array = np.clip(rgb * (1 - share) + fill * share + 0.5, 0, 255).astype(np.uint8)
     return mixed
+
+
+def _texture(rgb: UInt8Array, fill: FloatArray, hole: npt.NDArray[np.bool_]) -> FloatArray:
+    """[H, W, 3] fine detail for the hole: what lies as far outside its edge as a pixel lies inside."""
+    height, width = hole.shape
+    whole = np.where(hole[..., None], fill, rgb).astype(np.float32)
+    # Grain and brush strokes pass; strong edges are things, and a mirrored thing would show.
+    detail = DETAIL_MOST * np.tanh((whole - cv2.GaussianBlur(whole, (0, 0), DETAIL_SIGMA)) / DETAIL_MOST) * (~hole)[..., None]
+    _, labels = cv2.distanceTransformWithLabels(hole.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+    ys, xs = np.nonzero(~hole)
+    at_y, at_x = np.zeros(labels.max() + 1, np.int32), np.zeros(labels.max() + 1, np.int32)
+    at_y[labels[ys, xs]], at_x[labels[ys, xs]] = ys, xs
+    gy, gx = np.mgrid[:height, :width]
+    away_y, away_x = np.abs(2 * at_y[labels] - gy), np.abs(2 * at_x[labels] - gx)
+    from_y = np.where(away_y >= height, 2 * (height - 1) - away_y, away_y).clip(0, height - 1)
+    from_x = np.where(away_x >= width, 2 * (width - 1) - away_x, away_x).clip(0, width - 1)
+    found: FloatArray = detail[from_y, from_x] * hole[..., None]
+    return found
 
 
 def pack_matte(carry: FloatArray, tight: FloatArray) -> UInt8Array:

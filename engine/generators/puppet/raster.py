@@ -89,6 +89,15 @@ def raster(points: FloatArray, uv: FloatArray, triangles: Any, tags: UInt8Array,
                 z += zx
 
 
+@kernel
+def sample(patch: UInt8Array, x: int, y: int, fx: float, fy: float, channel: int) -> float:
+    """Bilinear value of one channel of `patch` [h, w, C] at (x + fx, y + fy); x + 1 and y + 1 lie inside."""
+    top = patch[y, x, channel] * (1 - fx) + patch[y, x + 1, channel] * fx
+    low = patch[y + 1, x, channel] * (1 - fx) + patch[y + 1, x + 1, channel] * fx
+    value: float = top * (1 - fy) + low * fy
+    return value
+
+
 NEAR, FAR = 0.006, 0.024
 """Share of the picture's width a pixel may move before its ring of real background fades, and by which it is gone."""
 
@@ -109,7 +118,7 @@ def blend(layer: UInt8Array, sampling: FloatArray, pad: float, plate: UInt8Array
             tight = min((packed - 128) * 2 + 1, 255) if packed > 128 else 0
             alpha[y, x] = tight
             cover = tight
-            if 0 < packed and tight < 255:
+            if packed > 0 and tight < 255:
                 dx, dy = sampling[y, x, 0] - pad - x, sampling[y, x, 1] - pad - y
                 moved = np.sqrt(dx * dx + dy * dy)
                 stay = min(max((far - moved) / (far - near), np.float32(0.0)), np.float32(1.0))

@@ -10,7 +10,6 @@ import numpy.typing as npt
 from engine.generators.puppet import topology
 from engine.types import FACE_POINTS, FloatArray
 
-
 TENSION = 1.0 / 16.0
 """Of the four-point scheme."""
 
@@ -96,5 +95,9 @@ def subdivide() -> Subdivision:
     for i, point in enumerate(topology.OVAL):
         outline += [point, between(point, topology.OVAL[(i + 1) % len(topology.OVAL)])]
     return Subdivision(
-        np.array(parents, np.int32), np.array(weights, np.float32), np.array(fine, np.int32), np.repeat(tags, 4).astype(np.uint8), np.array(outline, np.int32)
+        np.array(parents, np.int32),
+        np.array(weights, np.float32),
+        np.array(fine, np.int32),
+        np.repeat(tags, 4).astype(np.uint8),
+        np.array(outline, np.int32),
     )

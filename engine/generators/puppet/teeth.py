@@ -9,7 +9,7 @@ import numpy as np
 from engine.generators.puppet import topology
 from engine.generators.puppet.mesh import Head
 from engine.generators.puppet.mouth import UPPER_SHARE
-from engine.generators.puppet.raster import kernel
+from engine.generators.puppet.raster import kernel, sample
 from engine.types import FloatArray, UInt8Array
 
 DETAIL = 3
@@ -111,7 +111,12 @@ def draw(rgb: UInt8Array, landmarks: FloatArray, head: Head) -> Inside:
     if own is not None:
         # The portrait's own teeth before the drawn ones, of which only what the lip hides stays.
         hidden = np.clip((float(lips[1, 0]) + 0.015 - v) / 0.02, 0, 1)
-        upper = _over(own[..., :3].astype(np.float32), own[..., 3] / np.float32(255.0), upper[..., :3].astype(np.float32), upper[..., 3] / np.float32(255.0) * hidden)
+        upper = _over(
+            own[..., :3].astype(np.float32),
+            own[..., 3] / np.float32(255.0),
+            upper[..., :3].astype(np.float32),
+            upper[..., 3] / np.float32(255.0) * hidden,
+        )
     return Inside(box, upper, lower, cavity.astype(np.float32))
 
 
@@ -166,11 +171,15 @@ def _skin_colour(rgb: UInt8Array, landmarks: FloatArray) -> FloatArray:
 
 
 @kernel
-def paint(layer: UInt8Array, hole: UInt8Array, tag: int, bounds: FloatArray, skull: FloatArray, jaw: FloatArray, upper: UInt8Array, lower: UInt8Array, box: FloatArray, detail: float, cavity: FloatArray, ocular: float) -> None:
+def paint(
+    layer: UInt8Array, hole: UInt8Array, tag: int, bounds: FloatArray, skull: FloatArray, jaw: FloatArray, upper: UInt8Array, lower: UInt8Array,
+    box: FloatArray, detail: float, cavity: FloatArray, ocular: float, fresh: float,
+) -> None:  # fmt: skip
     """Paint the mouth's inside into `layer` [H, W, 4] wherever the hole `tag` shows.
 
     bounds [4] x0, y0, x1, y1 px; skull, jaw [2, 3]: output px -> portrait px for what rides the skull and the jaw; upper, lower
-    [h, w, 4] patches at box [4], `detail` times finer than the portrait; cavity [3]; ocular px.
+    [h, w, 4] patches at box [4], `detail` times finer than the portrait; cavity [3]; ocular px; fresh 0..1 how much of
+    it is painted over what the portrait itself shows there.
     """
     ya, yb = max(int(bounds[1]), 1), min(int(bounds[3]) + 1, hole.shape[0] - 1)
     for x in range(max(int(bounds[0]), 1), min(int(bounds[2]) + 1, hole.shape[1] - 1)):
@@ -190,11 +199,11 @@ def paint(layer: UInt8Array, hole: UInt8Array, tag: int, bounds: FloatArray, sku
                         count += 1
             if count == 0:
                 continue
-            mix = np.float32(count) / np.float32(9.0)
+            mix = count / 9.0 * fresh
             # Darker towards the lips that overhang it, and deeper in the middle.
-            under = np.float32(y - top + 1) / (np.float32(0.11) * ocular)
-            over = np.float32(bottom - y + 1) / (np.float32(0.06) * ocular)
-            shadow = (np.float32(0.55) + np.float32(0.45) * min(under, np.float32(1.0))) * (np.float32(0.78) + np.float32(0.22) * min(over, np.float32(1.0)))
+            under = (y - top + 1) / (0.11 * ocular)
+            over = (bottom - y + 1) / (0.06 * ocular)
+            shadow = (0.55 + 0.45 * min(under, 1.0)) * (0.78 + 0.22 * min(over, 1.0))
             r, g, b = cavity[0], cavity[1], cavity[2]
             for which in range(2):
                 back = jaw if which == 0 else skull
@@ -205,12 +214,11 @@ def paint(layer: UInt8Array, hole: UInt8Array, tag: int, bounds: FloatArray, sku
                     continue
                 ix, iy = int(px), int(py)
                 fx, fy = px - ix, py - iy
-                w00, w10, w01, w11 = (1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy
-                cover = (patch[iy, ix, 3] * w00 + patch[iy, ix + 1, 3] * w10 + patch[iy + 1, ix, 3] * w01 + patch[iy + 1, ix + 1, 3] * w11) / np.float32(255.0)
+                cover = sample(patch, ix, iy, fx, fy, 3) / 255.0
                 if cover > 0:
-                    r = r * (1 - cover) + cover * (patch[iy, ix, 0] * w00 + patch[iy, ix + 1, 0] * w10 + patch[iy + 1, ix, 0] * w01 + patch[iy + 1, ix + 1, 0] * w11)
-                    g = g * (1 - cover) + cover * (patch[iy, ix, 1] * w00 + patch[iy, ix + 1, 1] * w10 + patch[iy + 1, ix, 1] * w01 + patch[iy + 1, ix + 1, 1] * w11)
-                    b = b * (1 - cover) + cover * (patch[iy, ix, 2] * w00 + patch[iy, ix + 1, 2] * w10 + patch[iy + 1, ix, 2] * w01 + patch[iy + 1, ix + 1, 2] * w11)
-            layer[y, x, 0] = np.uint8(layer[y, x, 0] * (1 - mix) + r * shadow * mix + np.float32(0.5))
-            layer[y, x, 1] = np.uint8(layer[y, x, 1] * (1 - mix) + g * shadow * mix + np.float32(0.5))
-            layer[y, x, 2] = np.uint8(layer[y, x, 2] * (1 - mix) + b * shadow * mix + np.float32(0.5))
+                    r += (sample(patch, ix, iy, fx, fy, 0) - r) * cover
+                    g += (sample(patch, ix, iy, fx, fy, 1) - g) * cover
+                    b += (sample(patch, ix, iy, fx, fy, 2) - b) * cover
+            layer[y, x, 0] = np.uint8(layer[y, x, 0] * (1 - mix) + r * shadow * mix + 0.5)
+            layer[y, x, 1] = np.uint8(layer[y, x, 1] * (1 - mix) + g * shadow * mix + 0.5)
+            layer[y, x, 2] = np.uint8(layer[y, x, 2] * (1 - mix) + b * shadow * mix + 0.5)
