@@ -140,15 +140,21 @@ class Live:
     def mic(self, chunk: AudioChunk) -> None:
         """Sound of the microphone."""
         if not self.closed:
-            self.sound.hear(chunk, now=time.monotonic())
+            now = time.monotonic()
+            self.sound.hear(chunk, now=now)
+            self._pass_sound(now)
 
-    def _tick(self, now: float) -> None:
+    def _pass_sound(self, now: float) -> None:
+        """Whatever sound is complete goes to the pacer and to the session."""
         for block, start in self.sound.blocks(now=now):
-            self.pacer.sound(block, start, now=now)
+            self.pacer.sound(block, start)
             if not self.echo:
                 self._to_hear.append((block, start))
         if self._to_hear:
             self.stepper.wake()
+
+    def _tick(self, now: float) -> None:
+        self._pass_sound(now)
         self.tell_state()
 
     # -- tracking jobs (pool threads) ----------------------------------------------------------------------------------

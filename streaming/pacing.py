@@ -217,7 +217,7 @@ class Pacer:
     grid: Grid = "voice"
     _queue: deque[tuple[Picture, float]] = field(default_factory=deque)  # (picture, earliest time to leave on the camera grid)
     _lags: deque[float] = field(default_factory=lambda: deque(maxlen=LAG_SAMPLES))  # s from sound time to leaving (camera) or to being ready (voice)
-    _sound_lags: deque[float] = field(default_factory=lambda: deque(maxlen=LAG_SAMPLES))  # s from sound time to its arrival here
+    _sound_lags: deque[float] = field(default_factory=lambda: deque(maxlen=LAG_SAMPLES))  # s: the least lag at which a block would have been whole
     _sent: float = float("-inf")
 
     def __post_init__(self) -> None:
@@ -225,10 +225,9 @@ class Pacer:
 
     # -- in ------------------------------------------------------------------------------------------------------------
 
-    def sound(self, block: FloatArray, start: int, *, now: float) -> None:
+    def sound(self, block: FloatArray, start: int) -> None:
         """block [2, N] of the session's sound beginning at sample `start`."""
         self.playhead.ring.write(block, start)
-        self._sound_lags.append(now - start / RATE)
 
     def put(self, output: Output, *, now: float, raw: Any = None) -> None:
         """What the generator made, the moment it reaches the loop."""
@@ -276,6 +275,8 @@ class Pacer:
     def block(self, *, now: float) -> FloatArray:
         """[2, BLOCK] of sound that leaves now; to be asked every BLOCK_SECONDS."""
         starved = self.playhead.starved
+        if (end := self.playhead.ring.end) is not None:
+            self._sound_lags.append(now + BLOCK_SECONDS - end / RATE)
         block = self.playhead.block(now)
         self.stats.drop("sound_starved", self.playhead.starved - starved)
         return block

@@ -153,9 +153,12 @@ class SoundStream:
 
     def hear(self, chunk: AudioChunk, *, now: float) -> None:
         """A microphone packet with its capture time."""
-        if now - self.mic.seen > MIC_GONE:
-            self._wait = MIC_LATEST  # from now on blocks wait for their packet; the pause this makes is at most that long
+        fresh = now - self.mic.seen > MIC_GONE
         self.mic.put(chunk, now=now)
+        if fresh:
+            self._wait = MIC_LATEST  # from now on blocks wait for their packet; the pause this makes is at most that long
+            if self._next is not None:  # a block that ends where a packet ends need not wait for the next packet
+                self._next += (round(self.mic.start) - self._next) % BLOCK
 
     def blocks(self, *, now: float) -> list[tuple[FloatArray, int]]:
         """The blocks ([2, BLOCK], first sample number) that can go out at `now`, in order; call at least every 20 ms."""

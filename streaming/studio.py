@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from engine.batch import Batch
 from engine.config import OperatorSettings, SessionSettings
@@ -87,6 +88,8 @@ class Studio:
         await asyncio.shield(self._ready)
 
     async def _load(self) -> None:
+        # The drivers' products are small: OpenBLAS would wake its threads for each and let them spin (measured: 0.6 of a core for nothing).
+        self._blas = threadpool_limits(1, user_api="blas")
         loop = asyncio.get_running_loop()
         self._generator = await loop.run_in_executor(self.executor, self._make_generator)
         rows = -(-self.settings.max_sessions // self._workers)

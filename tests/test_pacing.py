@@ -48,7 +48,7 @@ class Stage:
             while (self._next_source + BLOCK) / RATE <= self.now:
                 times = (self._next_source + np.arange(BLOCK)) / RATE
                 wave = self.signal(times).astype(np.float32)
-                self.pacer.sound(np.stack([wave, np.zeros(BLOCK, np.float32)]), self._next_source, now=self.now)
+                self.pacer.sound(np.stack([wave, np.zeros(BLOCK, np.float32)]), self._next_source)
                 self._next_source += BLOCK
             while waiting and waiting[0][0] <= self.now:
                 self.pacer.put(waiting.pop(0)[1], now=self.now)
@@ -160,7 +160,7 @@ def test_interrupting_silences_the_utterance_within_a_packet_and_spares_the_micr
     loud = np.ones((2, BLOCK), np.float32) * 0.5
     first = round(START * RATE)
     for k in range(10):
-        pacer.sound(loud, first + k * BLOCK, now=START + (k + 1) * BLOCK_SECONDS)
+        pacer.sound(loud, first + k * BLOCK)
     now = START + 0.2
     pacer.playhead.target = 0.15
     pacer.block(now=now)
