@@ -11,13 +11,13 @@ import numpy as np
 from engine.config import Background, OperatorSettings, SessionSettings
 from engine.types import AvatarError, FloatArray, UInt8Array, VideoFrame
 
-HEAD_AND_SHOULDERS = 3.4
+HEAD_AND_SHOULDERS = 3.7
 """Side of the crop in face widths."""
 HEAD = 1.5
 """Smallest side of the crop in face widths or heights: the hair must fit."""
 WHOLE = 0.8
 """A picture that is no larger than the crop over this is driven whole: no seam, no paste."""
-FACE_HEIGHT_IN_CROP = 0.45
+FACE_HEIGHT_IN_CROP = 0.47
 """Where the middle of the face sits in the crop, from the top."""
 STRETCH = 1.25
 """How far the crop may reach beyond the picture's short side; what lies outside is the edge, repeated, and never shown."""
@@ -27,6 +27,10 @@ SHORTEST_LONG_SIDE = 512
 """px: smaller pictures are enlarged to this."""
 FEATHER = 0.08
 """Soft rim of the crop where it meets the rest of the picture, as a share of its side."""
+FEATHER_BELOW = 0.16
+"""The same at its lower edge, which crosses the body."""
+BODY_BELOW = 0.4
+"""Share of the shoulders' motion that is left where the crop ends above the picture's lower edge: what follows there does not move."""
 BLUR = 0.022
 """Standard deviation of the blurred background, as a share of the picture's longest side."""
 BLUR_REDUCTION = 4
@@ -53,7 +57,8 @@ class Fit:
         x, y, side = square
         height, width = size
         x0, y0, x1, y1 = box = max(0, x), max(0, y), min(width, x + side), min(height, y + side)
-        ramps = np.multiply.outer(_ramp(y0, y1, height, FEATHER * side), _ramp(x0, x1, width, FEATHER * side))
+        band = FEATHER * side
+        ramps = np.multiply.outer(_ramp(y0, y1, height, (band, FEATHER_BELOW * side)), _ramp(x0, x1, width, (band, band)))
         return cls(square, box, np.asarray(255 * ramps + 0.5, np.uint8), box == (0, 0, width, height))
 
     @property
@@ -88,14 +93,14 @@ class Fit:
         return Fit.of((starts[0], starts[1], new_side), to)
 
 
-def _ramp(start: int, end: int, length: int, band: float) -> FloatArray:
-    """[end - start] 0..1, smooth over `band` px at each end that is not an end of 0..length."""
+def _ramp(start: int, end: int, length: int, bands: tuple[float, float]) -> FloatArray:
+    """[end - start] 0..1, smooth over `bands` px at the start and the end where they are not those of 0..length."""
     at = np.arange(start, end) + 0.5
     t = np.ones(end - start)
     if start > 0:
-        t = np.minimum(t, (at - start) / band)
+        t = np.minimum(t, (at - start) / bands[0])
     if end < length:
-        t = np.minimum(t, (end - at) / band)
+        t = np.minimum(t, (end - at) / bands[1])
     return np.asarray(t * t * (3 - 2 * t), np.float32)
 
 
@@ -113,6 +118,11 @@ class Scene:
     def size(self) -> tuple[int, int]:
         """(H, W) px of the pictures that `compose` makes at output scale 1."""
         return self.picture.shape[0], self.picture.shape[1]
+
+    @property
+    def body_share(self) -> float:
+        """How much of a driver's body motion suits this scene, 0..1."""
+        return 1.0 if self.fit.box[3] >= self.size[0] else BODY_BELOW
 
 
 @dataclass(frozen=True, slots=True, eq=False)

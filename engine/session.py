@@ -98,9 +98,15 @@ class Session:
             reading = self.body_reading
         if due is None:
             return None
-        return replace(
-            due, signals=[self.mixer.mix(s, grid=due.grid, drive=self.settings.drive, speech=self.speech, body=reading) for s in due.signals]
-        )
+        mixed = [self.mixer.mix(s, grid=due.grid, drive=self.settings.drive, speech=self.speech, body=reading) for s in due.signals]
+        return replace(due, signals=[self._settle(signal) for signal in mixed])
+
+    def _settle(self, signal: Signal) -> Signal:
+        """Less of the shoulders' motion where the picture goes on below the crop, as it does not move there."""
+        share = self.persona.scene.body_share
+        if share == 1.0 or signal.motion is None:
+            return signal
+        return replace(signal, motion=replace(signal.motion, body=signal.motion.body * share))
 
     def finish(self, due: Due, frames: Sequence[VideoFrame]) -> Output:
         """Composite the generator's frames into the persona's scene and put their sound beside them."""

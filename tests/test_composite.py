@@ -182,6 +182,7 @@ def test_paste_back_changes_the_inside_only_and_softly(wide: tuple[Scene, UInt8A
     outside = np.ones(scene.size, bool)
     outside[y0:y1, x0:x1] = False
     assert np.array_equal(made[outside], scene.picture[outside])
+    assert scene.body_share < 1.0 == frame_portrait(PORTRAIT)[0].body_share  # the body goes on below
     share = scene.fit.feather[:, (x1 - x0) // 2].astype(int)
     assert share[-1] < 8  # the lower rim meets the rest of the picture
     assert np.abs(np.diff(share)).max() < 30
