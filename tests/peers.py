@@ -36,6 +36,13 @@ def pictures(size: int) -> list[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]
     return [np.vstack([texture[s : s + size, 2 * s : 2 * s + size], chroma]) for s in shifts]
 
 
+def frame_at(index: int, size: int = 256, fps: int = FPS) -> av.VideoFrame:
+    """Picture number `index` of the moving texture, with its pts."""
+    frame = av.VideoFrame.from_ndarray(pictures(size)[index % len(pictures(size))], format="yuv420p")
+    frame.pts, frame.time_base = index * 90_000 // fps, VIDEO_TIME_BASE
+    return frame
+
+
 class Source(MediaStreamTrack):
     """A video track; remembers when each picture left, by pts."""
 

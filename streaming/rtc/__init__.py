@@ -9,6 +9,21 @@ camera = LatestVideo(track)                          # in on_track; `await camer
 voice = BoundedAudio(track)                          # `await voice.read()` -> AudioChunk on the session clock
 outgoing_rtp(sender, frame.pts, frame.time_base)     # the RTP timestamp a frame will carry
 await close_all()                                    # on shutdown
+
+jitter     pictures leave at the marker, sound at once; a gap is given up in time
+nack       lost packets are asked for again
+remb       the camera's uplink starts where the answer asks
+decode     bounded, survives empty packets, ends with the program
+clock      capture times of received frames on this machine's clock
+readers    newest picture wins, sound is bounded
+encoders   x264, VP8, NVENC whose rate moves without key pictures
+opus       one voice, mono, with error correction
+rate       loss response, retransmission budget, pacing, key pictures
+negotiate  codecs, start rates, candidates
+shared     one encode for all viewers
+send, receive, connection: aiortc's classes with these parts in them
+
+Upstream is aiortc 1.16 and aioice 0.13; tests/test_rtc.py holds digests of everything leant on, so that an upgrade is noticed.
 """
 
 from __future__ import annotations

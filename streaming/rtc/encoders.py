@@ -159,7 +159,7 @@ class H264(H264Encoder):
         self._target = max(self.settings.min_bitrate, min(int(bitrate), self.settings.max_bitrate))
 
     def _encode_frame(self, frame: av.VideoFrame, force_keyframe: bool) -> Iterator[bytes]:
-        width, height = frame.width & ~1, frame.height & ~1
+        width, height = max(2, frame.width & ~1), max(2, frame.height & ~1)
         if frame.width != width or frame.height != height or frame.format.name != "yuv420p":
             pts, time_base = frame.pts, frame.time_base
             frame = frame.reformat(width=width, height=height, format="yuv420p")

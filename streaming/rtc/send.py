@@ -144,6 +144,9 @@ class RTCRtpSender(upstream.RTCRtpSender):
         if self.kind == "video" and self.__encoder is not None:
             encoder: Any = self.__encoder
             encoder.target_bitrate = int(self.rate.target)
+        note = getattr(self.__track, "note_target", None)
+        if note is not None:
+            note(self.rate.target)
 
     def _send_keyframe(self) -> None:
         self.keys.ask()

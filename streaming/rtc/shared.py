@@ -4,8 +4,8 @@ Upstream: every sender has an encoder of its own (aiortc issue 1155: N viewers a
 place of pictures from a track, and that door is used here: a viewer's track yields pictures that are encoded and cut into
 RTP payloads already. Key pictures are asked for by any viewer and made once a second at most for all of them.
 
-A viewer whose link is too small does not slow the others: it is given nothing until the next key picture, which it asks for
-again only after REST seconds.
+The bitrate is the median of what the viewers' links take. A viewer whose link is too small for it does not slow the others:
+it is given nothing for REST seconds, then goes on at a key picture.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from aiortc import MediaStreamTrack
 from aiortc.mediastreams import MediaStreamError
 from av import VideoFrame
 
-from streaming.rtc.encoders import encode_pool, make_video_encoder
+from streaming.rtc.encoders import VideoEncoder, encode_pool, make_video_encoder
 from streaming.rtc.rate import KeyRequests
 from streaming.rtc.send import Encoded
 from streaming.rtc.settings import DEFAULTS, RtcSettings
@@ -43,6 +43,7 @@ class ViewerTrack(MediaStreamTrack):
         self._await_key = True
         self._rest_until = float("-inf")
         self.skipped = 0
+        self.target: float | None = None  # bit/s that this viewer's link takes, once it is known
 
     def give(self, picture: Encoded) -> None:
         """Called by the encoder with each picture."""
@@ -64,6 +65,11 @@ class ViewerTrack(MediaStreamTrack):
         self._queue.clear()
         self._await_key = True
         self._rest_until = time.monotonic() + REST
+
+    def note_target(self, bitrate: float) -> None:
+        """The sender's estimate of the viewer's link, bit/s."""
+        self.target = bitrate
+        self._owner.retarget()
 
     def request_keyframe(self) -> None:
         """The viewer's browser has lost the picture."""
@@ -99,13 +105,18 @@ class SharedEncoder:
         self.skipped = 0  # pictures that came while one was still being encoded
         self._viewers: set[ViewerTrack] = set()
         self._keys = KeyRequests()
-        self._encoder: Any = None
+        self._encoder: VideoEncoder | None = None
         self._busy = False
 
     @property
     def viewers(self) -> int:
         """Tracks that are live."""
         return len(self._viewers)
+
+    @property
+    def target_bitrate(self) -> int:
+        """bit/s of the shared stream; 0 while nobody watches."""
+        return self._encoder.target_bitrate if self._encoder is not None else 0
 
     @property
     def keyframes(self) -> int:
@@ -122,6 +133,12 @@ class SharedEncoder:
     def request_keyframe(self) -> None:
         """The next picture (but one a second at most) will be a key picture."""
         self._keys.ask()
+
+    def retarget(self) -> None:
+        """Take the median of the viewers' targets."""
+        targets = sorted(viewer.target for viewer in self._viewers if viewer.target is not None)
+        if targets and self._encoder is not None:
+            self._encoder.target_bitrate = int(targets[len(targets) // 2])
 
     def leave(self, viewer: ViewerTrack) -> None:
         """A viewer's track has ended."""
@@ -148,7 +165,8 @@ class SharedEncoder:
             key = True
         else:
             key = self._keys.take(time.monotonic())
-        payloads, timestamp = await asyncio.get_running_loop().run_in_executor(encode_pool(), self._encoder.encode, frame, key)
+        encode = self._encoder.encode  # the encoder may be closed meanwhile
+        payloads, timestamp = await asyncio.get_running_loop().run_in_executor(encode_pool(), encode, frame, key)
         if not payloads:
             return
         self.encoded += 1
