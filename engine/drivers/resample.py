@@ -67,7 +67,7 @@ class Resampler:
 
     def push(self, pcm: FloatArray) -> FloatArray:
         """Input samples [N] -> the output samples [M] they complete."""
-        if self.rate == RATE:
+        if self.rate == RATE or not len(pcm):
             self.heard += len(pcm)
             self.made += len(pcm)
             return np.asarray(pcm, np.float32)

@@ -188,9 +188,10 @@ class SpeechDriver:
             last = (end - WINDOW) // HOP  # newest row whose window is over by then
             first = last - 2 * round(REACH * RATE) // HOP
             rows = track.mouth.read(first, last + 1)
-            missing = last + 1 - max(track.mouth.end, first)
-            if 0 < missing < len(rows):  # the sound is late: hold what was heard last for a moment
-                rows[-missing:] = rows[-missing - 1] * np.clip(1 - np.arange(1, missing + 1) * HOP / RATE / LATE, 0, 1)[:, None]
+            late = np.arange(first, last + 1) - track.mouth.end + 1  # rows after the newest one
+            if late[-1] > 0:  # the sound is late: hold what was heard last, and close
+                rows[late > 0] = track.mouth.read(track.mouth.end - 1, track.mouth.end)
+                rows[:, :4] *= np.clip(1 - late * HOP / RATE / LATE, 0, 1)[:, None]
             centres = (np.arange(first, last + 1) * HOP + WINDOW / 2) / RATE + track.time - time
             mouth, voiced, loudness = blend(rows, centres)
             return SpeechReading(track.mel.read(last + 1 - MEL_ROWS, last + 1), track.pcm.read(end - SPAN, end), mouth, voiced, loudness)

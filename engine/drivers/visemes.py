@@ -27,8 +27,9 @@ Float64Array = npt.NDArray[np.float64]
 
 FRAME = 512
 """Samples (32 ms) that `analyse` reads: its row's window and the 7 ms before, so that a low voice shows three periods."""
-CHANNELS = 8
-"""Of one row, before the gate: gap of parted lips, width, round, smile; then 0..1 lips shut, voice here, voice here or just before, loudness."""
+CHANNELS = 9
+"""Of one row, before the gate: gap of parted lips, width, round, smile; then 0..1: a murmur behind shut lips if others are louder,
+voice here, voice here or just before, loudness, the most lately."""
 REACH = 0.06
 """s on either side of an instant that `blend` reads: 2.5 of the narrow Gaussian's deviations."""
 
@@ -49,6 +50,7 @@ _ONSET = 4  # rows of evidence that begin speech: a knock has fewer
 _STILL, _MACHINE = 0.5, 100  # dB of change; rows without it that no voice lasts
 _GROUP_EDGES = (200, 320, 450, 600, 800, 1100, 1500, 2100, 2800, 3600)  # Hz
 _NARROW, _WIDE = 0.024, 0.036  # s, Gaussian deviations: of the gap, which must reach closures, and of the rest
+_SAME, _QUIETER = 0.13, 0.30  # loudness by which a murmur behind shut lips lies under the vowels around it: none at 4 dB, all at 8
 _BITE = 1.3  # how far the smoothed closure overshoots, so that one of 60 ms closes wholly
 
 
@@ -174,11 +176,14 @@ def _voice(state: VisemeState, evidence: float, change: float) -> float:
 
 
 def _change(state: VisemeState, power: Float64Array) -> float:
-    """Mean change in dB of the groups of bands since 30 ms ago: under 0.6 for what hums, over 1 for nine voiced rows in ten."""
+    """Mean change in dB of the groups of bands: about 0 for what hums, over 1 for nine voiced rows in ten.
+
+    Against 20 or 30 ms ago, whichever is less: one period of 50 Hz and nearly two of 60 Hz, so that a hum stands still.
+    """
     edges = np.searchsorted(_bands().centre, _GROUP_EDGES)
     groups = 10 * np.log10(np.add.reduceat(power, edges)[:-1] + _STILLNESS)
     state.groups = [*state.groups[-3:], groups]
-    return float(np.abs(groups - state.groups[0]).mean())
+    return min(float(np.abs(groups - before).mean()) for before in state.groups[:2])
 
 
 def periodicity(frame: FloatArray) -> float:
@@ -217,7 +222,8 @@ def analyse(state: VisemeState, power: FloatArray, frame: FloatArray) -> FloatAr
     state.peak = max(state.peak - 30 * ROW, level, loud - 5)
     openness = ramp(level, floor, max(loud, floor + 6))
     mouth = _mouth(state, bands, clean, openness=openness, level=level, jaw=jaw, front=front, pitch=pitch)
-    return np.array([*mouth, voice, min(1.0, state.held), openness], np.float32)
+    peak = ramp(state.peak, floor, max(loud, floor + 6))
+    return np.array([*mouth, voice, min(1.0, state.held), openness, peak], np.float32)
 
 
 def _mouth(
@@ -230,12 +236,12 @@ def _mouth(
     # Where the second formant would lie with lips at rest: high for a raised jaw, low for a dropped one; spread above, round below.
     rest = front_low + (0.55 - 0.47 * drop) * (front_high - front_low)
     voiced = ramp(openness, 0.05, 0.4)
-    spread = ramp(front, rest + 150, front_high) * voiced
-    rounded = ramp(front, rest + 100, rest - 250) * ramp(drop, 1.0, 0.75) * voiced
+    spread = ramp(front, rest + 50, front_high - 100) * voiced
+    rounded = ramp(front, rest + 50, rest - 250) * ramp(drop, 1.0, 0.75) * voiced
 
     high = decibels(clean[bands.range(3800, 8000)].sum()) - level
     murmur = decibels(clean[bands.range(500, 4000)].sum()) - decibels(clean[bands.range(150, 400)].sum())
-    shut = ramp(murmur, -2, -8) * ramp(front, 1800, 1450) * ramp(state.peak - level, 4, 9)
+    shut = ramp(murmur, 0, -5) * ramp(front, 1800, 1450)
     hiss = ramp(high, -13, -5) * ramp(pitch, 0.75, 0.5)
     hush = hiss * ramp(decibels(clean[bands.range(1900, 3600)].sum()) - decibels(clean[bands.range(4200, 8000)].sum()), -3, 3)
 
@@ -243,7 +249,7 @@ def _mouth(
     sibilant = ramp(level, state.peak - 32, state.peak - 20)
     gap += hiss * (min(gap, LIP_GAP + (TEETH_GAP - LIP_GAP) * sibilant) - gap)
     width = (0.20 * spread - 0.22 * rounded) * (1 - hiss) + 0.08 * (hiss - 2 * hush) * sibilant
-    protrusion = 0.9 * rounded * (1 - hiss) * (1 - shut) + 0.6 * hush
+    protrusion = 0.9 * rounded * (1 - hiss) + 0.6 * hush
     return gap, width, protrusion, 0.2 * spread * (1 - hiss), shut * (1 - hiss)
 
 
@@ -254,12 +260,15 @@ def blend(rows: FloatArray, centres: Float64Array) -> tuple[FloatArray, float, f
     coming = np.maximum.accumulate((rows[:, 5] * near)[::-1])[::-1]
     gate = np.maximum(rows[:, 6], coming)
     gated = rows * gate[:, None]
+    shut = gated[:, 4] * np.clip((np.maximum(rows[:, 7].max(), rows[:, 8]) - rows[:, 7] - _SAME) / (_QUIETER - _SAME), 0, 1)
     within = np.abs(centres) <= REACH
     narrow = np.exp(-0.5 * (centres / _NARROW) ** 2) * within
     wide = np.exp(-0.5 * (centres / _WIDE) ** 2) * within
     narrow, wide = narrow / narrow.sum(), wide / wide.sum()
     mouth = wide @ gated[:, :4]
     # Closures are as short as the smoothing: multiplied instead of averaged in, they still close.
-    mouth[0] = (narrow @ gated[:, 0]) * (1 - min(1.0, _BITE * float(narrow @ gated[:, 4])))
+    parted = 1 - min(1.0, _BITE * float(narrow @ shut))
+    mouth[0] = (narrow @ gated[:, 0]) * parted
+    mouth[2] *= parted
     mouth[np.abs(mouth) < 1e-3] = 0.0  # closed means closed
     return mouth.astype(np.float32), float(wide @ gate), float(narrow @ gated[:, 7])
