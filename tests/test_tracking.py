@@ -128,7 +128,7 @@ def test_still_camera_with_noise_does_not_shimmer(camera: Camera) -> None:
     heads = np.array([m.head for m in motions[30:] if m])
     shapes = np.array([m.expression for m in motions[30:] if m and m.expression is not None])
     assert np.abs(np.diff(heads[:, :3], axis=0)).mean() < 0.04, "degrees a frame, of 0.34 that the tracker reads"
-    assert np.abs(np.diff(heads[:, 3:], axis=0)).mean() < 0.0005
+    assert np.abs(np.diff(heads[:, 3:], axis=0)).mean() < 0.0008, "face widths, of 0.003"
     assert np.abs(np.diff(shapes, axis=0)).mean() < 0.0003, "face widths a frame: 0.03 px of a face of 100 px"
 
 

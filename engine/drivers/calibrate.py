@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from engine.drivers.measure import Measures, measure
-from engine.drivers.rigid import MEAN_RIGID, PIVOT, RIGID, Pose
+from engine.drivers.rigid import PIVOT, Pose
 from engine.pose import Float64Array, angles, rotation
 
 NeutralState = Literal["searching", "set"]
@@ -193,11 +193,6 @@ class Neutral:
         rest = self.rest
         shape = rest.shape + share * (shape - rest.shape)
         self.rest = Rest(rest.head + share * (head - rest.head), shape, measure(shape))
-
-    @property
-    def rigid(self) -> Float64Array:
-        """[len(RIGID), 3] the rigid points to fit the head with: this person's own, the mean face's before the first frame."""
-        return MEAN_RIGID if self.rest is None else self.rest.shape[RIGID]
 
 
 LEVELS_SECONDS = 30.0
