@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Persona:
-    """A portrait ready to be driven; immutable, shared by every session that shows it."""
+    """A portrait ready to be driven; immutable, shared by every session that shows it. Its first frame is as fast as the others."""
 
     name: str
     scene: Scene
@@ -66,10 +67,14 @@ def make_persona(
     `consent`: who agreed to what, in the words of whoever brings the picture; `source`: where it is from. Raises AvatarError where the
     portrait cannot be driven, and for a kept persona where the name is unfit or taken.
     """
-    if folder is not None and _place(name, folder).exists():
-        raise AvatarError(f"There is already a persona called '{name}'; remove it first or choose another name.")
+    place = None if folder is None else _place(name, folder)
+    if place is not None:
+        name = place.name
+        if place.exists():
+            raise AvatarError(f"There is already a persona called '{name}'; remove it first or choose another name.")
     scene, crop = frame_portrait(rgb, size=generator.spec.size[0])
     identity = generator.prepare(crop)
+    import_module("engine.blend")  # the composite's compiled loops load now, not while someone waits for the first frame
     now = datetime.now(UTC).isoformat(timespec="seconds")
     manifest: dict[str, Any] = {
         "version": MANIFEST_VERSION,
@@ -83,10 +88,8 @@ def make_persona(
         "files": {},
         "caches": {},
     }
-    if folder is None:
-        return Persona(name, scene, identity, manifest)
-    place = _place(name, folder)
-    _keep(place, rgb, manifest, generator, scene, identity)
+    if place is not None:
+        _keep(place, rgb, manifest, generator, scene, identity)
     return Persona(name, scene, identity, manifest, place)
 
 
@@ -110,6 +113,7 @@ def load_persona(generator: Generator, name: str, *, folder: Path | None = None)
     key = _cache_key(generator, hashlib.sha256(data).hexdigest())
     arrays = _cached(place, manifest, generator, key)
     if arrays is not None:
+        import_module("engine.blend")
         return Persona(manifest["name"], _scene_of(arrays), _identity_of(generator, arrays), manifest, place)
     from engine.picture import decode_picture
 

@@ -204,10 +204,11 @@ def test_create_list_remove_in_the_default_folder(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("AVATAR_HOME", str(tmp_path / "home"))
     assert list_personas() == []
     picture = persona.ASSETS / "portrait_wide.jpg"
-    made = create(Stamp(), picture, name="Zoë 2", consent="Mine.")
+    made = create(Stamp(), picture, name="Zoe\u0308 2", consent="Mine.")  # as some keyboards and file systems spell it
     assert made.folder == tmp_path / "home" / "personas" / "Zoë 2"
     assert list_personas() == ["Zoë 2"]
     assert show("Zoë 2")["source"] == "portrait_wide.jpg"
+    assert load_persona(Stamp(), "Zoe\u0308 2").name == "Zoë 2"
     with pytest.raises(AvatarError, match="already a persona"):
         create(Stamp(), picture, name="Zoë 2", consent="Mine.")
     remove("Zoë 2")
