@@ -137,7 +137,7 @@ async def whep(request: web.Request) -> web.Response:
     sdp = (await request.read()).decode("utf-8", "replace")
     _check_sdp(sdp, request.app[SETTINGS])
     viewer, answer = await request.app[DESK].watch(request.query.get("sessionid"), sdp)
-    return web.Response(status=201, text=answer, content_type="application/sdp", headers={"Location": f"/whep/{viewer}"})
+    return web.Response(status=201, text=answer, content_type="application/sdp", headers={"Location": f"/whep/{viewer}", "X-AI-Generated": "true"})
 
 
 async def whep_end(request: web.Request) -> web.Response:

@@ -15,8 +15,8 @@ from engine.types import AvatarError, Drive
 from streaming.live import Live
 from streaming.uploads import Uploads
 
-PAIRS_PER_MESSAGE = 3
-"""Pairs are sent as soon as there are three: 10 messages a second at 30 fps."""
+PAIRS_SECONDS = 0.1
+"""s between two messages with pairs: 10 a second."""
 BUFFER_LIMIT = 256 * 1024
 """Bytes the channel may hold back before unimportant messages (pairs, stats) are left out."""
 
@@ -28,9 +28,11 @@ class Channel:
         self.live = live
         self._uploads = uploads
         self.heard = time.monotonic()  # s, the last message
+        self.on_bye: Callable[[], None] = lambda: None  # the person leaves for good; set by the peer
         self.on_record: Callable[[bool], None] = lambda _: None  # start or stop recording; set by the peer's owner
         self._channel: RTCDataChannel | None = None
         self._pairs: list[list[float]] = []
+        self._pairs_sent = 0.0
         self._second = 0.0
         self._messages = 0
         self._handlers: dict[str, Callable[[dict[str, Any]], None]] = {
@@ -38,6 +40,7 @@ class Channel:
             "set": self._set,
             "neutral": lambda _: self.live.set_neutral(),
             "interrupt": lambda _: self.live.interrupt(),
+            "bye": lambda _: self.on_bye(),
             "say": self._say,
             "record": self._record,
             "shown": self._shown,
@@ -91,15 +94,13 @@ class Channel:
     def pair(self, rtp: int, capture: float, sent: float) -> None:
         """An outgoing picture: its RTP timestamp, the capture time of the motion it shows, when it left (s, server clock)."""
         self._pairs.append([rtp, round(capture, 4), round(sent, 4)])
-        if len(self._pairs) >= PAIRS_PER_MESSAGE:
+        if sent - self._pairs_sent >= PAIRS_SECONDS:
+            self._pairs_sent = sent
             self.send({"type": "frames", "pairs": self._pairs})
             self._pairs = []
 
     def second(self) -> None:
         """Called once a second: the stats."""
-        if self._pairs:
-            self.send({"type": "frames", "pairs": self._pairs})
-            self._pairs = []
         self.send({"type": "stats", **self.live.snapshot()})
 
     # -- in ------------------------------------------------------------------------------------------------------------

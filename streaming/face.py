@@ -36,9 +36,9 @@ class HeldFace:
         return replace(self._last, time=frame.time, id=frame.id)
 
     @property
-    def calibrated(self) -> bool:
-        """Whether the driver has chosen its neutral; drivers that do not say so always have."""
-        return bool(getattr(self._driver, "calibrated", self._driver is not None))
+    def neutral_state(self) -> str:
+        """ "searching" or "set"; drivers that do not say so have always found theirs."""
+        return "searching" if self._driver is None else str(getattr(self._driver, "neutral_state", "set"))
 
     def set_neutral(self) -> None:
         """See FaceDriver."""

@@ -92,7 +92,7 @@ class Live:
     @property
     def resting(self) -> bool:
         """See worker.Seat."""
-        return not self.outlet.sinks
+        return self.echo or not self.outlet.sinks
 
     # -- what arrives (loop) -------------------------------------------------------------------------------------------
 
@@ -316,7 +316,7 @@ class Live:
 
     def judge(self) -> None:
         """Once a second: does the session keep up? The ladder decides what gives way."""
-        if self.echo or self.resting or self.closed:
+        if self.resting or self.closed:
             return
         now, sent, camera, busy = time.monotonic(), self.stats.counts["sent"], self.stats.counts["camera"], self._studio.load()
         before, sent_before, camera_before, busy_before = self._judged
@@ -357,6 +357,11 @@ class Live:
                 "jumped_ms": round(1000 * playhead.jumped, 1),
             },
         }
+
+    def wait_idle(self) -> None:
+        """Wait until no tracker uses the session; after `close`, off the loop, so that the stepper need not wait."""
+        with self._face_lock, self._body_lock:
+            pass
 
     def close(self) -> None:
         """Stop at once on the loop; the stepper frees the row and the trackers."""

@@ -42,6 +42,7 @@ class Peer:
         self.live = live
         self.rtc = rtc
         self.channel = Channel(live, uploads=uploads)
+        self.channel.on_bye = lambda: self._start(self._leave(ended=True))
         self._on_gone = on_gone
         self._pc: PeerConnection = make_peer_connection(rtc)
         self._pumps: set[asyncio.Task[None]] = set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 import ssl
@@ -19,6 +20,8 @@ from streaming.settings import ServerSettings
 from streaming.studio import Studio
 from streaming.virtual_camera import check_virtual_camera
 
+SWITCH_SECONDS = 0.001
+"""s a computing thread may keep the interpreter from the event loop; Python's own 5 ms show in the frames' rhythm."""
 SHUTDOWN_SECONDS = 4.0
 """s a shutdown may take; then the process ends all the same."""
 
@@ -72,6 +75,9 @@ async def _serve(settings: ServerSettings) -> None:
         await asyncio.wait((ready, stopped), return_when=asyncio.FIRST_COMPLETED)
         if ready.done():
             ready.result()
+            gc.collect()
+            gc.freeze()  # what was loaded stays: the collector need not walk it while people stream
+            sys.setswitchinterval(SWITCH_SECONDS)
             try:
                 await web.TCPSite(runner, settings.host, settings.port, ssl_context=tls).start()
             except OSError as error:

@@ -205,4 +205,5 @@ class Studio:
         """Free everything a session holds; harmless twice."""
         self.sessions.pop(live.id, None)
         live.close()
+        await asyncio.get_running_loop().run_in_executor(self.executor, live.wait_idle)
         await asyncio.wrap_future(live.stepper.leave(live))

@@ -45,6 +45,8 @@ class FakeGenerator:
     threads: set[int] = field(default_factory=set)  # that have stepped
     states: list[FakeState] = field(default_factory=list)
     fail_on: tuple[int, int, int] | None = None  # stepping a row of this colour raises
+    ticks: Callable[[], int] = lambda: 0  # something that counts elsewhere ...
+    moved: list[int] = field(default_factory=list)  # ... and how far it got during each step
 
     def prepare(self, portrait: UInt8Array) -> Identity:
         """See Generator."""
@@ -67,8 +69,10 @@ class FakeGenerator:
         """See Generator."""
         self.threads.add(threading.get_ident())
         state.steps += 1
+        before = self.ticks()
         if self.work:
             time.sleep(self.work)
+        self.moved.append(self.ticks() - before)
         return [None if row is None else [self._picture(state, k, signal) for signal in row] for k, row in enumerate(signals)]
 
     def _picture(self, state: FakeState, row: int, signal: Signal) -> VideoFrame:
@@ -111,6 +115,11 @@ class FakeFace:
         self.seen.sizes.append(frame.rgb.shape[:2])
         seen = float(frame.rgb.mean() > 20)
         return Signal(frame.time, frame.id, motion=replace(still_motion(), confidence=np.full(3, seen, np.float32)))
+
+    @property
+    def neutral_state(self) -> str:
+        """See FaceDriver."""
+        return "set" if self.seen.sizes else "searching"
 
     def set_neutral(self) -> None:
         """See FaceDriver."""
