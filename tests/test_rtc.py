@@ -203,7 +203,7 @@ async def main():
     await connected(a, b)
     await asyncio.sleep(0.3)
 
-asyncio.run(main())
+asyncio.new_event_loop().run_until_complete(main())
 """
 
 

@@ -143,7 +143,11 @@ def test_h264_makes_key_pictures_on_request_only() -> None:
     encoder = encoders.H264(LOCAL)
     kinds = []
     for i in range(300):
-        payloads, _ = encoder.encode(frame_at(i * (7 if i == 100 else 1)), i in (0, 200))
+        frame = frame_at(i)
+        if i == 100:  # a cut to another scene
+            frame = av.VideoFrame.from_ndarray(np.full((384, 256), 60, np.uint8), format="yuv420p")
+            frame.pts, frame.time_base = i * 3000, VIDEO_TIME_BASE
+        payloads, _ = encoder.encode(frame, i in (0, 200))
         data = b"".join(aiortc.codecs.h264.h264_depayload(p) for p in payloads)
         if i == 0:
             assert data[4:7] == bytes([0x67, 66, 0xC0])  # baseline with the constraints of constrained baseline
