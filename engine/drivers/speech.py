@@ -262,7 +262,8 @@ class SpeechDriver:
         while (start := track.mel.end * HOP) + WINDOW <= track.pcm.end:
             frame = track.pcm.read(start + WINDOW - FRAME, start + WINDOW)
             spectrum = np.fft.rfft(frame[FRAME - WINDOW :] * hann, FFT)
-            power = filters @ (spectrum.real**2 + spectrum.imag**2).astype(np.float32)
+            # einsum and not @: BLAS would wake its threads for 20 000 products, which takes longer than they do.
+            power = np.einsum("bf,f->b", filters, (spectrum.real**2 + spectrum.imag**2).astype(np.float32))
             track.mel.append(np.log10(np.maximum(power, POWER_FLOOR))[None])
             track.mouth.append(analyse(self._visemes, power, frame)[None])
 

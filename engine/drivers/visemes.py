@@ -14,6 +14,7 @@ Weak where the signal is: n against m in some voices, b, d and g inside a word, 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -70,11 +71,16 @@ class _Bands:
     pitch_window: Float64Array  # [512]
     pitch_weight: Float64Array  # [513]
     pitch_scale: Float64Array  # [lags] 1 / autocorrelation of the window
-
-    def range(self, low: float, high: float) -> slice:
-        """The bands whose centres lie between two frequencies."""
-        a, b = np.searchsorted(self.centre, (low, high))
-        return slice(int(a), int(b))
+    groups: npt.NDArray[np.intp]  # first bands of the groups of `_change`
+    voice: slice  # of the bands, by their centres: 300 to 3500 Hz, what a room's noise must leave standing
+    level: slice  # 250 to 5000 Hz
+    jaw: slice  # 200 to 1100 Hz
+    front: slice  # 900 to 3200 Hz
+    murmur: slice  # 150 to 400 Hz
+    above: slice  # 500 to 4000 Hz
+    hush: slice  # 1900 to 3600 Hz
+    sharp: slice  # 4200 to 8000 Hz
+    hiss: slice  # 3800 to 8000 Hz
 
 
 @lru_cache(maxsize=1)
@@ -87,7 +93,29 @@ def _bands() -> _Bands:
     # Above 450 Hz only, and rising: the tones of fans and mains stay below, and coloured noise looks white.
     weight = np.clip((hz - 450) / 150, 0, 1) * np.clip((3500 - hz) / 1000, 0, 1) * (hz / 500) ** 2
     own = np.fft.irfft(np.abs(np.fft.rfft(window, _FFT)) ** 2)
-    return _Bands(edges[1:-1], unit, window, weight, own[0] / own[_PITCH[0] : _PITCH[1]])
+    centre = edges[1:-1]
+
+    def between(low: float, high: float) -> slice:
+        first, last = np.searchsorted(centre, (low, high))
+        return slice(int(first), int(last))
+
+    return _Bands(
+        centre=centre,
+        unit=unit,
+        pitch_window=window,
+        pitch_weight=weight,
+        pitch_scale=own[0] / own[_PITCH[0] : _PITCH[1]],
+        groups=np.searchsorted(centre, _GROUP_EDGES),
+        voice=between(300, 3500),
+        level=between(250, 5000),
+        jaw=between(200, 1100),
+        front=between(900, 3200),
+        murmur=between(150, 400),
+        above=between(500, 4000),
+        hush=between(1900, 3600),
+        sharp=between(4200, 8000),
+        hiss=between(3800, 8000),
+    )
 
 
 @dataclass(slots=True)
@@ -145,7 +173,7 @@ def ramp(value: float, zero: float, one: float) -> float:
 
 def decibels(power: float) -> float:
     """10 log10, with a floor far under any sound."""
-    return float(10 * np.log10(power + 1e-12))
+    return 10 * math.log10(power + 1e-12)
 
 
 def _hear_room(state: VisemeState, power: Float64Array, voice: float) -> None:
@@ -180,10 +208,9 @@ def _change(state: VisemeState, power: Float64Array) -> float:
 
     Against 20 or 30 ms ago, whichever is less: one period of 50 Hz and nearly two of 60 Hz, so that a hum stands still.
     """
-    edges = np.searchsorted(_bands().centre, _GROUP_EDGES)
-    groups = 10 * np.log10(np.add.reduceat(power, edges)[:-1] + _STILLNESS)
+    groups = 10 * np.log10(np.add.reduceat(power, _bands().groups)[:-1] + _STILLNESS)
     state.groups = [*state.groups[-3:], groups]
-    return min(float(np.abs(groups - before).mean()) for before in state.groups[:2])
+    return min(float(np.abs(groups - before).sum()) for before in state.groups[:2]) / len(groups)
 
 
 def periodicity(frame: FloatArray) -> float:
@@ -205,15 +232,15 @@ def analyse(state: VisemeState, power: FloatArray, frame: FloatArray) -> FloatAr
     whole = power * bands.unit
     noise = state.noise
     clean = np.maximum(whole - noise, 0)
-    middle = bands.range(300, 3500)
+    middle = bands.voice
     pitch = periodicity(frame)
     stands_out = decibels(clean[middle].sum()) - decibels(noise[middle].sum())
     voice = _voice(state, ramp(pitch, 0.45, 0.65) * ramp(stands_out, 0, 6), _change(state, whole))
     _hear_room(state, whole, voice)
-    level = decibels(clean[bands.range(250, 5000)].sum())
+    level = decibels(clean[bands.level].sum())
     amplitude = np.sqrt(clean * bands.centre)  # 6 dB an octave against the voice's own slope
-    jaw = _centroid(amplitude, bands.range(200, 1100), bands.centre)
-    front = _centroid(amplitude, bands.range(900, 3200), bands.centre)
+    jaw = _centroid(amplitude, bands.jaw, bands.centre)
+    front = _centroid(amplitude, bands.front, bands.centre)
     if voice > 0.5:
         for seen, value in ((state.loud, level), (state.jaw, jaw), (state.front, front)):
             seen.add(value)
@@ -234,22 +261,22 @@ def _mouth(
     front_low, front_high = state.front.at(0.12, 0.92)
     drop = ramp(jaw, jaw_low, max(jaw_high, jaw_low + 120))
     # Where the second formant would lie with lips at rest: high for a raised jaw, low for a dropped one; spread above, round below.
-    rest = front_low + (0.55 - 0.47 * drop) * (front_high - front_low)
+    rest = front_low + (0.62 - 0.54 * drop) * (front_high - front_low)
     voiced = ramp(openness, 0.05, 0.4)
     spread = ramp(front, rest + 50, front_high - 100) * voiced
-    rounded = ramp(front, rest + 50, rest - 250) * ramp(drop, 1.0, 0.75) * voiced
+    rounded = ramp(front, rest, rest - 240) * ramp(drop, 1.0, 0.75) * voiced
 
-    high = decibels(clean[bands.range(3800, 8000)].sum()) - level
-    murmur = decibels(clean[bands.range(500, 4000)].sum()) - decibels(clean[bands.range(150, 400)].sum())
+    high = decibels(clean[bands.hiss].sum()) - level
+    murmur = decibels(clean[bands.above].sum()) - decibels(clean[bands.murmur].sum())
     shut = ramp(murmur, 0, -5) * ramp(front, 1800, 1450)
     hiss = ramp(high, -13, -5) * ramp(pitch, 0.75, 0.5)
-    hush = hiss * ramp(decibels(clean[bands.range(1900, 3600)].sum()) - decibels(clean[bands.range(4200, 8000)].sum()), -3, 3)
+    hush = hiss * ramp(decibels(clean[bands.hush].sum()) - decibels(clean[bands.sharp].sum()), -3, 3)
 
     gap = WIDEST_GAP * openness**0.85 * (0.28 + 0.72 * drop)
     sibilant = ramp(level, state.peak - 32, state.peak - 20)
     gap += hiss * (min(gap, LIP_GAP + (TEETH_GAP - LIP_GAP) * sibilant) - gap)
     width = (0.20 * spread - 0.22 * rounded) * (1 - hiss) + 0.08 * (hiss - 2 * hush) * sibilant
-    protrusion = 0.9 * rounded * (1 - hiss) + 0.6 * hush
+    protrusion = 0.9 * rounded * (1 - hiss) + 0.6 * hush * sibilant
     return gap, width, protrusion, 0.2 * spread * (1 - hiss), shut * (1 - hiss)
 
 
