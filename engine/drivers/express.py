@@ -23,8 +23,8 @@ WIDE_GAP = 0.6
 """Lip gap in inter-ocular distances where the dead zone of shut lips has been made up for."""
 JAW_PULL = 0.4
 """How far the corners of the mouth sink under the upper lip as the lips part, per lip gap: measured on open mouths that do not smile."""
-BROAD_SMILE = 0.09
-"""Lift of the corners in inter-ocular distances that is a full smile."""
+BROAD_SMILE, DEEP_FROWN = 0.09, 0.06
+"""Lift and drop of the corners in inter-ocular distances that are a full smile and a full frown."""
 FULL_ROUND = 0.25
 """Loss of width as a share of the neutral's that is a full pucker."""
 FEATURE_REACH = 0.1
@@ -181,4 +181,4 @@ def mouth(now: Measures, then: Measures, *, shut: float) -> Float64Array:
     gap = max(0.0, now.gap - shut) * WIDE_GAP / (WIDE_GAP - shut)
     wider = now.width / then.width - 1.0
     lift = now.corners - then.corners + JAW_PULL * (gap - max(0.0, then.gap - shut))
-    return np.array([gap, wider, np.clip(-wider / FULL_ROUND, 0.0, 1.0), np.clip(lift / BROAD_SMILE, -1.0, 1.0)])
+    return np.array([gap, wider, np.clip(-wider / FULL_ROUND, 0.0, 1.0), np.clip(lift / (BROAD_SMILE if lift > 0.0 else DEEP_FROWN), -1.0, 1.0)])
