@@ -76,16 +76,16 @@ class Espeak:
     """One child process an utterance; killing it is how an utterance stops."""
 
     def __init__(self, settings: TtsSettings) -> None:
-        """Raises AvatarError where espeak-ng is not to be found."""
+        """Never fails: where espeak-ng is missing, `speak` says so, and all else goes on without it."""
         self._settings = settings
         self._library = find_library()
         self._binary = find_binary()
-        if self._library is None and self._binary is None:
-            raise AvatarError("Text cannot be spoken because espeak-ng is missing; install it with `pip install espeakng-loader`.")
         self._children: set[asyncio.subprocess.Process] = set()
 
     async def speak(self, text: str, *, voice: str | None = None) -> AsyncGenerator[Piece, None]:
         """Text -> its speech as it is made."""
+        if self._library is None and self._binary is None:
+            raise AvatarError("Text cannot be spoken because espeak-ng is missing; install it with `pip install espeakng-loader`.")
         text = check_text(text)
         chosen = voice or self._settings.voice or guess_voice(text)
         if not _VOICE.fullmatch(chosen):

@@ -73,7 +73,7 @@ class Synthesizer(Protocol):
 
 
 def make_synthesizer(settings: TtsSettings | None = None) -> Synthesizer:
-    """The synthesiser that the settings name. Cheap: nothing is started before the first text. Raises AvatarError where there is none."""
+    """The synthesiser that the settings name. Cheap: nothing is started before the first text. Raises AvatarError for an address that is none."""
     settings = settings or TtsSettings()
     if settings.url:
         return SpeechEndpoint(settings)

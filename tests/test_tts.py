@@ -187,7 +187,7 @@ def test_without_espeak_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(espeak, "find_library", lambda: None)
     monkeypatch.setattr(espeak, "find_binary", lambda: None)
     with pytest.raises(AvatarError, match="pip install espeakng-loader"):
-        make_synthesizer()
+        asyncio.run(collect(make_synthesizer().speak("Hello.")))
 
 
 @needs_binary
@@ -397,5 +397,12 @@ def test_an_address_that_is_none_is_refused(url: str) -> None:
 
 
 def test_an_endpoint_that_is_not_there() -> None:
+    async def run() -> None:
+        synthesizer = make_synthesizer(TtsSettings(url="http://127.0.0.1:1/v1"))
+        try:
+            await collect(synthesizer.speak("Hello."))
+        finally:
+            await synthesizer.close()
+
     with pytest.raises(AvatarError, match="cannot be reached"):
-        asyncio.run(collect(SpeechEndpoint(TtsSettings(url="http://127.0.0.1:1/v1")).speak("Hello.")))
+        asyncio.run(run())
