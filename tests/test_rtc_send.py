@@ -74,6 +74,9 @@ def test_the_target_waits_while_a_queue_fills() -> None:
     grown = control.target
     control.on_report(0.0, 1.0, sent=2e6, rtt=0.2)
     assert control.target == grown
+    for second in range(2, 60):  # it stays so long: not a queue but a longer route
+        control.on_report(0.0, float(second), sent=2e6, rtt=0.2)
+    assert control.target > grown
 
 
 def test_nacks_show_a_narrow_link_before_any_report() -> None:

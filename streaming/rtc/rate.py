@@ -24,6 +24,8 @@ PROBE_GROWTH = 1.25
 """A clean report, before the first loss."""
 QUEUE_DELAY = 0.05
 """s above the smallest round trip seen at which the target does not grow: a queue is filling."""
+RTT_CREEP = 0.005
+"""s a second by which that smallest round trip is forgotten, so that a longer route is not taken for a queue for ever."""
 FAST_GROWTH = 2.0
 """A clean report, after a heavy loss, up to half of what was sent before it: an outage is over, or the link was merely narrower."""
 EARLY_LOSS = 0.4
@@ -49,7 +51,7 @@ class RateControl:
     ceiling: float
     remb: float | None = None  # what the receiver says it can take
     loss: float = 0.0  # the last report's, 0..1
-    rtt_min: float = float("inf")  # s
+    rtt_min: float = float("inf")  # s; the smallest seen lately
     _probing: bool = True  # nothing was lost yet
     _before: float = 0.0  # the target before a heavy loss, while it is being won back
     _congested_until: float = float("-inf")
@@ -67,7 +69,7 @@ class RateControl:
         self._last_report = now
         self.loss = loss
         if rtt is not None:
-            self.rtt_min = min(self.rtt_min, rtt)
+            self.rtt_min = min(self.rtt_min + RTT_CREEP * elapsed, rtt)
         if loss > LOSS_LOW:
             self._congested_until = now + CONGESTED_FOR
             self._probing = False

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from typing import Any
 
@@ -25,6 +26,8 @@ from streaming.rtc.remb import SeededEstimator
 from streaming.rtc.settings import DEFAULTS, RtcSettings
 
 VIDEO_RATE, AUDIO_RATE = 90_000, 48_000
+PLI_WHILE_HEARD = 2.0
+"""s after the last packet during which that goes on: a camera that was switched off is left alone."""
 LOSSES_TO_RELEASE = 10
 """Packets asked for again after which the seeded estimate is not held any longer."""
 PLI_SPACING = 0.3
@@ -75,6 +78,7 @@ class RTCRtpReceiver(upstream.RTCRtpReceiver):
         self._repair_task: asyncio.Task[None] | None = None
         self._media_ssrc: int | None = None
         self._pli_at = float("-inf")
+        self._heard_at = float("-inf")
 
     def configure(self, settings: RtcSettings) -> None:
         """Take the settings of the connection; before anything is received."""
@@ -95,8 +99,9 @@ class RTCRtpReceiver(upstream.RTCRtpReceiver):
 
     def capture_time(self, pts: int) -> float | None:
         """When a frame of this track was captured, s on time.monotonic(), or None before the first packet."""
-        round_trip = self.sender.stats().rtt if self.sender is not None else None
-        return self.clock.capture(self.times.rtp(pts), time.monotonic(), round_trip or 0.0)
+        # The smallest round trip, as the clock's offset is that of the luckiest packet: a queue in either direction is not in it.
+        round_trip = self.sender.rate.rtt_min if self.sender is not None else math.inf
+        return self.clock.capture(self.times.rtp(pts), time.monotonic(), round_trip if math.isfinite(round_trip) else 0.0)
 
     # -- packets -----------------------------------------------------------------------------------------------------------
 
@@ -105,6 +110,7 @@ class RTCRtpReceiver(upstream.RTCRtpReceiver):
         if codec is not None and codec.name.lower() != "rtx" and packet.payload:
             self.clock.packet(packet.timestamp, time.monotonic())
             self._media_ssrc = packet.ssrc
+            self._heard_at = time.monotonic()
         elif codec is not None and self.kind == "video":
             self.nacks.repaired = True
         await super()._handle_rtp_packet(packet, arrival_time_ms)
@@ -159,7 +165,8 @@ class RTCRtpReceiver(upstream.RTCRtpReceiver):
             if self.nacks.requests > LOSSES_TO_RELEASE:
                 self.estimator.release()
             now = time.monotonic()
-            if gave_up or (self.buffer.await_key and now - self._pli_at > PLI_SPACING):
+            waiting = self.buffer.await_key and now - self._heard_at < PLI_WHILE_HEARD
+            if gave_up or (waiting and now - self._pli_at > PLI_SPACING):
                 await self._send_rtcp_pli(self._media_ssrc)
 
     async def _send_rtcp_pli(self, media_ssrc: int) -> None:

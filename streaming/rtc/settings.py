@@ -9,7 +9,7 @@ from aiortc import RTCIceServer
 
 Interfaces = Literal["all", "loopback", "both"]
 """Host candidates to offer: every interface but loopback (aiortc's own rule), only 127.0.0.1, or both."""
-VideoEncoder = Literal["auto", "x264", "nvenc"]
+EncoderChoice = Literal["auto", "x264", "nvenc"]
 """`auto` takes NVENC only where opening it and encoding one picture works, else x264; the others raise where they are missing."""
 
 MIN_BITRATE = 150_000
@@ -22,7 +22,7 @@ class RtcSettings:
 
     ice_servers: tuple[RTCIceServer, ...] = ()  # empty: no STUN, no TURN, nothing leaves for the internet
     interfaces: Interfaces = "both"
-    encoder: VideoEncoder = "auto"
+    encoder: EncoderChoice = "auto"
     start_bitrate: int = 1_000_000  # of the avatar's video; doubled with every clean report until the first loss
     min_bitrate: int = MIN_BITRATE
     max_bitrate: int = 4_000_000
