@@ -1,4 +1,4 @@
-"""The HTTP API: one function a route, one table of routes at the end."""
+"""The HTTP API: one function a route; `routes.py` has the table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from engine.types import AvatarError, Drive
 from streaming.channel import checked_text
 from streaming.desk import Desk, Offer, Unknown
 from streaming.live import Live
-from streaming.openapi import BOOL, ERROR, TEXT, Route, document, envelope, fields, one_of
 from streaming.peer import Peer
 from streaming.security import Gate, TooLarge, authorised
 from streaming.settings import ServerSettings
@@ -277,11 +276,6 @@ async def metrics(request: web.Request) -> web.Response:
     return web.Response(text=prometheus(server, sessions), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
 
-async def openapi(request: web.Request) -> web.Response:
-    """This document."""
-    return web.json_response(document(ROUTES, version=VERSION))
-
-
 async def index(request: web.Request) -> web.StreamResponse:
     """The page."""
     return static_file("index.html")
@@ -295,101 +289,3 @@ async def view(request: web.Request) -> web.StreamResponse:
 async def static(request: web.Request) -> web.StreamResponse:
     """Files of the pages."""
     return static_file(request.match_info["file"])
-
-
-SESSION = fields(("sessionid",), sessionid=TEXT)
-SDP_ANSWER = fields(
-    ("sdp", "type", "sessionid"), sdp=TEXT, type=one_of("answer"), sessionid=TEXT, resume={**TEXT, "description": "Secret for coming back."}
-)
-FILE = {"type": "string", "contentMediaType": "application/octet-stream"}
-ROUTES = (
-    Route(
-        "POST",
-        "/offer",
-        offer,
-        "Connect camera and microphone, get the avatar back.",
-        takes=fields(
-            ("sdp", "type"),
-            sdp=TEXT,
-            type=one_of("offer"),
-            persona=TEXT,
-            portrait_upload={**TEXT, "description": "An id from /upload, instead of a persona."},
-            drive=one_of(*get_args(Drive)),
-            generator=TEXT,
-            resume={**TEXT, "description": "The secret of a session that was lost."},
-        ),
-        gives=SDP_ANSWER,
-        refusals=(400, 413, 429, 503),
-    ),
-    Route(
-        "POST",
-        "/human",
-        human,
-        "Speak a text (echo), or the answer to it (chat).",
-        takes=fields(("sessionid", "text"), sessionid=TEXT, text=TEXT, type=one_of("echo", "chat"), interrupt=BOOL),
-        gives=envelope(),
-        refusals=(400, 404),
-    ),
-    Route(
-        "POST",
-        "/humanaudio",
-        humanaudio,
-        "Speak a sound file.",
-        takes=fields(("sessionid", "file"), sessionid=TEXT, file=FILE),
-        takes_type="multipart/form-data",
-        gives=envelope(),
-        refusals=(400, 404, 413),
-    ),
-    Route("POST", "/interrupt_talk", interrupt_talk, "Stop speaking at once.", takes=SESSION, gives=envelope(), refusals=(400, 404)),
-    Route("POST", "/is_speaking", is_speaking, "Whether something is being said.", takes=SESSION, gives=envelope(BOOL), refusals=(400, 404)),
-    Route(
-        "POST",
-        "/record",
-        record,
-        "Begin or end a recording.",
-        takes=fields(("sessionid", "type"), sessionid=TEXT, type=one_of("start_record", "end_record")),
-        gives=envelope(fields((), url=TEXT)),
-        refusals=(400, 404),
-    ),
-    Route("GET", "/record/{sessionid}", recorded, "Fetch a finished recording.", gives=FILE, gives_type="video/mp4", refusals=(404,)),
-    Route(
-        "POST",
-        "/upload",
-        upload,
-        "Send a portrait (with a statement of consent) or a background.",
-        takes=fields(("picture",), picture=FILE, kind=one_of("portrait", "background"), consent=TEXT),
-        takes_type="multipart/form-data",
-        gives=fields(("id", "width", "height"), id=TEXT, width={"type": "integer"}, height={"type": "integer"}),
-        refusals=(400, 413),
-    ),
-    Route(
-        "GET",
-        "/personas",
-        personas,
-        "The portraits there are.",
-        gives={"type": "array", "items": fields(("name", "preview"), name=TEXT, preview=TEXT)},
-    ),
-    Route("GET", "/personas/{name}/preview.jpg", preview, "A portrait's picture.", gives=FILE, gives_type="image/jpeg", refusals=(404,)),
-    Route(
-        "POST",
-        "/whep",
-        whep,
-        "Watch a session (WHEP).",
-        takes=TEXT,
-        takes_type="application/sdp",
-        gives=TEXT,
-        gives_type="application/sdp",
-        status=201,
-        refusals=(400, 404, 413, 429, 503),
-        query=("sessionid",),
-    ),
-    Route("DELETE", "/whep/{viewer}", whep_end, "Stop watching.", status=204, refusals=(404,)),
-    Route("GET", "/healthz", healthz, "Whether the server is there.", gives=fields(("ok", "ready"), ok=BOOL, ready=BOOL), secret=False),
-    Route("GET", "/stats", stats, "Everything measured.", gives=fields((), server=fields(), sessions=fields())),
-    Route("GET", "/metrics", metrics, "Everything measured, for Prometheus.", gives=TEXT, gives_type="text/plain"),
-    Route("GET", "/openapi.json", openapi, "This document.", gives=fields(), secret=False),
-    Route("GET", "/", index, "The page.", gives=TEXT, gives_type="text/html", secret=False),
-    Route("GET", "/view", view, "The picture alone, for OBS.", gives=TEXT, gives_type="text/html", secret=False),
-    Route("GET", "/static/{file}", static, "Files of the pages.", gives=FILE, gives_type="application/octet-stream", refusals=(404,), secret=False),
-)
-__all__ = ["DESK", "ERROR", "GATE", "PEERS", "ROUTES", "SETTINGS"]

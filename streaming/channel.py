@@ -1,4 +1,11 @@
-"""The data channel "avatar": JSON both ways. Unknown or malformed messages are answered with a notice and change nothing."""
+"""The data channel "avatar": one JSON object a message, `type` says which. What is unknown or malformed is answered with a notice.
+
+From the page: ping {t} · set {drive, background {kind, colour, picture}, barge_in, return_voice; any of them} · neutral ·
+say {text, interrupt} · interrupt · record {on} · shown {frames [[rtp, ms from capture to display]]} · bye.
+To the page: pong {t, server_time} · hello {sessionid, resume, ai_generated, generator, persona, drive, limits} · frames {pairs
+[[outgoing RTP time, capture s, sent s]]} ten times a second · stats {...} once a second, as in /stats · state {speaking, drive,
+face, neutral} on change · notice {level, text} · recorded {url} · bye {reason}. Times are seconds of the server's clock.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +45,7 @@ class Channel:
         self._handlers: dict[str, Callable[[dict[str, Any]], None]] = {
             "ping": self._ping,
             "set": self._set,
-            "neutral": lambda _: self.live.set_neutral(),
+            "neutral": lambda _: self.live.tracking.set_neutral(),
             "interrupt": lambda _: self.live.interrupt(),
             "bye": lambda _: self.on_bye(),
             "say": self._say,

@@ -1,14 +1,13 @@
 """One live session: what arrives, what is computed, what leaves. Knows no transport; a peer or a test brings frames and sound.
 
-Loop side: `camera`, `mic`, the settings, `close`. Worker side: the Seat methods and the tracking jobs. What crosses is one
-slot for the camera picture (newest wins), a short deque of sound, and `call_soon_threadsafe` back.
+Loop side: `camera`, `mic`, the settings, `close`. Worker side: the Seat methods, and the tracking jobs of `tracking.py`. What
+crosses is one slot for the camera picture (newest wins), a short deque of sound, and `call_soon_threadsafe` back.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from streaming.rtc import ReceivedVideo
 from streaming.sound import SoundStream
 from streaming.speaker import Speaker
 from streaming.stats import Stats
+from streaming.tracking import Tracking
 from streaming.worker import Stepper, StepTimes, sentence
 
 if TYPE_CHECKING:
@@ -74,14 +74,8 @@ class Live:
         self._told: dict[str, Any] = {}
         self._face_seen = 0.0
         self._studio = studio
-        self._pool, self._bodies = studio.pool, studio.bodies
         self._loop = asyncio.get_running_loop()
-        self._mail: ReceivedVideo | None = None  # the one slot between the loop and the trackers
-        self._tracking = False
-        self._lock = threading.Lock()  # guards the two above
-        self._face_lock = threading.Lock()  # held while a tracker uses the session
-        self._body_lock = threading.Lock()
-        self._frames = 0
+        self.tracking = Tracking(self, faces=studio.pool, bodies=studio.bodies)
         self._captured = float("-inf")
         self._camera_due = 0.0
         self._to_hear: deque[tuple[FloatArray, int]] = deque(maxlen=SOUND_WAITING)
@@ -112,22 +106,11 @@ class Live:
             capture = self._captured + 1e-4
         self._captured = capture
         if self.echo:
-            self._frames += 1
-            frame = VideoFrame(np.zeros((0, 0, 3), np.uint8), capture, self._frames)
+            frame = VideoFrame(np.zeros((0, 0, 3), np.uint8), capture, stats.counts["camera"])
             self.pacer.put(Output([frame], [], "camera", capture), now=time.monotonic(), raw=received.frame)
             self.outlet.poke()
         elif self.session.settings.drive != "voice":
-            self._mail_in(ReceivedVideo(received.frame, capture, received.rtp, received.arrival))
-
-    def _mail_in(self, received: ReceivedVideo) -> None:
-        with self._lock:
-            if self._mail is not None:
-                self.stats.drop("camera")
-            self._mail = received
-            if self._tracking:
-                return
-            self._tracking = True
-        self._pool.submit(self._track)
+            self.tracking.bring(ReceivedVideo(received.frame, capture, received.rtp, received.arrival))
 
     def _too_fast(self, now: float) -> bool:
         """Thin out a camera that is faster than the limit or the ladder allows."""
@@ -157,54 +140,6 @@ class Live:
         self._pass_sound(now)
         self.tell_state()
 
-    # -- tracking jobs (pool threads) ----------------------------------------------------------------------------------
-
-    def _track(self) -> None:
-        with self._lock:
-            received, self._mail = self._mail, None
-            if received is None or self.closed:
-                self._tracking = False
-                return
-        try:
-            self._track_one(received)
-        except Exception as error:  # a tracker that fails ends its own session, no other
-            self._post(self._fail, sentence(error))
-            return
-        with self._lock:
-            if self._mail is None:
-                self._tracking = False
-                return
-        self._pool.submit(self._track)
-
-    def _track_one(self, received: ReceivedVideo) -> None:
-        started = time.monotonic()
-        self.stats.stage("wait", started - received.arrival)
-        with self._face_lock:
-            if self.closed:
-                return
-            self._frames += 1
-            frame = VideoFrame(camera_rgb(received, self.settings.limits.camera_pixels), received.capture, self._frames)
-            signal = self.session.track(frame, now=time.monotonic())
-        self.stats.stage("track", time.monotonic() - started)
-        self.stats.counts["tracked"] += 1
-        self.stepper.wake()
-        self._post(self._saw, 0.0 if signal.motion is None else float(signal.motion.confidence[0]))
-        due = self._frames % self.ladder.rung.body_every == 0
-        if due and self.session.settings.track_body and self._body_lock.acquire(blocking=False):
-            self._bodies.submit(lambda: self._track_body(frame))
-
-    def _track_body(self, frame: VideoFrame) -> None:
-        """Runs with the body lock held, which it gives back."""
-        try:
-            if not self.closed:
-                started = time.monotonic()
-                self.session.track_body(frame)
-                self.stats.stage("body", time.monotonic() - started)
-        except Exception as error:  # as above
-            self._post(self._fail, sentence(error))
-        finally:
-            self._body_lock.release()
-
     # -- the Seat (stepper thread) -------------------------------------------------------------------------------------
 
     def listen(self) -> None:
@@ -225,26 +160,26 @@ class Live:
         voiced = self._ears.at(chunk.time + chunk.duration - LOOK_AHEAD).voiced
         self._voiced = self._voiced + 1 if voiced > BARGE_VOICED else 0
         if self._voiced == BARGE_BLOCKS:
-            self._post(self.interrupt)
+            self.post(self.interrupt)
 
     def deliver(self, output: Output, times: StepTimes) -> None:
         """See worker.Seat."""
         self.stats.stage("step", times.step)
         self.stats.stage("compose", times.compose)
         self.stats.counts["rendered"] += len(output.frames)
-        self._post(self._leave, output, time.monotonic())
+        self.post(self._leave, output, time.monotonic())
 
     def shut(self) -> None:
         """See worker.Seat."""
         self.closed = True
-        with self._face_lock, self._body_lock:
+        with self.tracking.idle():
             self.session.close()
 
     def failed(self, error: Exception) -> None:
-        """See worker.Seat."""
-        self._post(self._fail, sentence(error))
+        """The session cannot go on: a tracker or the generator failed; any thread."""
+        self.post(self._fail, sentence(error))
 
-    def _post(self, function: Callable[..., None], *args: Any) -> None:
+    def post(self, function: Callable[..., None], *args: Any) -> None:
         """Call on the loop, soon; nothing where the loop is gone already."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(function, *args)
@@ -259,7 +194,8 @@ class Live:
         self.pacer.put(output, now=now)
         self.outlet.poke()
 
-    def _saw(self, confidence: float) -> None:
+    def tracked(self, confidence: float) -> None:
+        """A camera picture was tracked; 0 where no face was seen."""
         now = time.monotonic()
         if confidence > 0.0:
             self._face_seen = now
@@ -294,16 +230,6 @@ class Live:
     def neutral_state(self) -> str:
         """ "set" once the face driver has chosen its neutral."""
         return "set" if getattr(self.session.face, "calibrated", True) else "searching"
-
-    def set_neutral(self) -> None:
-        """Take the driver's present face as the neutral one; done on a tracking thread."""
-
-        def job() -> None:
-            with self._face_lock:
-                if not self.closed:
-                    self.session.set_neutral()
-
-        self._pool.submit(job)
 
     def interrupt(self) -> None:
         """Stop speaking now: what was not sent is thrown away."""
@@ -360,7 +286,7 @@ class Live:
 
     def wait_idle(self) -> None:
         """Wait until no tracker uses the session; after `close`, off the loop, so that the stepper need not wait."""
-        with self._face_lock, self._body_lock:
+        with self.tracking.idle():
             pass
 
     def close(self) -> None:
@@ -368,13 +294,3 @@ class Live:
         self.closed = True
         self.outlet.close()
         self.speaker.cancel()
-
-
-def camera_rgb(received: ReceivedVideo, most_pixels: int) -> Any:
-    """[H, W, 3] of a camera picture, scaled down to at most `most_pixels`."""
-    frame = received.frame
-    pixels = frame.width * frame.height
-    if pixels > most_pixels:
-        scale = (most_pixels / pixels) ** 0.5
-        frame = frame.reformat(width=max(2, int(frame.width * scale) & ~1), height=max(2, int(frame.height * scale) & ~1))
-    return frame.to_ndarray(format="rgb24")

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import signal
 import socket
 import ssl
 import sys
+from dataclasses import replace
 
 from aiohttp import web
 
 from engine.types import AvatarError
-from streaming.api import DESK, GATE, PEERS, ROUTES, SETTINGS
+from streaming.api import DESK, GATE, PEERS, SETTINGS
 from streaming.desk import Desk
+from streaming.routes import ROUTES
 from streaming.security import Gate, guard, sentences
 from streaming.settings import ServerSettings
 from streaming.studio import Studio
@@ -53,7 +56,17 @@ def make_app(settings: ServerSettings | None = None, *, studio: Studio | None = 
 
 
 def serve(settings: ServerSettings) -> None:
-    """Serve until interrupted. Raises AvatarError where the server cannot start."""
+    """Serve until interrupted. Raises AvatarError where the server cannot start.
+
+    Secrets that are not in the settings are taken from AVATAR_TOKEN, AVATAR_TTS_KEY and AVATAR_CHAT_KEY, so that they need not
+    stand in a command line.
+    """
+    settings = replace(
+        settings,
+        token=settings.token or os.environ.get("AVATAR_TOKEN"),
+        tts_key=settings.tts_key or os.environ.get("AVATAR_TTS_KEY"),
+        chat_key=settings.chat_key or os.environ.get("AVATAR_CHAT_KEY"),
+    )
     settings.check()
     asyncio.run(_serve(settings))
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.types import AudioChunk, FloatArray, Grid, Output, VideoFrame
+from engine.window import Window
 from streaming.ladder import DOWN_AFTER, RUNGS, UP_AFTER, WARM_UP, Ladder
 from streaming.pacing import BLOCK, BLOCK_SECONDS, MAX_BEND, RATE, Pacer, Picture, Playhead, SoundRing
 from streaming.sound import MIC_LATEST, Microphone, SoundStream, Utterance
@@ -381,3 +382,79 @@ def test_quantiles_and_the_prometheus_text() -> None:
     assert 'avatar_drops_total{session="abcd",cause="camera"} 3' in text
     assert "# TYPE avatar_refused_total counter" in text
     assert text.count("# TYPE avatar_fps gauge") == 1
+
+
+# -- the whole way in virtual time ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Chain:
+    """Microphone -> sound stream -> the engine's window -> a generator that takes a while -> pacer, on one virtual clock."""
+
+    window: Window = field(default_factory=lambda: Window(fps=30.0, look_ahead=0.08))
+    stream: SoundStream = field(default_factory=SoundStream)
+    pacer: Pacer = field(default_factory=lambda: Pacer(Stats(started=START), fps=30.0, declared_lag=0.15))
+    left: list[tuple[float, Picture]] = field(default_factory=list)
+    heard: list[float] = field(default_factory=list)  # level of each block that left
+
+    def run(self, seconds: float, *, mic: list[tuple[float, AudioChunk]], work: Callable[[int], float], tick: float = 0.004) -> None:
+        """`work(k)`: s the generator takes for its k-th frame."""
+        heard_until = float("-inf")
+        next_block = free = START
+        ready: deque[tuple[float, Output]] = deque()
+        waiting = deque(mic)
+        made = 0
+        for k in range(round(seconds / tick)):
+            now = START + k * tick
+            while waiting and waiting[0][0] <= now:
+                self.stream.hear(waiting.popleft()[1], now=now)
+            for block, start in self.stream.blocks(now=now):
+                self.pacer.sound(block, start)
+                heard_until = (start + BLOCK) / RATE
+            if now >= free and (due := self.window.due(now=now, heard_until=heard_until, drive="voice")) is not None:
+                free = now + work(made)
+                made += 1
+                ready.append((free, output(due.signals[0].time, grid="voice")))
+            while ready and ready[0][0] <= now:
+                self.pacer.put(ready.popleft()[1], now=now)
+            if (picture := self.pacer.picture(now=now)) is not None:
+                self.left.append((now, picture))
+            while next_block <= now:
+                self.heard.append(float(np.abs(self.pacer.block(now=next_block)[0]).max()))
+                next_block += BLOCK_SECONDS
+
+    def steady(self) -> tuple[FloatArray, FloatArray]:
+        """(ms of sound minus picture, s between pictures) once it has settled: the last 8 s."""
+        gaps = np.diff([left for left, _ in self.left[-240:]])
+        return np.array(self.pacer.stats.av_offset, np.float32)[-240:], gaps.astype(np.float32)
+
+
+def test_the_voice_comes_back_in_step_and_soon() -> None:
+    chain = Chain()
+    rng = np.random.default_rng(3)
+    chain.run(20.0, mic=packets(20.0, delay=0.045), work=lambda _: 0.012 + 0.006 * rng.random())
+    offsets, gaps = chain.steady()
+    assert np.abs(offsets).max() < 20.0
+    assert np.quantile(gaps, 0.99) < 0.05
+    assert len(chain.left) > 0.98 * 20 * 30 - 8
+    # 45 ms on the way, 20 ms of packet, 80 ms of look-ahead, a frame of 33 ms, 18 ms of work, one block of 20 ms
+    assert chain.pacer.playhead.target < 0.235
+    assert chain.pacer.playhead.starved == 0
+
+
+@pytest.mark.parametrize("drift", [3e-4, -3e-4])
+def test_minutes_of_a_drifting_sound_card_leave_sound_and_picture_together(drift: float) -> None:
+    chain = Chain()
+    chain.run(180.0, mic=packets(180.0, delay=0.045, drift=drift), work=lambda _: 0.015, tick=0.01)
+    offsets, _ = chain.steady()
+    assert np.abs(offsets).max() < 25.0, "300 ppm over 3 minutes are 54 ms"
+    assert len(chain.heard) - sum(level > 0.2 for level in chain.heard) < 40, "no holes in the sound"
+
+
+def test_a_stalling_generator_recovers_without_a_queue() -> None:
+    chain = Chain()
+    chain.run(20.0, mic=packets(20.0, delay=0.045), work=lambda k: 0.6 if k == 150 else 0.015)
+    offsets, gaps = chain.steady()
+    assert np.abs(offsets).max() < 20.0
+    assert np.quantile(gaps, 0.99) < 0.05
+    assert len(chain.pacer._queue) < 8

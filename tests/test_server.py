@@ -25,9 +25,10 @@ from aiohttp import web
 from aiortc import RTCSessionDescription
 
 from engine.types import AvatarError
-from streaming.api import DESK, ROUTES
+from streaming.api import DESK
 from streaming.desk import ice_server
 from streaming.openapi import document
+from streaming.routes import ROUTES
 from streaming.server import make_app, serve
 from streaming.settings import Limits, ServerSettings
 from streaming.soundfile import decode_sound

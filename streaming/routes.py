@@ -1,0 +1,115 @@
+"""Every route of the server: what is served, and what /openapi.json says about it."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from aiohttp import web
+
+from engine.types import Drive
+from streaming import api
+from streaming.openapi import BOOL, TEXT, Route, document, envelope, fields, one_of
+
+
+async def openapi(request: web.Request) -> web.Response:
+    """This document."""
+    return web.json_response(document(ROUTES, version=api.VERSION))
+
+
+SESSION = fields(("sessionid",), sessionid=TEXT)
+SDP_ANSWER = fields(
+    ("sdp", "type", "sessionid"), sdp=TEXT, type=one_of("answer"), sessionid=TEXT, resume={**TEXT, "description": "Secret for coming back."}
+)
+FILE = {"type": "string", "contentMediaType": "application/octet-stream"}
+ROUTES = (
+    Route(
+        "POST",
+        "/offer",
+        api.offer,
+        "Connect camera and microphone, get the avatar back.",
+        takes=fields(
+            ("sdp", "type"),
+            sdp=TEXT,
+            type=one_of("offer"),
+            persona=TEXT,
+            portrait_upload={**TEXT, "description": "An id from /upload, instead of a persona."},
+            drive=one_of(*get_args(Drive)),
+            generator=TEXT,
+            resume={**TEXT, "description": "The secret of a session that was lost."},
+        ),
+        gives=SDP_ANSWER,
+        refusals=(400, 413, 429, 503),
+    ),
+    Route(
+        "POST",
+        "/human",
+        api.human,
+        "Speak a text (echo), or the answer to it (chat).",
+        takes=fields(("sessionid", "text"), sessionid=TEXT, text=TEXT, type=one_of("echo", "chat"), interrupt=BOOL),
+        gives=envelope(),
+        refusals=(400, 404),
+    ),
+    Route(
+        "POST",
+        "/humanaudio",
+        api.humanaudio,
+        "Speak a sound file.",
+        takes=fields(("sessionid", "file"), sessionid=TEXT, file=FILE),
+        takes_type="multipart/form-data",
+        gives=envelope(),
+        refusals=(400, 404, 413),
+    ),
+    Route("POST", "/interrupt_talk", api.interrupt_talk, "Stop speaking at once.", takes=SESSION, gives=envelope(), refusals=(400, 404)),
+    Route("POST", "/is_speaking", api.is_speaking, "Whether something is being said.", takes=SESSION, gives=envelope(BOOL), refusals=(400, 404)),
+    Route(
+        "POST",
+        "/record",
+        api.record,
+        "Begin or end a recording.",
+        takes=fields(("sessionid", "type"), sessionid=TEXT, type=one_of("start_record", "end_record")),
+        gives=envelope(fields((), url=TEXT)),
+        refusals=(400, 404),
+    ),
+    Route("GET", "/record/{sessionid}", api.recorded, "Fetch a finished recording.", gives=FILE, gives_type="video/mp4", refusals=(404,)),
+    Route(
+        "POST",
+        "/upload",
+        api.upload,
+        "Send a portrait (with a statement of consent) or a background.",
+        takes=fields(("picture",), picture=FILE, kind=one_of("portrait", "background"), consent=TEXT),
+        takes_type="multipart/form-data",
+        gives=fields(("id", "width", "height"), id=TEXT, width={"type": "integer"}, height={"type": "integer"}),
+        refusals=(400, 413),
+    ),
+    Route(
+        "GET",
+        "/personas",
+        api.personas,
+        "The portraits there are.",
+        gives={"type": "array", "items": fields(("name", "preview"), name=TEXT, preview=TEXT)},
+    ),
+    Route("GET", "/personas/{name}/preview.jpg", api.preview, "A portrait's picture.", gives=FILE, gives_type="image/jpeg", refusals=(404,)),
+    Route(
+        "POST",
+        "/whep",
+        api.whep,
+        "Watch a session (WHEP).",
+        takes=TEXT,
+        takes_type="application/sdp",
+        gives=TEXT,
+        gives_type="application/sdp",
+        status=201,
+        refusals=(400, 404, 413, 429, 503),
+        query=("sessionid",),
+    ),
+    Route("DELETE", "/whep/{viewer}", api.whep_end, "Stop watching.", status=204, refusals=(404,)),
+    Route("GET", "/healthz", api.healthz, "Whether the server is there.", gives=fields(("ok", "ready"), ok=BOOL, ready=BOOL), secret=False),
+    Route("GET", "/stats", api.stats, "Everything measured.", gives=fields((), server=fields(), sessions=fields())),
+    Route("GET", "/metrics", api.metrics, "Everything measured, for Prometheus.", gives=TEXT, gives_type="text/plain"),
+    Route("GET", "/openapi.json", openapi, "This document.", gives=fields(), secret=False),
+    Route("GET", "/", api.index, "The page.", gives=TEXT, gives_type="text/html", secret=False),
+    Route("GET", "/view", api.view, "The picture alone, for OBS.", gives=TEXT, gives_type="text/html", secret=False),
+    Route(
+        "GET", "/static/{file}", api.static, "Files of the pages.", gives=FILE, gives_type="application/octet-stream", refusals=(404,), secret=False
+    ),
+)

@@ -1,0 +1,119 @@
+"""A session's trackers: one slot for the newest camera picture, one face job and one body job at a time, on threads of their own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from engine.types import UInt8Array, VideoFrame
+from streaming.rtc import ReceivedVideo
+from streaming.worker import Pool
+
+if TYPE_CHECKING:
+    from streaming.live import Live
+
+
+class Tracking:
+    """`bring` and `set_neutral` on the loop; the jobs run on the pools. Body tracking never delays a face: it has its own pool."""
+
+    def __init__(self, live: Live, *, faces: Pool, bodies: Pool) -> None:
+        self._live = live
+        self._faces, self._bodies = faces, bodies
+        self._slot: ReceivedVideo | None = None
+        self._busy = False
+        self._lock = threading.Lock()  # guards the two above
+        self._face_lock = threading.Lock()  # held while a face job uses the session
+        self._body_lock = threading.Lock()  # held from the moment a body job is handed in
+        self._frames = 0
+
+    def bring(self, received: ReceivedVideo) -> None:
+        """A camera picture; the one that still waits for a tracker gives way to it and is counted."""
+        with self._lock:
+            if self._slot is not None:
+                self._live.stats.drop("camera")
+            self._slot = received
+            if self._busy:
+                return
+            self._busy = True
+        self._faces.submit(self._track)
+
+    def set_neutral(self) -> None:
+        """Take the driver's present face as the neutral one."""
+
+        def job() -> None:
+            with self._face_lock:
+                if not self._live.closed:
+                    self._live.session.set_neutral()
+
+        self._faces.submit(job)
+
+    @contextmanager
+    def idle(self) -> Iterator[None]:
+        """No tracker uses the session inside."""
+        with self._face_lock, self._body_lock:
+            yield
+
+    # -- jobs (pool threads) -------------------------------------------------------------------------------------------
+
+    def _track(self) -> None:
+        with self._lock:
+            received, self._slot = self._slot, None
+            if received is None or self._live.closed:
+                self._busy = False
+                return
+        try:
+            self._track_face(received)
+        except Exception as error:  # a tracker that fails ends its own session, no other
+            self._live.failed(error)
+            return
+        with self._lock:
+            if self._slot is None:
+                self._busy = False
+                return
+        self._faces.submit(self._track)  # behind the other sessions' pictures
+
+    def _track_face(self, received: ReceivedVideo) -> None:
+        live = self._live
+        started = time.monotonic()
+        live.stats.stage("wait", started - received.arrival)
+        with self._face_lock:
+            if live.closed:
+                return
+            self._frames += 1
+            frame = VideoFrame(camera_rgb(received, live.settings.limits.camera_pixels), received.capture, self._frames)
+            signal = live.session.track(frame, now=time.monotonic())
+        live.stepper.wake()
+        live.stats.stage("track", time.monotonic() - started)
+        live.stats.counts["tracked"] += 1
+        live.post(live.tracked, 0.0 if signal.motion is None else float(signal.motion.confidence[0]))
+        due = self._frames % live.ladder.rung.body_every == 0
+        if due and live.session.settings.track_body and self._body_lock.acquire(blocking=False):
+            self._bodies.submit(lambda: self._track_body(frame))
+
+    def _track_body(self, frame: VideoFrame) -> None:
+        """Runs with the body lock held, which it gives back."""
+        live = self._live
+        try:
+            if not live.closed:
+                started = time.monotonic()
+                live.session.track_body(frame)
+                live.stats.stage("body", time.monotonic() - started)
+        except Exception as error:  # as above
+            live.failed(error)
+        finally:
+            self._body_lock.release()
+
+
+def camera_rgb(received: ReceivedVideo, most_pixels: int) -> UInt8Array:
+    """[H, W, 3] of a camera picture, scaled down to at most `most_pixels`."""
+    frame = received.frame
+    pixels = frame.width * frame.height
+    if pixels > most_pixels:
+        scale = (most_pixels / pixels) ** 0.5
+        frame = frame.reformat(width=max(2, int(frame.width * scale) & ~1), height=max(2, int(frame.height * scale) & ~1))
+    return np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
