@@ -180,6 +180,12 @@ def test_a_missed_frame_is_held() -> None:
     assert np.array_equal(held[-1].head, seen(20.0).head)
 
 
+def test_a_face_that_is_elsewhere_after_a_missed_frame_is_eased_to() -> None:
+    story = Story()
+    motions = story.play(seen(-30.0), seconds=0.3) + story.play(UNSEEN, seconds=HOLD - 0.03) + story.play(seen(30.0), seconds=0.5)
+    assert speeds(motions, 1 / 30)["head"] < 1.6 * 60 / EASE
+
+
 def test_a_lost_face_eases_to_idle_and_comes_back_eased_from_far_away() -> None:
     story = Story()
     before = story.play(seen(25.0), seconds=0.5)

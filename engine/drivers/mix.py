@@ -134,8 +134,7 @@ def _camera(state: MixState, signal: Signal, drive: Drive, step: float) -> tuple
     if state.camera is None:
         state.region = _mouth_region(signal)
     else:
-        elapsed = max(state.clock - state.camera_time, step, 1e-3)
-        jumped = bool((np.abs(motion.head - state.camera.head) > TELEPORT * max(elapsed, 1 / 60)).any())
+        jumped = bool((np.abs(motion.head - state.camera.head) > TELEPORT * max(step, 1 / 60)).any())
     state.camera, state.camera_time = motion, state.clock
     if float(motion.eyes.min()) < 0.4:
         state.no_blink_before = state.clock + AFTER_BLINK
