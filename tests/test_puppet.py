@@ -459,3 +459,13 @@ def test_mouth_weights_are_shares(identity: Identity) -> None:
         assert weights.min() >= 0
         assert weights.max() <= 1 + 1e-5
     assert mouth.profile(features).shape == features.lip_gap.shape
+
+
+@pytest.mark.parametrize("aperture", [0.0, 0.4, 0.75])
+def test_a_closing_lid_looks_like_skin_and_lashes(theatre: Theatre, aperture: float) -> None:
+    """Nothing around a closing eye is brighter than what is there when it is open, and it stays smooth."""
+    x, y, w, h = theatre.identity.features.eye_patch[0].astype(int)
+    still, closing = (theatre.show(eyes=[a, a])[y : y + h, x : x + w].astype(int) for a in (1.0, aperture))
+    assert closing.max() <= still.max() + 8
+    steps = [np.abs(np.diff(eye, axis=0)).mean() for eye in (still, closing)]
+    assert steps[1] < 1.3 * steps[0]

@@ -250,7 +250,7 @@ def paint(
                         count += 1
             if count == 0 and shut <= 0:
                 continue
-            r, g, b = layer[y, x, 0], layer[y, x, 1], layer[y, x, 2]
+            r, g, b = float(layer[y, x, 0]), float(layer[y, x, 1]), float(layer[y, x, 2])
             near, taper = 1e9, 1.0
             if shut > 0:
                 for k in range(edge.shape[0] - 1):
