@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,8 +21,9 @@ from streaming.rtc import PeerConnection, RtcSettings, make_peer_connection, pre
 from streaming.server import make_app
 from streaming.settings import ServerSettings
 from streaming.studio import Studio
-from tests.fakes import Camera, Voice, fake_studio
+from tests.fakes import COLOURS, Camera, Voice, fake_studio
 
+SETTINGS = ServerSettings(max_sessions=2, workers=1, trackers=1)
 LOCAL = RtcSettings(interfaces="loopback", encoder="x264")
 
 
@@ -137,6 +138,16 @@ async def until(condition: Callable[[], Any], *, seconds: float = 8.0) -> None:
         await asyncio.sleep(0.01)
 
 
+def live(story: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a story on a loop of its own."""
+
+    async def run() -> None:
+        async with asyncio.timeout(40):
+            await story()
+
+    asyncio.run(run())
+
+
 @dataclass
 class House:
     """A server on a free port."""
@@ -157,7 +168,7 @@ class House:
 @contextlib.asynccontextmanager
 async def house(settings: ServerSettings | None = None, *, studio: Studio | None = None) -> AsyncIterator[House]:
     """A server of fakes."""
-    settings = settings or ServerSettings(max_sessions=2, workers=1, trackers=1)
+    settings = settings or SETTINGS
     studio = studio or fake_studio(settings)
     app = make_app(settings, studio=studio)
     runner = web.AppRunner(app)
@@ -172,3 +183,30 @@ async def house(settings: ServerSettings | None = None, *, studio: Studio | None
             for caller in home.callers:
                 await caller.close()
             await runner.cleanup()
+
+
+async def ask(home: House, method: str, path: str, **options: Any) -> tuple[int, Any, Any]:
+    """(status, headers, JSON or text)."""
+    async with home.http.request(method, home.url + path, **options) as response:
+        body = await (response.json() if "json" in response.content_type else response.text())
+        return response.status, response.headers, body
+
+
+def form(data: bytes | None, *, name: str = "picture", **texts: str) -> aiohttp.FormData:
+    """A multipart form."""
+    made = aiohttp.FormData()
+    for key, value in texts.items():
+        made.add_field(key, value)
+    if data is not None:
+        made.add_field(name, data, filename="../../evil.png")
+    return made
+
+
+def colour_of(caller: Caller) -> tuple[int, ...]:
+    """The last picture's mean colour."""
+    return tuple(int(v) for v in caller.frames[-1][1])
+
+
+def near(colour: tuple[int, ...], name: str) -> bool:
+    """Whether a colour is a fake persona's."""
+    return max(abs(a - b) for a, b in zip(colour, COLOURS[name], strict=True)) < 20
