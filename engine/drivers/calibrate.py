@@ -28,8 +28,8 @@ USUAL_WIDTH, WIDTH_SPREAD = 0.82, 0.12
 """Width of a relaxed mouth in inter-ocular distances over people, and how far a smile or a pucker takes it."""
 PRIOR = 0.7
 """s of this person's best frames that the prior (a head about upright that looks about at the camera) weighs as much as at first; it fades."""
-UPRIGHT = 6.0
-"""Degrees of yaw and roll a first frame may show and still be taken for straight: faces and the mean face differ as much."""
+UPRIGHT_YAW, UPRIGHT_ROLL = 6.0, 1.0
+"""Degrees a first frame may show and still be taken for straight: faces differ from the mean face by as much in yaw, hardly in roll."""
 SET_AFTER = 1.0
 """s of good frames after which the neutral counts as found."""
 MEMORY = 30.0
@@ -144,7 +144,8 @@ class Neutral:
 
     def _start(self, head: Float64Array, shape: Float64Array) -> Rest:
         upright = head.copy()
-        upright[[0, 2]] = np.clip(head[[0, 2]], -UPRIGHT, UPRIGHT)
+        upright[0] = np.clip(head[0], -UPRIGHT_YAW, UPRIGHT_YAW)
+        upright[2] = np.clip(head[2], -UPRIGHT_ROLL, UPRIGHT_ROLL)
         self._prior = upright
         self._head, self._shape = RunningMean(upright), RunningMean(shape)
         self.rest = Rest(upright, shape, measure(shape))

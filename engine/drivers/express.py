@@ -27,12 +27,16 @@ BROAD_SMILE, DEEP_FROWN = 0.09, 0.06
 """Lift and drop of the corners in inter-ocular distances that are a full smile and a full frown."""
 FULL_ROUND = 0.25
 """Loss of width as a share of the neutral's that is a full pucker."""
-FEATURE_REACH = 0.1
+FEATURE_REACH = 0.08
 """Face widths around brows, eyes and lips within which the skin moves with them."""
+NOSE, NOSE_REACH = np.array([168, 6, 197, 195, 5, 4, 1]), 0.06
+"""The bridge and the tip of the nose, and the face widths around them that the skull carries."""
 JAW_TOP = (0.15, 0.35)
 """Face widths below the eyes between which the skin goes from the skull's to the jaw's."""
 SIDES = (0.35, 0.5)
 """Face widths from the middle between which the face turns to its outline, where the mesh slides as the head turns."""
+DEPTH_BELIEVED = 0.3
+"""How much of a displacement in depth is believed: most of it answers the head's turning, not the face."""
 OUTLINE_SHARE = 0.3
 """How much of the displacement is believed on the outline."""
 
@@ -71,12 +75,14 @@ def _filters() -> tuple[OneEuro, OneEuro]:
 
 
 def expressive(shape: Float64Array) -> Float64Array:
-    """[478, 1] how much of each point's displacement is expression (1) and how much is the tracker's wobble on the skull (0)."""
+    """[478, 3] how much of each point's displacement is expression (1) and how much is the tracker's wobble on the skull (0)."""
     features = shape[np.r_[BROWS.ravel(), EYE_CORNERS.ravel(), UPPER_LIDS.ravel(), LOWER_LIDS.ravel(), IRISES, LIPS], :2]
     apart = np.linalg.norm(shape[:, None, :2] - features, axis=2).min(1)
     near = np.exp(-0.5 * (apart / FEATURE_REACH) ** 2)
+    nose = np.linalg.norm(shape[:, None, :2] - shape[NOSE, :2], axis=2).min(1)
+    held = 1.0 - np.exp(-0.5 * (nose / NOSE_REACH) ** 2)
     inside = 1.0 - (1.0 - OUTLINE_SHARE) * _ramp(np.abs(shape[:, 0]), *SIDES)
-    weight: Float64Array = (np.maximum(near, _ramp(shape[:, 1], *JAW_TOP)) * inside)[:, None]
+    weight: Float64Array = (np.maximum(near, _ramp(shape[:, 1], *JAW_TOP)) * inside * held)[:, None] * (1.0, 1.0, DEPTH_BELIEVED)
     return weight
 
 
