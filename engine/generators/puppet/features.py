@@ -57,7 +57,7 @@ class Features:
     lid_lower: FloatArray  # [2, 478, 7]
     eye_patch: FloatArray  # [2, 4] x0, y0, width, height, px
     eyeballs: UInt8Array  # [2, h, w, 3] the eyes without lids
-    lids: UInt8Array  # [2, h, w, 3] the skin of closed lids
+    lids: UInt8Array  # [2, h, w, 4] the skin of closed lids, and where it is
     lash: FloatArray  # [2, 3] colour of the lashes
     iris: FloatArray  # [2, 3] centre and radius, px
     eye_axis: FloatArray  # [2, 4] centre and half width vector of each eye, px
@@ -78,3 +78,29 @@ def pack(features: Features) -> dict[str, npt.NDArray[Any]]:
 def unpack(arrays: dict[str, npt.NDArray[Any]]) -> Features:
     """The inverse of `pack`. Raises KeyError where an array is missing."""
     return Features(**{f.name: np.array(arrays[f.name]) for f in fields(Features)})
+
+
+def blank() -> Features:
+    """Features of nothing, with every array of the right kind: what the compiled loops are warmed up with."""
+
+    def floats(*shape: int) -> FloatArray:
+        return np.zeros(shape, np.float32)
+
+    def whole(*shape: int) -> Int32Array:
+        return np.zeros(shape, np.int32)
+
+    def bytes_(*shape: int) -> UInt8Array:
+        return np.zeros(shape, np.uint8)
+
+    face, count = 478, 480
+    return Features(
+        rest=floats(count, 3), uv=floats(count, 2), triangles=whole(1, 3), tags=bytes_(1), texture=bytes_(8, 8, 4), plate=bytes_(8, 8, 3),
+        parents=whole(1, 4), weights=floats(1, 4), rim_index=whole(1), rim_shift=floats(1, 2), rim_normal=floats(1, 3),
+        frame=np.eye(3, dtype=np.float32), turn=np.eye(3, dtype=np.float32), pivot=floats(3), eyes_middle=floats(3),
+        width=np.array(1, np.float32), ocular=np.array(1, np.float32), head_weight=floats(count), follow=floats(1, 36),
+        jaw=floats(face), upper=floats(face, 9), lower=floats(face, 9), lip_gap=floats(9), corners=floats(face, 2), spread=floats(face),
+        pucker=floats(face), smile_rest=floats(2), mouth_patch=floats(4), upper_teeth=bytes_(4, 4, 4), lower_teeth=bytes_(4, 4, 4),
+        cavity=floats(3), lid_upper=floats(2, face, 7), lid_lower=floats(2, face, 7), eye_patch=floats(2, 4), eyeballs=bytes_(2, 4, 4, 3),
+        lids=bytes_(2, 4, 4, 4), lash=floats(2, 3), iris=floats(2, 3) + 1, eye_axis=floats(2, 4) + 1, brow=floats(2, face), body=floats(count),
+        shrug=floats(2, count), shoulders=floats(3) + 1, response=floats(6, 7, 6),
+    )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import cv2
@@ -129,7 +130,8 @@ class Puppet:
     # -- fast, many -----------------------------------------------------------------------------------------------------
 
     def allocate(self, rows: int) -> State:
-        """A State for `rows` sessions."""
+        """A State for `rows` sessions. The first one loads (or compiles, once a machine) the hot loops, so that no step waits for them."""
+        warm()
         return State([None] * rows)
 
     def admit(self, state: State, row: int, identity: Identity) -> None:
@@ -246,6 +248,13 @@ class Puppet:
             row.layer, row.tag, topology.MOUTH_HOLE, bounds(points[ring]), back, jaw_back, features.upper_teeth, features.lower_teeth,
             features.mouth_patch, float(teeth.DETAIL), features.cavity, float(features.ocular), fresh,
         )  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def warm() -> None:
+    """Run every compiled loop once on nothing."""
+    puppet = Puppet((8, 8), respond=False)
+    puppet._frame(puppet._seat(feature_arrays.blank()), Signal(0.0))
 
 
 def slide_rim(row: Row, turn: FloatArray) -> None:
