@@ -110,7 +110,7 @@ class Puppet:
             parents=sheet.parents, weights=sheet.weights, rim_index=sheet.rim.index, rim_shift=sheet.rim.shift, rim_normal=sheet.rim.normal,
             head_weight=sheet.head_weight, follow=sheet.follow,
             jaw=lips.jaw, upper=lips.upper, lower=lips.lower, lip_gap=lips.lip_gap, corners=lips.corners, spread=lips.spread, pucker=lips.pucker,
-            smile_rest=lips.smile_rest, mouth_patch=inside.box, upper_teeth=inside.upper, lower_teeth=inside.lower, cavity=inside.cavity,
+            smile_rest=lips.smile_rest, mouth_patch=inside.box, upper_teeth=inside.upper, lower_teeth=inside.lower, dark=inside.dark,
             lid_upper=lids.lid_upper, lid_lower=lids.lid_lower, eye_patch=np.stack([p.box for p in patches]),
             eyeballs=_stack([p.ball for p in patches]), lids=_stack([p.lid for p in patches]), lash=np.stack([p.lash for p in patches]),
             iris=np.stack([p.iris for p in patches]), eye_axis=np.stack([p.axis for p in patches]), brow=lids.brow,
@@ -246,7 +246,7 @@ class Puppet:
         jaw_back = affine(skull[near] + jaw, flat[near])
         teeth.paint(
             row.layer, row.tag, topology.MOUTH_HOLE, bounds(points[ring]), back, jaw_back, features.upper_teeth, features.lower_teeth,
-            features.mouth_patch, float(teeth.DETAIL), features.cavity, float(features.ocular), fresh,
+            features.mouth_patch, float(teeth.DETAIL), features.dark, float(features.ocular), fresh,
         )  # fmt: skip
 
 

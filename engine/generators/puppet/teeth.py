@@ -23,6 +23,12 @@ UPPER_SHOWN = 0.060
 """The upper teeth reach this far below the closed lips' line."""
 LOWER_SHOWN = 0.030
 """The lower teeth reach this far above the line of the closed lips, once the jaw has dropped."""
+CHEEK_SAMPLES, LIP_SAMPLES = (50, 280, 205, 425, 101, 330), (72, 302, 85, 315, 16, 86, 316)
+"""Points of the face where skin and lips show their colour."""
+THIN = 4.0
+"""px: lips that are nearer show only the line between them."""
+LINE = 0.55
+"""Brightness of the line between closed lips, as a share of the lips'."""
 OWN_GAP = 0.06
 """Lips nearer than this, ocular distances, show too little of a portrait's own teeth to use them."""
 ARCH = 0.46
@@ -36,7 +42,7 @@ class Inside:
     box: FloatArray  # [4] x0, y0, width, height px of the portrait
     upper: UInt8Array  # [h, w, 4]
     lower: UInt8Array  # [h, w, 4]
-    cavity: FloatArray  # [3]
+    dark: FloatArray  # [2, 3] colours of the cavity and of the line between closed lips
 
 
 def _row(u: FloatArray, v: FloatArray, widths: tuple[float, ...], heights: tuple[float, ...], *, curve: float) -> tuple[FloatArray, FloatArray]:
@@ -106,7 +112,7 @@ def draw(rgb: UInt8Array, landmarks: FloatArray, head: Head) -> Inside:
     groove = 1 - 0.16 * np.exp(-((u / 0.03) ** 2)) * np.clip((v - top) / 0.10, 0, 1)
     lit = groove * (0.36 + 0.64 * np.clip((v - top) / 0.24, 0, 1)) * (0.62 + 0.38 * mound)
     lower = _over(tooth * 0.90 * shade[..., None], cover, tongue * lit[..., None], body)
-    cavity = np.array([58, 22, 21], np.float32) * light
+    dark = np.stack([np.array([58, 22, 21], np.float32) * light, LINE * _median_colour(rgb, landmarks, LIP_SAMPLES)])
     own = _own_teeth(rgb, landmarks, box, u.shape, ocular)
     if own is not None:
         # The portrait's own teeth before the drawn ones, of which only what the lip hides stays.
@@ -117,7 +123,7 @@ def draw(rgb: UInt8Array, landmarks: FloatArray, head: Head) -> Inside:
             upper[..., :3].astype(np.float32),
             upper[..., 3] / np.float32(255.0) * hidden,
         )
-    return Inside(box, upper, lower, cavity.astype(np.float32))
+    return Inside(box, upper, lower, dark.astype(np.float32))
 
 
 def _over(front: FloatArray, front_cover: FloatArray, behind: FloatArray, behind_cover: FloatArray) -> UInt8Array:
@@ -161,11 +167,16 @@ def _own_teeth(rgb: UInt8Array, landmarks: FloatArray, box: FloatArray, shape: t
 
 def _skin_colour(rgb: UInt8Array, landmarks: FloatArray) -> FloatArray:
     """[3] median colour of the cheeks."""
+    return _median_colour(rgb, landmarks, CHEEK_SAMPLES)
+
+
+def _median_colour(rgb: UInt8Array, landmarks: FloatArray, points: tuple[int, ...]) -> FloatArray:
+    """[3] median colour around some points."""
     height, width = rgb.shape[:2]
     samples = []
-    for point in (50, 280, 205, 425, 101, 330):
+    for point in points:
         x, y = int(np.clip(landmarks[point, 0], 3, width - 4)), int(np.clip(landmarks[point, 1], 3, height - 4))
-        samples.append(rgb[y - 3 : y + 4, x - 3 : x + 4].reshape(-1, 3))
+        samples.append(rgb[y - 2 : y + 3, x - 2 : x + 3].reshape(-1, 3))
     found: FloatArray = np.median(np.concatenate(samples), 0).astype(np.float32)
     return found
 
@@ -173,12 +184,12 @@ def _skin_colour(rgb: UInt8Array, landmarks: FloatArray) -> FloatArray:
 @kernel
 def paint(
     layer: UInt8Array, hole: UInt8Array, tag: int, bounds: FloatArray, skull: FloatArray, jaw: FloatArray, upper: UInt8Array, lower: UInt8Array,
-    box: FloatArray, detail: float, cavity: FloatArray, ocular: float, fresh: float,
+    box: FloatArray, detail: float, dark: FloatArray, ocular: float, fresh: float,
 ) -> None:  # fmt: skip
     """Paint the mouth's inside into `layer` [H, W, 4] wherever the hole `tag` shows.
 
     bounds [4] x0, y0, x1, y1 px; skull, jaw [2, 3]: output px -> portrait px for what rides the skull and the jaw; upper, lower
-    [h, w, 4] patches at box [4], `detail` times finer than the portrait; cavity [3]; ocular px; fresh 0..1 how much of
+    [h, w, 4] patches at box [4], `detail` times finer than the portrait; dark [2, 3]; ocular px; fresh 0..1 how much of
     it is painted over what the portrait itself shows there.
     """
     ya, yb = max(int(bounds[1]), 1), min(int(bounds[3]) + 1, hole.shape[0] - 1)
@@ -204,7 +215,7 @@ def paint(
             under = (y - top + 1) / (0.11 * ocular)
             over = (bottom - y + 1) / (0.06 * ocular)
             shadow = (0.55 + 0.45 * min(under, 1.0)) * (0.78 + 0.22 * min(over, 1.0))
-            r, g, b = cavity[0], cavity[1], cavity[2]
+            r, g, b = dark[0, 0], dark[0, 1], dark[0, 2]
             for which in range(2):
                 back = jaw if which == 0 else skull
                 patch = lower if which == 0 else upper
@@ -219,6 +230,8 @@ def paint(
                     r += (sample(patch, ix, iy, fx, fy, 0) - r) * cover
                     g += (sample(patch, ix, iy, fx, fy, 1) - g) * cover
                     b += (sample(patch, ix, iy, fx, fy, 2) - b) * cover
-            layer[y, x, 0] = np.uint8(layer[y, x, 0] * (1 - mix) + r * shadow * mix + 0.5)
-            layer[y, x, 1] = np.uint8(layer[y, x, 1] * (1 - mix) + g * shadow * mix + 0.5)
-            layer[y, x, 2] = np.uint8(layer[y, x, 2] * (1 - mix) + b * shadow * mix + 0.5)
+            # Between lips that all but touch there is only a line.
+            wide = min((bottom - top) / THIN, 1.0)
+            layer[y, x, 0] = int(layer[y, x, 0] * (1 - mix) + (dark[1, 0] + (r * shadow - dark[1, 0]) * wide) * mix + 0.5)
+            layer[y, x, 1] = int(layer[y, x, 1] * (1 - mix) + (dark[1, 1] + (g * shadow - dark[1, 1]) * wide) * mix + 0.5)
+            layer[y, x, 2] = int(layer[y, x, 2] * (1 - mix) + (dark[1, 2] + (b * shadow - dark[1, 2]) * wide) * mix + 0.5)
