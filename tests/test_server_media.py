@@ -348,7 +348,9 @@ def test_viewers_watch_and_hear_and_their_number_is_limited() -> None:
 
     async def story() -> None:
         async with house(settings) as home:
-            assert (await watch(home, "nobody"))[0] == 404
+            status, _, nobody, _ = await watch(home, "nobody")
+            assert status == 404
+            await leave(nobody)
             caller = await home.call(offer={"persona": "red"})
             await until(lambda: len(caller.frames) > 3)
             status, headers, one, frames = await watch(home, caller.session)
