@@ -118,6 +118,12 @@ def test_what_cannot_be_driven_is_said_in_one_sentence(name: str) -> None:
     assert str(caught.value).endswith(".")
 
 
+def test_a_pencil_drawing_has_a_face_too() -> None:
+    drawing, _ = cv2.pencilSketch(PORTRAIT, sigma_s=60, sigma_r=0.07, shade_factor=0.05)
+    face = find_face(np.repeat(drawing[..., None], 3, 2))
+    assert np.hypot(face.center[0] - 382, face.center[1] - 313) < 40
+
+
 def test_a_small_face_in_the_back_is_no_rival() -> None:
     face = find_face(hang(hang(canvas(700, 1300), 0, 0, 640), 900, 100, 240))
     assert face.center[0] < 640
