@@ -181,8 +181,7 @@ class Neutral:
     def _target(self) -> tuple[Float64Array, Float64Array]:
         assert self._head is not None
         assert self._shape is not None
-        if self._locked or self._prior is None:
-            return self._head.value, self._shape.value
+        assert self._prior is not None
         prior = PRIOR * float(np.exp(-self._head.seconds / SET_AFTER))
         share = self._head.seconds / (self._head.seconds + prior)
         return self._prior + share * (self._head.value - self._prior), self._shape.value
