@@ -19,9 +19,9 @@ from engine.generators.puppet import features as feature_arrays
 from engine.generators.puppet.features import Features
 from engine.generators.puppet.find import find_face
 from engine.generators.puppet.mesh import CAMERA, measure, spread_sheet
-from engine.generators.puppet.raster import blend, raster
+from engine.generators.puppet.raster import blend, raster, soften
 from engine.generators.puppet.refine import apply
-from engine.pose import rotation
+from engine.pose import angles, rotation
 from engine.types import AvatarError, FloatArray, GeneratorSpec, Identity, Motion, Signal, UInt8Array, VideoFrame, still_motion
 
 VERSION = "1"
@@ -29,6 +29,10 @@ PAD = 0.14
 """Padding of the texture, picture sizes: how far the picture goes on, mirrored, beyond its edges."""
 LIMITS = {"yaw": 28.0, "pitch": 20.0, "roll": 30.0, "shift": 0.45, "scale": 0.28, "lean": 9.0, "twist": 20.0, "sway": 0.2, "shrug": 0.14, "gap": 0.80}
 """Soft limits: degrees; face widths; log; shoulder widths; ocular distances."""
+ASIDE, ASIDE_SHARE = 8.0, 0.5
+"""A portrait that itself looks aside by more than ASIDE degrees turns less far: by this share of what it is more."""
+EDGE_ROOM = 0.12
+"""How far around the face one part of the person may hide another, face widths."""
 KNEE = 0.65
 """Motion is untouched up to this part of its limit and compressed beyond."""
 
@@ -57,6 +61,8 @@ class Row:
     depth: FloatArray  # [H, W]
     tag: UInt8Array  # [H, W]
     layer: UInt8Array  # [H, W, 4]
+    places: npt.NDArray[np.int32]  # [K] edge pixels being softened
+    colours: UInt8Array  # [K, 3]
 
 
 @dataclass
@@ -110,7 +116,7 @@ class Puppet:
             parents=sheet.parents, weights=sheet.weights, rim_index=sheet.rim.index, rim_shift=sheet.rim.shift, rim_normal=sheet.rim.normal,
             head_weight=sheet.head_weight, follow=sheet.follow,
             jaw=lips.jaw, upper=lips.upper, lower=lips.lower, lip_gap=lips.lip_gap, corners=lips.corners, spread=lips.spread, pucker=lips.pucker,
-            smile_rest=lips.smile_rest, mouth_patch=inside.box, upper_teeth=inside.upper, lower_teeth=inside.lower, dark=inside.dark,
+            smile_rest=lips.smile_rest, mouth_patch=inside.box, upper_teeth=inside.upper, lower_teeth=inside.lower, dark=inside.dark, shade=inside.shade,
             lid_upper=lids.lid_upper, lid_lower=lids.lid_lower, eye_patch=np.stack([p.box for p in patches]),
             eyeballs=_stack([p.ball for p in patches]), lids=_stack([p.lid for p in patches]), lash=np.stack([p.lash for p in patches]),
             iris=np.stack([p.iris for p in patches]), eye_axis=np.stack([p.axis for p in patches]), brow=lids.brow,
@@ -148,6 +154,8 @@ class Puppet:
             depth=np.empty((height, width), np.float32),
             tag=np.empty((height, width), np.uint8),
             layer=np.empty((height, width, 4), np.uint8),
+            places=np.empty(height * width // 16, np.int32),
+            colours=np.empty((height * width // 16, 3), np.uint8),
         )
 
     def reset(self, state: State, row: int) -> None:
@@ -176,6 +184,7 @@ class Puppet:
         height, width = self.spec.size
         rgb, alpha = np.empty((height, width, 3), np.uint8), np.empty((height, width), np.uint8)
         blend(row.layer, row.sampling, pad, features.plate, rgb, alpha)
+        soften(rgb, row.sampling, bounds(row.points[list(topology.OVAL)], EDGE_ROOM * float(features.width)), row.places, row.colours)
         return VideoFrame(rgb, signal.time, signal.id, alpha)
 
     def _pose(self, row: Row, motion: Motion) -> tuple[FloatArray, FloatArray, float]:
@@ -199,7 +208,9 @@ class Puppet:
         everything[count:fine] = apply(features.parents, features.weights, face)
         everything[fine:] += features.follow @ offset[list(topology.OVAL)]
         head = motion.head
-        held = (soft(float(way), LIMITS[name]) for way, name in zip(head[:3], ("yaw", "pitch", "roll"), strict=True))
+        aside = max(0.0, abs(angles(features.turn.astype(np.float64))[0]) - ASIDE)
+        most = (LIMITS["yaw"] - ASIDE_SHARE * aside, LIMITS["pitch"], LIMITS["roll"])
+        held = (soft(float(way), limit) for way, limit in zip(head[:3], most, strict=True))
         turn = rotation(*held).astype(np.float32)
         width = float(features.width)
         scale = float(np.exp(soft(float(head[5]), LIMITS["scale"])))
@@ -246,7 +257,7 @@ class Puppet:
         jaw_back = affine(skull[near] + jaw, flat[near])
         teeth.paint(
             row.layer, row.tag, topology.MOUTH_HOLE, bounds(points[ring]), back, jaw_back, features.upper_teeth, features.lower_teeth,
-            features.mouth_patch, float(teeth.DETAIL), features.dark, float(features.ocular), fresh,
+            features.mouth_patch, float(teeth.DETAIL), features.dark, float(features.shade), float(features.ocular), fresh,
         )  # fmt: skip
 
 
@@ -288,9 +299,9 @@ def affine(source: FloatArray, target: FloatArray) -> FloatArray:
     return found
 
 
-def bounds(points: FloatArray) -> FloatArray:
-    """[4] x0, y0, x1, y1 with two pixels of room."""
-    low, high = points[:, :2].min(0) - 2, points[:, :2].max(0) + 2
+def bounds(points: FloatArray, room: float = 2.0) -> FloatArray:
+    """[4] x0, y0, x1, y1 with some pixels of room."""
+    low, high = points[:, :2].min(0) - room, points[:, :2].max(0) + room
     return np.concatenate([low, high]).astype(np.float32)
 
 

@@ -132,3 +132,35 @@ def blend(layer: UInt8Array, sampling: FloatArray, pad: float, plate: UInt8Array
             else:
                 for c in range(3):
                     rgb[y, x, c] = (np.int32(layer[y, x, c]) * cover + np.int32(plate[y, x, c]) * (255 - cover) + 127) // 255
+
+
+JUMP = 3.0
+"""px: neighbours whose sampling lies further apart than this belong to different parts of the sheet: one hides the other there."""
+
+
+@kernel
+def soften(rgb: UInt8Array, sampling: FloatArray, box: FloatArray, places: Any, colours: UInt8Array) -> None:
+    """Smooth the staircase where one part of the person hides another, in `rgb` [H, W, 3].
+
+    sampling [H, W, 2] tells where those edges are; only box [4] x0, y0, x1, y1 px is looked at; places [K] int32 and colours [K, 3] are scratch: of more than K edge pixels the
+    rest stay as they are.
+    """
+    height, width = rgb.shape[:2]
+    count = 0
+    for y in range(max(int(box[1]), 1), min(int(box[3]), height - 1)):
+        for x in range(max(int(box[0]), 1), min(int(box[2]), width - 1)):
+            u, v = sampling[y, x, 0], sampling[y, x, 1]
+            across = max(abs(sampling[y, x + 1, 0] - u), abs(sampling[y, x - 1, 0] - u), abs(sampling[y + 1, x, 0] - u), abs(sampling[y - 1, x, 0] - u))
+            along = max(abs(sampling[y, x + 1, 1] - v), abs(sampling[y, x - 1, 1] - v), abs(sampling[y + 1, x, 1] - v), abs(sampling[y - 1, x, 1] - v))
+            if max(across, along) <= JUMP or count == places.shape[0]:
+                continue
+            for c in range(3):
+                total = 4 * int(rgb[y, x, c]) + 2 * (int(rgb[y - 1, x, c]) + int(rgb[y + 1, x, c]) + int(rgb[y, x - 1, c]) + int(rgb[y, x + 1, c]))
+                total += int(rgb[y - 1, x - 1, c]) + int(rgb[y - 1, x + 1, c]) + int(rgb[y + 1, x - 1, c]) + int(rgb[y + 1, x + 1, c])
+                colours[count, c] = (total + 8) // 16
+            places[count] = y * width + x
+            count += 1
+    for k in range(count):
+        y, x = places[k] // width, places[k] % width
+        for c in range(3):
+            rgb[y, x, c] = colours[k, c]

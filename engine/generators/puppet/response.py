@@ -37,6 +37,8 @@ UNIT = np.array([8.0, 8.0, 8.0, 0.10, 0.3, 0.3], np.float32)
 SHUT = 0.12
 """Apertures below this are closed whatever the tracker reads."""
 LOOKS = 2
+LID_TRUST = 0.75
+"""How far the lids' sweeps are believed against a tracker that reads them as they are."""
 LEAST_LID = 0.02
 """A lid whose closing a tracker reads as less than this, eye widths, says nothing about how lids are read."""
 NO_RESPONSE = np.zeros((CHANNELS, STEPS, CHANNELS), np.float32)
@@ -115,9 +117,9 @@ def _settled(found: FloatArray) -> FloatArray:
         found[side, :, 9 - side] = 0.0
         straight = np.array(SWEEPS[side], np.float32)
         if curves:
-            # Both eyes are alike, more closed never reads as more open, and one sweep is half believed.
+            # Both eyes are alike, more closed never reads as more open, and one sweep is not believed wholly.
             curve = np.minimum.accumulate(np.mean(curves, 0)[::-1])[::-1]
-            straight = np.where(straight <= 0, 0.5 * (straight + np.clip(curve, -1.0, 0.0)), straight)
+            straight = np.where(straight <= 0, straight + LID_TRUST * (np.clip(curve, -1.0, 0.0) - straight), straight)
         found[side, :, side] = straight
     return found
 

@@ -25,6 +25,9 @@ LOWER_SHOWN = 0.030
 """The lower teeth reach this far above the line of the closed lips, once the jaw has dropped."""
 CHEEK_SAMPLES, LIP_SAMPLES = (50, 280, 205, 425, 101, 330), (72, 302, 85, 315, 16, 86, 316)
 """Points of the face where skin and lips show their colour."""
+SHADE, OWN_SHADE = 0.36, 0.10
+"""Contact shadow of the upper lip on drawn teeth, and on the portrait's own, which bring theirs along."""
+BRIGHTEST = 240.0
 THIN = 4.0
 """px: lips that are nearer show only the line between them."""
 LINE = 0.55
@@ -43,6 +46,7 @@ class Inside:
     upper: UInt8Array  # [h, w, 4]
     lower: UInt8Array  # [h, w, 4]
     dark: FloatArray  # [2, 3] colours of the cavity and of the line between closed lips
+    shade: FloatArray  # []
 
 
 def _row(u: FloatArray, v: FloatArray, widths: tuple[float, ...], heights: tuple[float, ...], *, curve: float) -> tuple[FloatArray, FloatArray]:
@@ -62,9 +66,9 @@ def _row(u: FloatArray, v: FloatArray, widths: tuple[float, ...], heights: tuple
         edge = 0.010 + curve * (along / ARCH) ** 2 + 0.014 * np.clip(side - 0.45, 0, 1) ** 2 * (1 + number % 2)
         bite = np.clip((v - edge) / 0.012, 0, 1)
         gum = np.clip((high + 0.01 - 0.03 * (1 - side**2) * -1 - v) / 0.03, 0, 1)
-        seam = np.clip((1 - side) / 0.10, 0, 1)
-        body = 0.80 + 0.20 * np.sqrt(np.clip(1 - 0.75 * side**2, 0, 1))
-        tone = body * (0.80 + 0.20 * seam) * (0.90 + 0.10 * np.clip(v / 0.05, 0, 1))
+        seam = np.clip((1 - side) / 0.08, 0, 1)
+        body = 0.85 + 0.15 * np.sqrt(np.clip(1 - 0.75 * side**2, 0, 1))
+        tone = body * (0.87 + 0.13 * seam) * (0.90 + 0.10 * np.clip(v / 0.05, 0, 1))
         shade = np.where(inside, tone, shade)
         cover = np.where(inside, bite * gum, cover)
         start += wide
@@ -92,7 +96,8 @@ def draw(rgb: UInt8Array, landmarks: FloatArray, head: Head) -> Inside:
     skin = _skin_colour(rgb, landmarks)
     light = float(np.clip(skin @ (0.299, 0.587, 0.114) / 165.0, 0.2, 1.2))
     cast = np.clip(skin / max(float(skin.mean()), 1.0), 0.5, 1.6)
-    tooth = np.minimum(np.array([222, 212, 194], np.float32) * light**0.8 * cast**0.45, 245)
+    tooth = np.array([230, 216, 198], np.float32) * light**0.8 * cast**0.35
+    tooth *= min(1.0, BRIGHTEST / float(tooth.max()))
     gum = np.array([172, 92, 88], np.float32) * light * cast**0.35
     tongue = np.array([176, 92, 88], np.float32) * light * cast**0.35
     lips = basis @ (landmarks[[13, 14], :2] - centre).T  # [2, 2]
@@ -123,7 +128,7 @@ def draw(rgb: UInt8Array, landmarks: FloatArray, head: Head) -> Inside:
             upper[..., :3].astype(np.float32),
             upper[..., 3] / np.float32(255.0) * hidden,
         )
-    return Inside(box, upper, lower, dark.astype(np.float32))
+    return Inside(box, upper, lower, dark.astype(np.float32), np.array(SHADE if own is None else OWN_SHADE, np.float32))
 
 
 def _over(front: FloatArray, front_cover: FloatArray, behind: FloatArray, behind_cover: FloatArray) -> UInt8Array:
@@ -184,12 +189,12 @@ def _median_colour(rgb: UInt8Array, landmarks: FloatArray, points: tuple[int, ..
 @kernel
 def paint(
     layer: UInt8Array, hole: UInt8Array, tag: int, bounds: FloatArray, skull: FloatArray, jaw: FloatArray, upper: UInt8Array, lower: UInt8Array,
-    box: FloatArray, detail: float, dark: FloatArray, ocular: float, fresh: float,
+    box: FloatArray, detail: float, dark: FloatArray, shade: float, ocular: float, fresh: float,
 ) -> None:  # fmt: skip
     """Paint the mouth's inside into `layer` [H, W, 4] wherever the hole `tag` shows.
 
     bounds [4] x0, y0, x1, y1 px; skull, jaw [2, 3]: output px -> portrait px for what rides the skull and the jaw; upper, lower
-    [h, w, 4] patches at box [4], `detail` times finer than the portrait; dark [2, 3]; ocular px; fresh 0..1 how much of
+    [h, w, 4] patches at box [4], `detail` times finer than the portrait; dark [2, 3]; shade 0..1; ocular px; fresh 0..1 how much of
     it is painted over what the portrait itself shows there.
     """
     ya, yb = max(int(bounds[1]), 1), min(int(bounds[3]) + 1, hole.shape[0] - 1)
@@ -214,7 +219,7 @@ def paint(
             # Darker towards the lips that overhang it, and deeper in the middle.
             under = (y - top + 1) / (0.11 * ocular)
             over = (bottom - y + 1) / (0.06 * ocular)
-            shadow = (0.55 + 0.45 * min(under, 1.0)) * (0.78 + 0.22 * min(over, 1.0))
+            shadow = (1.0 - shade * (1.0 - min(under, 1.0))) * (0.78 + 0.22 * min(over, 1.0))
             r, g, b = dark[0, 0], dark[0, 1], dark[0, 2]
             for which in range(2):
                 back = jaw if which == 0 else skull
