@@ -191,6 +191,25 @@ def test_close_all_closes_everything() -> None:
     asyncio.run(main())
 
 
+def test_a_track_ends_also_where_its_connection_never_came_up() -> None:
+    """Plain aiortc leaves its reader waiting for ever."""
+
+    async def main() -> None:
+        a, b = rtc.make_peer_connection(LOCAL), rtc.make_peer_connection(LOCAL)
+        a.addTrack(Source())
+        tracks: list[Any] = []
+        b.on("track", tracks.append)
+        await a.setLocalDescription(await a.createOffer())
+        await b.setRemoteDescription(a.localDescription)
+        reading = asyncio.create_task(rtc.LatestVideo(tracks[0]).read())
+        await asyncio.sleep(0)
+        await asyncio.gather(a.close(), b.close())
+        with pytest.raises(rtc.TrackEnded):
+            await asyncio.wait_for(reading, 2)
+
+    asyncio.run(main())
+
+
 ENDS_WITHOUT_CLOSING = """
 import asyncio
 from streaming import rtc

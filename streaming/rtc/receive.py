@@ -22,6 +22,7 @@ from streaming.rtc.clock import WRAP, CaptureClock
 from streaming.rtc.decode import AUDIO_LIMIT, VIDEO_LIMIT, DecoderQueue
 from streaming.rtc.jitter import AudioBuffer, VideoBuffer
 from streaming.rtc.nack import REPEAT, NackTracker
+from streaming.rtc.readers import RemoteTrack
 from streaming.rtc.remb import SeededEstimator
 from streaming.rtc.settings import DEFAULTS, RtcSettings
 
@@ -76,6 +77,7 @@ class RTCRtpReceiver(upstream.RTCRtpReceiver):
         self.__decoder_queue = self.waiting
         self.configure(DEFAULTS)
         self._repair_task: asyncio.Task[None] | None = None
+        self._began = False
         self._media_ssrc: int | None = None
         self._pli_at = float("-inf")
         self._heard_at = float("-inf")
@@ -136,6 +138,7 @@ class RTCRtpReceiver(upstream.RTCRtpReceiver):
     # -- repair ------------------------------------------------------------------------------------------------------------
 
     async def receive(self, parameters: RTCRtpReceiveParameters) -> None:
+        self._began = True
         await super().receive(parameters)
         if self.kind == "video" and self._repair_task is None:
             self._repair_task = asyncio.create_task(self._repair())
@@ -147,6 +150,9 @@ class RTCRtpReceiver(upstream.RTCRtpReceiver):
                 await self._repair_task
             self._repair_task = None
         await super().stop()
+        if isinstance(self.__track, RemoteTrack) and not self._began:
+            # Upstream ends a track from its decoder thread alone: closed while still connecting, whoever reads it would wait for ever.
+            self.__track.bounded.put_nowait(None)
 
     async def _repair(self) -> None:
         """Ask again for what is missing, give up what is too late, ask for a key picture while one is needed."""
