@@ -68,6 +68,7 @@ class Live:
         self._failed = False
         self.on_event: Callable[[dict[str, Any]], None] = lambda _: None  # messages for the page; set by the peer
         self.on_failed: Callable[[str], None] = lambda _: None  # the session died; set by the studio
+        self.link: Callable[[], dict[str, Any]] = dict  # what the connection says of itself; set by the peer
         self.barge_in = True
         self.return_voice = False
         self.face_state = "lost"
@@ -262,10 +263,13 @@ class Live:
         now = time.monotonic()
         snapshot = self.stats.snapshot(now)
         drops = {**snapshot["drops"], "mic": self.sound.mic.dropped, "mic_late": self.sound.late, "window": self.session.window.dropped}
+        link = self.link()
+        drops["link"] = link.get("frames_skipped", 0)
         snapshot["drops"] = {cause: count for cause, count in drops.items() if count}
         playhead = self.pacer.playhead
         return {
             **snapshot,
+            "link": link,
             "ladder": {"rung": self.ladder.index, "name": self.ladder.rung.name, "why": self.ladder.why, "steps": self.ladder.steps},
             "persona": self.persona.name,
             "generator": "echo" if self.echo else self.stepper.generator.spec.name,

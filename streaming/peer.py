@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from typing import Any
 
 from aiortc import MediaStreamTrack, RTCDataChannel, RTCRtpSender, RTCSessionDescription
@@ -24,6 +25,7 @@ from streaming.rtc import (
     make_peer_connection,
     outgoing_rtp,
     prefer_codecs,
+    sender_stats,
     tune_answer,
 )
 from streaming.tracks import VIDEO_BASE, AvatarVideo, AvatarVoice
@@ -79,6 +81,7 @@ class Peer:
         if any(t.sender.track is self.voice for t in taken):
             self.live.outlet.sinks.add(self.voice)
         self.live.on_event = self.channel.send
+        self.live.link = self._link
         self.live.connected = True
         self._start(self._watch())
         return tune_answer(pc.localDescription.sdp, start_bitrate=self.rtc.camera_start_bitrate, max_bitrate=self.rtc.camera_max_bitrate)
@@ -117,6 +120,9 @@ class Peer:
         if not self._gone:
             self._gone = True
             await self._on_gone(self, ended)
+
+    def _link(self) -> dict[str, Any]:
+        return {} if self._sender is None or self._gone else asdict(sender_stats(self._sender))
 
     def _sent(self, picture: Picture, pts: int, now: float) -> None:
         if self._sender is not None and (rtp := outgoing_rtp(self._sender, pts, VIDEO_BASE)) is not None:

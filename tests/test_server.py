@@ -57,6 +57,7 @@ def test_looking_at_the_server() -> None:
             for stage in ("uplink", "wait", "track", "step", "compose", "handoff", "pace", "total"):
                 assert set(mine["stages"][stage]) == {"p50", "p95", "p99"}
             assert mine["ladder"]["rung"] == 0
+            assert mine["link"]["frames_sent"] > 0
             assert figures["server"]["sessions"] == 1
             status, headers, text = await ask(home, "GET", "/metrics")
             assert headers["Content-Type"].startswith("text/plain; version=0.0.4")
