@@ -280,6 +280,16 @@ def test_the_idle_blink_does_not_double_the_person_s() -> None:
         assert min(m.eyes.min() for m in gone) > 0.85
 
 
+def test_a_face_lost_in_the_middle_of_the_idle_driver_s_blink_keeps_its_eyes_as_they_are() -> None:
+    blink = IdleDriver(3).blink(20.0).start
+    for into in (0.0, 0.05, 0.1):
+        story = Story(start=0.0)
+        story.play(seen(), seconds=blink + into - HOLD)
+        gone = np.array([m.eyes[0] for m in story.play(UNSEEN, seconds=HOLD + EASE)])
+        assert gone.min() > 0.85
+        assert gone.max() < 1.15
+
+
 def test_the_body_is_followed_held_and_let_go() -> None:
     reading = BodyReading(0.0, np.zeros((33, 4), np.float32), np.array([5, 0, 0.1, 0, 0, 0], np.float32), 1.0)
     story = Story()
