@@ -42,10 +42,14 @@ QUIET_SHARE = 0.06
 QUEUE_SECONDS = 0.5
 """Rendered pictures that may wait for their sound; older ones go."""
 LAG_SAMPLES = 45
+"""Pictures over which the lag is measured: 1.5 s."""
+SOUND_SAMPLES = 150
+"""Blocks over which the arrival of sound is measured: 3 s. Of these the second worst counts, since a block too late is a hole."""
 MARGIN = 0.004
 """s added to the measured lag of the voice grid against jitter of the event loop."""
 FADE = RATE // 200
 """Samples of the ramp where sound is cut: 5 ms."""
+RAMP = np.linspace(0.0, 1.0, FADE, dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +109,7 @@ class SoundRing:
         size = self.samples.shape[1]
         where = np.arange(max(start, self.end - size), self.end) % size
         ramp = np.zeros(len(where), np.float32)
-        ramp[:FADE] = np.linspace(1.0, 0.0, FADE, dtype=np.float32)[: len(where)]
+        ramp[:FADE] = RAMP[::-1][: len(where)]
         self.samples[bus, where] *= ramp
 
 
@@ -120,6 +124,7 @@ class Playhead:
     bent: float = 0.0  # s by which resampling has moved the lag so far
     jumped: float = 0.0  # s by which silence was skipped or inserted
     _next: float | None = None  # sample number of the next block
+    _still: bool = False  # the last block ended in silence that is not in the ring
     _asked: float = 0.0  # s, when the last block was read
     _level: float = 0.0  # recent level of speech
 
@@ -140,6 +145,7 @@ class Playhead:
             self._next = wanted
         error = wanted - self._next  # > 0: too far behind
         self._asked = now
+        self.hold = self.hold and error < -DEAD_BAND * RATE
         if abs(error) <= DEAD_BAND * RATE:
             return self._play(BLOCK)
         if error > 0 and (span := self._quiet_span(int(error))) > 0:
@@ -153,35 +159,46 @@ class Playhead:
         return self._play(BLOCK * (1.0 + bend))
 
     def _play(self, count: float) -> FloatArray:
+        """A block from `count` samples; where they have not all arrived the rest is silence, and the playhead waits there."""
         assert self._next is not None
+        out = np.zeros((2, BLOCK), np.float32)
         start, end = int(self._next), self._next + count
-        if self.ring.end is not None and end > self.ring.end + 1 and self._level > QUIET:
-            self.starved += 1
+        here = BLOCK
+        if self.ring.end is not None and end > self.ring.end + 1:
+            end = max(self._next, float(self.ring.end))
+            here = int((end - self._next) / count * BLOCK)
+            self.starved += self._level > QUIET
         source = self.ring.read(start, int(np.ceil(end)) - start + 1)
-        at = np.linspace(self._next - start, end - start, BLOCK, endpoint=False)
         if count == BLOCK and self._next == start:
-            out = source[:, :BLOCK]
+            out[:, :here] = source[:, :here]
         else:
-            grid = np.arange(source.shape[1])
-            out = np.stack([np.interp(at, grid, bus) for bus in source]).astype(np.float32)
+            at = self._next - start + np.arange(here) * (count / BLOCK)
+            out[:, :here] = [np.interp(at, np.arange(source.shape[1]), bus) for bus in source]
+        if self._still:
+            out[:, :FADE] *= RAMP
+        self._still = here < BLOCK
+        if self._still:
+            fade = min(here, FADE)
+            out[:, here - fade : here] *= RAMP[::-1][:fade]
         self._next = end if count != BLOCK else float(round(end))
-        level = _level(out)
-        self._level = max(level, self._level * 0.998)  # forgets speech over about 10 s
+        self._level = max(_level(out), self._level * 0.998)  # forgets speech over about 10 s
         return out
 
     def _wait(self, missing: int) -> FloatArray:
-        """A block that begins with silence: the playhead stands still meanwhile."""
+        """A block with up to `missing` samples of silence in it, during which the playhead stands still."""
         assert self._next is not None
-        still = min(missing, BLOCK)
+        head = 0 if self._still else FADE  # of the sound that ends here
+        still = min(missing, BLOCK - head)
+        tail = BLOCK - still - head
         out = np.zeros((2, BLOCK), np.float32)
-        self._asked += still / RATE
+        sound = self.ring.read(int(self._next), head + tail)
+        out[:, :head] = sound[:, :head] * RAMP[::-1][:head]
+        out[:, BLOCK - tail :] = sound[:, head:]
+        fade = min(tail, FADE)
+        out[:, BLOCK - tail : BLOCK - tail + fade] *= RAMP[:fade]
+        self._still = tail == 0
+        self._next += head + tail
         self.jumped += still / RATE
-        if still < BLOCK:
-            out[:, still:] = self.ring.read(int(self._next), BLOCK - still)
-            self.hold = False
-        elif self.hold:
-            out[:, :FADE] = self.ring.read(int(self._next), FADE) * np.linspace(1.0, 0.0, FADE, dtype=np.float32)
-        self._next += BLOCK - still
         return out
 
     def _quiet_span(self, most: int) -> int:
@@ -217,7 +234,7 @@ class Pacer:
     grid: Grid = "voice"
     _queue: deque[tuple[Picture, float]] = field(default_factory=deque)  # (picture, earliest time to leave on the camera grid)
     _lags: deque[float] = field(default_factory=lambda: deque(maxlen=LAG_SAMPLES))  # s from sound time to leaving (camera) or to being ready (voice)
-    _sound_lags: deque[float] = field(default_factory=lambda: deque(maxlen=LAG_SAMPLES))  # s: the least lag at which a block would have been whole
+    _sound_lags: deque[float] = field(default_factory=lambda: deque(maxlen=SOUND_SAMPLES))  # s: the least lag at which a block would have been whole
     _sent: float = float("-inf")
 
     def __post_init__(self) -> None:
@@ -313,7 +330,7 @@ class Pacer:
             lag = measured if len(self._lags) >= LAG_SAMPLES // 3 else max(measured, self.declared_lag)
         # Sound that has not arrived cannot leave.
         if self._sound_lags:
-            lag = max(lag, quantiles(self._sound_lags)["p95"] + MARGIN)
+            lag = max(lag, quantiles(self._sound_lags)["p99"] + MARGIN)
         if abs(lag - self.playhead.target) > RETARGET:
             self.playhead.target = lag
 

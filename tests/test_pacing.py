@@ -190,6 +190,30 @@ def test_when_the_voice_takes_over_in_mid_speech_sound_waits_for_its_picture() -
     voice = [(START + k / 30 + 0.2, output(START + k / 30, grid="voice")) for k in range(90, 180)]
     stage.run(5.5, outputs=camera + voice)
     assert np.abs(stage.offsets[-40:]).max() < 20.0
+    sound = np.concatenate([block[0] for block in stage.heard[20:]])
+    assert np.abs(np.diff(sound)).max() < 0.05, "it fades out and in, without a click"
+    edges = np.flatnonzero(np.diff(np.abs(sound) < 1e-6))
+    pauses = [b - a for a, b in zip(edges, edges[1:], strict=False) if b - a > 200 and np.abs(sound[a + 1 : b]).max() < 1e-6]
+    assert len(pauses) == 1
+    assert 0.08 < pauses[0] / RATE < 0.25
+
+
+def test_sound_that_is_late_is_waited_for_and_not_lost() -> None:
+    pacer = Pacer(Stats(started=START))
+    pacer.playhead.target = 0.05
+    ramp = np.linspace(0.1, 1.0, 50 * BLOCK, dtype=np.float32)
+    first = round(START * RATE)
+    heard: list[FloatArray] = []
+    for k in range(60):
+        if k < 20 or k >= 25:  # nothing arrives for 100 ms, then all of it at once
+            for j in range(20, 26) if k == 25 else (k,):
+                if j < 50:
+                    pacer.sound(np.stack([ramp[j * BLOCK : (j + 1) * BLOCK]] * 2), first + j * BLOCK)
+        heard.append(pacer.block(now=START + (k + 1) * BLOCK_SECONDS)[0])
+    sound = np.concatenate(heard)
+    loud = sound[sound > 0.12]
+    assert len(loud) > 46 * BLOCK, "only the fades are missing"
+    assert pacer.stats.drops["sound_starved"] >= 2
 
 
 def test_a_long_stall_re_anchors_the_playhead() -> None:
