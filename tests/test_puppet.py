@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -15,8 +16,9 @@ from hypothesis import strategies as st
 
 from engine.composite import frame_portrait
 from engine.generators.puppet import mouth, response, topology
-from engine.generators.puppet.generator import LIMITS, Puppet, corrected, soft
+from engine.generators.puppet.generator import Puppet
 from engine.generators.puppet.plate import background, pack_matte
+from engine.generators.puppet.pose import LIMITS, corrected, flatten, soft
 from engine.persona import demo_portrait
 from engine.types import AvatarError, FloatArray, Identity, Motion, Signal, UInt8Array, VideoFrame, still_motion
 
@@ -47,9 +49,22 @@ class Theatre:
     def points(self, **parts: Any) -> FloatArray:
         """The vertices [N, 3] of a motion."""
         self.show(**parts)
+        return self.last
+
+    @property
+    def last(self) -> FloatArray:
+        """The vertices [N, 3] of the last frame."""
         row = self.state.rows[0]
         assert row is not None
-        return row.points.copy()
+        assert row.pose is not None
+        return row.pose.points
+
+    @property
+    def tags(self) -> UInt8Array:
+        """[H, W] what each pixel of the last frame shows: skin, which hole, or nothing."""
+        row = self.state.rows[0]
+        assert row is not None
+        return row.canvas.tag
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +98,6 @@ def head_mask(identity: Identity, grow: float = 1.25) -> npt.NDArray[np.bool_]:
 
 
 def project(features: Any) -> FloatArray:
-    from engine.generators.puppet.generator import flatten
-
     first: FloatArray = flatten(features.rest[:1], features)[0]
     return first
 
@@ -185,9 +198,7 @@ def test_no_background_shows_inside_the_head_at_twenty_degrees(portrait: UInt8Ar
     green = np.zeros_like(whole.features.plate) + np.array([0, 255, 0], np.uint8)
     stage = Theatre(puppet, replace(whole, features=replace(whole.features, plate=green)))
     rgb = stage.show(head=[yaw, 0, 0, 0, 0, 0])
-    row = stage.state.rows[0]
-    assert row is not None
-    hull = cv2.convexHull(np.ascontiguousarray(row.points[list(topology.OVAL), :2]))[:, 0]
+    hull = cv2.convexHull(np.ascontiguousarray(stage.last[list(topology.OVAL), :2]))[:, 0]
     inside = np.zeros(rgb.shape[:2], np.uint8)
     cv2.fillPoly(inside, [np.round((hull - hull.mean(0)) * 0.97 + hull.mean(0)).astype(np.int32)], 1)
     wrong = (rgb[..., 1].astype(int) - rgb[..., 0] > 60) & (inside > 0)
@@ -201,9 +212,7 @@ def test_lips_are_closed_at_rest_also_on_a_smiling_portrait(theatre: Theatre, pl
     features = theatre.identity.features
     assert gap_of(plain.points(), features) > 0.1  # the portrait itself shows its teeth
     assert gap_of(theatre.points(), features) < 0.01
-    tag = theatre.state.rows[0]
-    assert tag is not None
-    assert (tag.tag == topology.MOUTH_HOLE).sum() < 0.15 * float(features.ocular)
+    assert (theatre.tags == topology.MOUTH_HOLE).sum() < 0.15 * float(features.ocular)
 
 
 @pytest.mark.parametrize("gap", [0.08, 0.2, 0.4])
@@ -215,9 +224,7 @@ def test_the_lip_gap_is_absolute(theatre: Theatre, gap: float) -> None:
     expression[list(topology.LOWER_LIP[0]), 1] = 0.15
     with_expression = replace(moved(mouth=[gap, 0, 0, 0]), expression=expression)
     theatre.frame(with_expression)
-    row = theatre.state.rows[0]
-    assert row is not None
-    assert gap_of(row.points, features) == pytest.approx(gap, rel=0.12)
+    assert gap_of(theatre.last, features) == pytest.approx(gap, rel=0.12)
 
 
 def test_an_open_jaw_takes_the_chin_along_and_leaves_the_brow(theatre: Theatre) -> None:
@@ -239,9 +246,7 @@ def test_scalars_shape_the_mouth(theatre: Theatre) -> None:
 def test_an_open_mouth_is_not_a_black_hole(theatre: Theatre) -> None:
     features = theatre.identity.features
     rgb = theatre.show(mouth=[0.4, 0, 0, 0])
-    row = theatre.state.rows[0]
-    assert row is not None
-    inside = row.tag == topology.MOUTH_HOLE
+    inside = theatre.tags == topology.MOUTH_HOLE
     light = rgb[inside].mean(1)
     assert (light > 120).mean() > 0.12  # teeth
     assert ((light > 40) & (light < 120)).mean() > 0.2  # tongue and gums
@@ -253,9 +258,7 @@ def test_an_open_mouth_is_not_a_black_hole(theatre: Theatre) -> None:
 
 def eye_pixels(theatre: Theatre, aperture: float) -> int:
     theatre.show(eyes=[aperture, 1.0])
-    row = theatre.state.rows[0]
-    assert row is not None
-    return int((row.tag == topology.LEFT_EYE_HOLE).sum())
+    return int((theatre.tags == topology.LEFT_EYE_HOLE).sum())
 
 
 def test_lids_close_wholly_and_open_wide(theatre: Theatre) -> None:
@@ -314,9 +317,7 @@ def test_an_expression_is_turned_into_the_portraits_own_head(theatre: Theatre) -
     expression = np.zeros((478, 3), np.float32)
     expression[list(topology.BROWS[0]), 1] = -0.05
     theatre.frame(replace(still_motion(), expression=expression))
-    row = theatre.state.rows[0]
-    assert row is not None
-    lifted = row.points.copy()
+    lifted = theatre.last
     still = theatre.points()
     rise = (still - lifted)[list(topology.BROWS[0]), 1].mean()
     assert rise == pytest.approx(0.05 * float(theatre.identity.features.width), rel=0.25)
@@ -326,10 +327,9 @@ def test_an_expression_is_turned_into_the_portraits_own_head(theatre: Theatre) -
 def test_a_wild_expression_is_held(theatre: Theatre) -> None:
     wild = np.random.default_rng(0).normal(0, 3, (478, 3)).astype(np.float32)
     theatre.frame(replace(still_motion(), expression=wild))
-    row = theatre.state.rows[0]
-    assert row is not None
-    assert np.isfinite(row.points).all()
-    assert np.abs(row.points[:468, :2] - theatre.points()[:468, :2]).max() < 0.7 * float(theatre.identity.features.width)
+    held = theatre.last
+    assert np.isfinite(held).all()
+    assert np.abs(held[:468, :2] - theatre.points()[:468, :2]).max() < 0.7 * float(theatre.identity.features.width)
 
 
 # -- portraits --------------------------------------------------------------------------------------------------------
@@ -364,6 +364,35 @@ def test_pack_and_unpack_give_the_same_frames(tmp_path: Any, theatre: Theatre) -
     assert again.key == theatre.identity.key
     motion = moved(head=[10, 5, -8, 0.1, 0, 0], mouth=[0.2, 0, 0.5, 0.2], eyes=[0.3, 0.8])
     np.testing.assert_array_equal(Theatre(theatre.puppet, again).frame(motion).rgb, theatre.frame(motion).rgb)
+
+
+def test_features_of_another_version_are_refused(theatre: Theatre) -> None:
+    arrays = {**Puppet.pack(theatre.identity), "version": np.array("0")}
+    with pytest.raises(AvatarError, match="prepare the portrait again"):
+        Puppet.unpack(theatre.identity.portrait, arrays)
+
+
+def test_values_that_are_no_numbers_do_not_break_a_frame(theatre: Theatre) -> None:
+    nan = float("nan")
+    broken = moved(head=[nan, 0, 0, nan, 0, 0], mouth=[nan, nan, 0, 0], eyes=[nan, 1], gaze=[nan, 0])
+    theatre.frame(replace(broken, expression=np.full((478, 3), nan, np.float32)))
+    assert np.isfinite(theatre.last).all()
+
+
+def test_states_may_be_stepped_at_the_same_time(identity: Identity) -> None:
+    puppet = Puppet((SIDE, SIDE), respond=False)
+    stages = [Theatre(puppet, identity) for _ in range(3)]
+    motions = [moved(head=[k, -k, k, 0, 0, 0], mouth=[0.03 * k, 0, 0, 0]) for k in range(8)]
+    alone = [stages[0].frame(motion).rgb for motion in motions]
+
+    def play(stage: Theatre) -> list[UInt8Array]:
+        return [stage.frame(motion).rgb for motion in motions]
+
+    with ThreadPoolExecutor(3) as pool:
+        runs = [pool.submit(play, stage) for stage in stages]
+        for run in runs:
+            for expected, made in zip(alone, run.result(), strict=True):
+                np.testing.assert_array_equal(expected, made)
 
 
 def test_a_signal_for_an_empty_row_is_an_error() -> None:

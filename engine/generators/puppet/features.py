@@ -101,7 +101,9 @@ def blank() -> Features:
         width=np.array(1, np.float32), ocular=np.array(1, np.float32), head_weight=floats(count), follow=floats(1, 36),
         jaw=floats(face), upper=floats(face, 9), lower=floats(face, 9), lip_gap=floats(9), corners=floats(face, 2), spread=floats(face),
         pucker=floats(face), smile_rest=floats(2), mouth_patch=floats(4), upper_teeth=bytes_(4, 4, 4), lower_teeth=bytes_(4, 4, 4),
-        dark=floats(2, 3), shade=np.array(0, np.float32), lid_upper=floats(2, face, 7), lid_lower=floats(2, face, 7), eye_patch=floats(2, 4), eyeballs=bytes_(2, 4, 4, 3),
-        lids=bytes_(2, 4, 4, 4), lash=floats(2, 3), iris=floats(2, 3) + 1, eye_axis=floats(2, 4) + 1, brow=floats(2, face), body=floats(count),
+        dark=floats(2, 3), shade=np.array(0, np.float32), lid_upper=floats(2, face, 7),
+        lid_lower=floats(2, face, 7), eye_patch=floats(2, 4), eyeballs=bytes_(2, 4, 4, 3),
+        lids=bytes_(2, 4, 4, 4), lash=floats(2, 3), iris=floats(2, 3) + 1,
+        eye_axis=floats(2, 4) + 1, brow=floats(2, face), body=floats(count),
         shrug=floats(2, count), shoulders=floats(3) + 1, response=floats(6, 7, 6),
     )  # fmt: skip

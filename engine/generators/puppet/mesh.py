@@ -66,7 +66,8 @@ def unproject(points: FloatArray, pivot: FloatArray, width: float) -> FloatArray
     """[N, 3] camera-space points whose projection has the given picture positions; depth stays."""
     focal = CAMERA * width
     flat = pivot[:2] + (points[:, :2] - pivot[:2]) * ((focal + points[:, 2:] - pivot[2]) / focal)
-    return np.concatenate([flat, points[:, 2:]], 1).astype(np.float32)
+    whole: FloatArray = np.concatenate([flat, points[:, 2:]], 1).astype(np.float32)
+    return whole
 
 
 def measure(landmarks: FloatArray) -> Head:

@@ -89,8 +89,8 @@ def weigh(head: Head) -> MouthWeights:
     lips = (local[13, 1] + local[14, 1]) / 2
     lift = max(0.0, float(lips - v[list(topology.LIP_CORNERS[3])].mean()) - RELAXED_LIFT)
     wide = max(0.0, 2 * outer_edge - RELAXED_WIDTH)
-    as32 = [a.astype(np.float32) for a in (jaw, upper, lower, gap, corners, spread, pucker)]
-    return MouthWeights(*as32, smile_rest=np.array([lift, wide], np.float32))
+    jaw, upper, lower, gap, corners, spread, pucker = (a.astype(np.float32) for a in (jaw, upper, lower, gap, corners, spread, pucker))
+    return MouthWeights(jaw, upper, lower, gap, corners, spread, pucker, smile_rest=np.array([lift, wide], np.float32))
 
 
 def _jaw(u: FloatArray, v: FloatArray, below: npt.NDArray[np.bool_], middle: FloatArray, edge: float) -> FloatArray:
@@ -136,11 +136,11 @@ def _straighten(features: Features) -> FloatArray:
     return flat
 
 
-def move(features: Features, points: FloatArray, mouth: FloatArray, *, expressed: float, rest: bool) -> tuple[FloatArray, float]:
+def move(features: Features, points: FloatArray, mouth: FloatArray, *, expressed: float, rest: bool) -> float:
     """Bring the mouth of `points` [478, 3] (camera space, changed in place) to the motion's mouth [4].
 
     `expressed` 0..1: how much of it the points already carry from the driver's expression; the lip gap is always corrected.
-    -> (points, the jaw's way down in px, which the lower teeth share).
+    -> the jaw's way down in px, which the lower teeth share.
     """
     right, down, away = features.frame.T
     ocular = float(features.ocular)
@@ -168,5 +168,4 @@ def move(features: Features, points: FloatArray, mouth: FloatArray, *, expressed
     present = (points[lower] - points[upper]) @ down / ocular
     change = (target - present) * ocular
     points += (features.lower @ (change * (1 - UPPER_SHARE)))[:, None] * down - (features.upper @ (change * UPPER_SHARE))[:, None] * down
-    jaw_way = float((points[topology.CHIN] - features.rest[topology.CHIN]) @ down)
-    return points, jaw_way
+    return float((points[topology.CHIN] - features.rest[topology.CHIN]) @ down)

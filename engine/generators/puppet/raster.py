@@ -114,15 +114,15 @@ def blend(layer: UInt8Array, sampling: FloatArray, pad: float, plate: UInt8Array
     near, far = np.float32(NEAR * width), np.float32(FAR * width)
     for y in range(height):
         for x in range(width):
-            packed = np.int32(layer[y, x, 3])
-            tight = min((packed - 128) * 2 + 1, 255) if packed > 128 else 0
+            packed = int(layer[y, x, 3])
+            tight = (packed - 128) * 2 + 1 if packed > 128 else 0
             alpha[y, x] = tight
             cover = tight
             if packed > 0 and tight < 255:
                 dx, dy = sampling[y, x, 0] - pad - x, sampling[y, x, 1] - pad - y
                 moved = np.sqrt(dx * dx + dy * dy)
-                stay = min(max((far - moved) / (far - near), np.float32(0.0)), np.float32(1.0))
-                cover = max(tight, np.int32(min(packed * 2, 255) * stay))
+                stay = min(max((far - moved) / (far - near), 0.0), 1.0)
+                cover = max(tight, int(min(packed * 2, 255) * stay))
             if cover == 255:
                 for c in range(3):
                     rgb[y, x, c] = layer[y, x, c]
@@ -131,7 +131,7 @@ def blend(layer: UInt8Array, sampling: FloatArray, pad: float, plate: UInt8Array
                     rgb[y, x, c] = plate[y, x, c]
             else:
                 for c in range(3):
-                    rgb[y, x, c] = (np.int32(layer[y, x, c]) * cover + np.int32(plate[y, x, c]) * (255 - cover) + 127) // 255
+                    rgb[y, x, c] = (int(layer[y, x, c]) * cover + int(plate[y, x, c]) * (255 - cover) + 127) // 255
 
 
 JUMP = 3.0
@@ -142,22 +142,26 @@ JUMP = 3.0
 def soften(rgb: UInt8Array, sampling: FloatArray, box: FloatArray, places: Any, colours: UInt8Array) -> None:
     """Smooth the staircase where one part of the person hides another, in `rgb` [H, W, 3].
 
-    sampling [H, W, 2] tells where those edges are; only box [4] x0, y0, x1, y1 px is looked at; places [K] int32 and colours [K, 3] are scratch: of more than K edge pixels the
-    rest stay as they are.
+    sampling [H, W, 2] tells where those edges are; only box [4] x0, y0, x1, y1 px is looked at; places [K] int32 and colours [K, 3] are
+    scratch: of more than K edge pixels the rest stay as they are.
     """
     height, width = rgb.shape[:2]
     count = 0
     for y in range(max(int(box[1]), 1), min(int(box[3]), height - 1)):
         for x in range(max(int(box[0]), 1), min(int(box[2]), width - 1)):
-            u, v = sampling[y, x, 0], sampling[y, x, 1]
-            across = max(abs(sampling[y, x + 1, 0] - u), abs(sampling[y, x - 1, 0] - u), abs(sampling[y + 1, x, 0] - u), abs(sampling[y - 1, x, 0] - u))
-            along = max(abs(sampling[y, x + 1, 1] - v), abs(sampling[y, x - 1, 1] - v), abs(sampling[y + 1, x, 1] - v), abs(sampling[y - 1, x, 1] - v))
-            if max(across, along) <= JUMP or count == places.shape[0]:
+            jump = 0.0
+            for c in range(2):
+                here = sampling[y, x, c]
+                jump = max(jump, abs(sampling[y, x + 1, c] - here), abs(sampling[y, x - 1, c] - here))
+                jump = max(jump, abs(sampling[y + 1, x, c] - here), abs(sampling[y - 1, x, c] - here))
+            if jump <= JUMP or count == places.shape[0]:
                 continue
             for c in range(3):
-                total = 4 * int(rgb[y, x, c]) + 2 * (int(rgb[y - 1, x, c]) + int(rgb[y + 1, x, c]) + int(rgb[y, x - 1, c]) + int(rgb[y, x + 1, c]))
-                total += int(rgb[y - 1, x - 1, c]) + int(rgb[y - 1, x + 1, c]) + int(rgb[y + 1, x - 1, c]) + int(rgb[y + 1, x + 1, c])
-                colours[count, c] = (total + 8) // 16
+                total = 8
+                for j in range(-1, 2):
+                    for i in range(-1, 2):
+                        total += (2 - abs(i)) * (2 - abs(j)) * int(rgb[y + j, x + i, c])
+                colours[count, c] = total // 16
             places[count] = y * width + x
             count += 1
     for k in range(count):

@@ -1,0 +1,81 @@
+"""A portrait and the points of its face become Features: everything that is worked out once."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from engine.drivers.matte import person_matte
+from engine.generators.puppet import body, eyes, mouth, plate, response, teeth
+from engine.generators.puppet.features import Features
+from engine.generators.puppet.mesh import measure, spread_sheet
+from engine.types import FloatArray, UInt8Array
+
+PAD = 0.14
+"""Padding of the texture, picture sizes: how far the picture goes on, mirrored, beyond its edges."""
+
+
+def build(rgb: UInt8Array, landmarks: FloatArray) -> Features:
+    """Portrait [H, W, 3] and its face [478, 3] px (z on the scale of x) -> Features, no response measured yet."""
+    height, width = rgb.shape[:2]
+    head = measure(landmarks)
+    pad = int(PAD * max(height, width))
+    sheet = spread_sheet(landmarks, head, (height, width), pad)
+    matte = person_matte(rgb).astype(np.float32) / 255.0
+    carry = plate.ring(matte, *(share * width for share in plate.CARRY))
+    lips, lids = mouth.weigh(head), eyes.weigh(head)
+    torso = body.weigh(sheet.flat, landmarks, head, (height, width))
+    inside = teeth.draw(rgb, landmarks, head)
+    patches = [eyes.draw(rgb, landmarks, side) for side in range(2)]
+    return Features(
+        rest=sheet.rest,
+        uv=(sheet.flat + pad).astype(np.float32),
+        triangles=sheet.triangles,
+        tags=sheet.tags,
+        texture=plate.texture(rgb, plate.pack_matte(carry, matte), pad),
+        plate=plate.background(rgb, matte, clear=plate.CLEAR * width),
+        parents=sheet.parents,
+        weights=sheet.weights,
+        rim_index=sheet.rim.index,
+        rim_shift=sheet.rim.shift,
+        rim_normal=sheet.rim.normal,
+        frame=head.frame,
+        turn=head.turn,
+        pivot=head.pivot,
+        eyes_middle=head.eyes_middle,
+        width=np.array(head.width, np.float32),
+        ocular=np.array(head.ocular, np.float32),
+        head_weight=sheet.head_weight,
+        follow=sheet.follow,
+        jaw=lips.jaw,
+        upper=lips.upper,
+        lower=lips.lower,
+        lip_gap=lips.lip_gap,
+        corners=lips.corners,
+        spread=lips.spread,
+        pucker=lips.pucker,
+        smile_rest=lips.smile_rest,
+        mouth_patch=inside.box,
+        upper_teeth=inside.upper,
+        lower_teeth=inside.lower,
+        dark=inside.dark,
+        shade=inside.shade,
+        lid_upper=lids.lid_upper,
+        lid_lower=lids.lid_lower,
+        eye_patch=np.stack([patch.box for patch in patches]),
+        eyeballs=_stack([patch.ball for patch in patches]),
+        lids=_stack([patch.lid for patch in patches]),
+        lash=np.stack([patch.lash for patch in patches]),
+        iris=np.stack([patch.iris for patch in patches]),
+        eye_axis=np.stack([patch.axis for patch in patches]),
+        brow=lids.brow,
+        body=torso.body,
+        shrug=torso.shrug,
+        shoulders=torso.shoulders,
+        response=response.NO_RESPONSE,
+    )
+
+
+def _stack(pictures: list[UInt8Array]) -> UInt8Array:
+    """Pictures of nearly one size in one array, their last rows and columns repeated."""
+    height, width = np.max([p.shape[:2] for p in pictures], 0)
+    return np.stack([np.pad(p, ((0, height - p.shape[0]), (0, width - p.shape[1]), (0, 0)), mode="edge") for p in pictures])

@@ -1,0 +1,129 @@
+"""One pose becomes a picture: the sheet is drawn, eyes and mouth are filled in under it, and all of it is laid over the plate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from engine.generators.puppet import eyes, teeth, topology
+from engine.generators.puppet.features import Features
+from engine.generators.puppet.pose import Pose
+from engine.generators.puppet.raster import blend, raster, soften
+from engine.types import FloatArray, Motion, UInt8Array
+
+EDGE_ROOM = 0.12
+"""How far around the face one part of the person may hide another, face widths."""
+EDGE_SHARE = 16
+"""One pixel in so many can be softened as an edge."""
+GAZE_LIMIT = 0.35
+"""Irises go this far, eye widths."""
+
+
+@dataclass(frozen=True, slots=True)
+class Canvas:
+    """One session's buffers, made when an identity is seated and written in place."""
+
+    sampling: FloatArray  # [H, W, 2] where each pixel comes from, texture px
+    depth: FloatArray  # [H, W]
+    tag: UInt8Array  # [H, W] skin, which hole, or nothing
+    layer: UInt8Array  # [H, W, 4] the person, colour and packed matte
+    places: npt.NDArray[np.int32]  # [K] edge pixels being softened
+    colours: UInt8Array  # [K, 3]
+
+    @classmethod
+    def of(cls, height: int, width: int) -> Canvas:
+        """Empty buffers for frames of H x W px."""
+        edges = max(1, height * width // EDGE_SHARE)
+        return cls(
+            np.empty((height, width, 2), np.float32),
+            np.empty((height, width), np.float32),
+            np.empty((height, width), np.uint8),
+            np.empty((height, width, 4), np.uint8),
+            np.empty(edges, np.int32),
+            np.empty((edges, 3), np.uint8),
+        )
+
+
+def paint(features: Features, canvas: Canvas, pose: Pose, motion: Motion) -> tuple[UInt8Array, UInt8Array]:
+    """-> (rgb [H, W, 3], alpha [H, W]), both new: frames outlive the next step."""
+    height, width = canvas.tag.shape
+    pad = float(features.texture.shape[1] - width) / 2
+    raster(pose.points, pose.uv, features.triangles, features.tags, canvas.sampling, canvas.depth, canvas.tag)
+    nothing = (0, 0, 0, 0)
+    cv2.remap(features.texture, canvas.sampling, None, cv2.INTER_LINEAR, dst=canvas.layer, borderMode=cv2.BORDER_CONSTANT, borderValue=nothing)
+    flat = features.uv - np.float32(pad)
+    for side in range(2):
+        _eye(features, canvas, pose, motion, side, flat)
+    _mouth(features, canvas, pose, flat)
+    rgb, alpha = np.empty((height, width, 3), np.uint8), np.empty((height, width), np.uint8)
+    blend(canvas.layer, canvas.sampling, pad, features.plate, rgb, alpha)
+    face = bounds(pose.points[list(topology.OVAL)], EDGE_ROOM * float(features.width))
+    soften(rgb, canvas.sampling, face, canvas.places, canvas.colours)
+    return rgb, alpha
+
+
+def _eye(features: Features, canvas: Canvas, pose: Pose, motion: Motion, side: int, flat: FloatArray) -> None:
+    """The eyeball under one pair of lids, and the look of the lids; flat [N, 2] the vertices at rest in portrait px."""
+    near = [*topology.UPPER_LID[side], *topology.LOWER_LID[side], *topology.EYE_CORNERS[side]]
+    half = features.eye_axis[side, 2:]
+    gaze = np.clip(np.nan_to_num(motion.gaze), -GAZE_LIMIT, GAZE_LIMIT) * 2
+    shift = gaze[0] * half + gaze[1] * np.array([-half[1], half[0]])
+    opening = float(motion.eyes[side])
+    shut = float(np.clip((eyes.SHUT_FROM - opening) / (eyes.SHUT_FROM - eyes.SHUT_TO), 0.0, 1.0))
+    eyes.paint(
+        canvas.layer,
+        canvas.tag,
+        canvas.sampling,
+        float(features.uv[0, 0] - flat[0, 0]),
+        side,
+        bounds(pose.points[[*near, *topology.UPPER_CREASE[side]]]),
+        affine(pose.skull[near], flat[near]),
+        features.eyeballs[side],
+        features.lids[side],
+        features.eye_patch[side, :2],
+        features.iris[side],
+        features.eye_axis[side],
+        shift.astype(np.float32),
+        np.ascontiguousarray(pose.points[eyes.lid_curve(side), :2]),
+        shut,
+        features.lash[side],
+        eyes.LASH * float(features.ocular),
+    )
+
+
+def _mouth(features: Features, canvas: Canvas, pose: Pose, flat: FloatArray) -> None:
+    """Teeth, tongue and the dark between the lips."""
+    ring = [*topology.LIP_CORNERS[0], *topology.UPPER_LIP[0], *topology.LOWER_LIP[0]]
+    near = [*topology.LIP_CORNERS[3], *topology.UPPER_LIP[3], *topology.LOWER_LIP[3]]
+    teeth.paint(
+        canvas.layer,
+        canvas.tag,
+        topology.MOUTH_HOLE,
+        bounds(pose.points[ring]),
+        affine(pose.skull[near], flat[near]),
+        affine(pose.skull[near] + pose.jaw, flat[near]),
+        features.upper_teeth,
+        features.lower_teeth,
+        features.mouth_patch,
+        float(teeth.DETAIL),
+        features.dark,
+        float(features.shade),
+        float(features.ocular),
+        pose.fresh,
+    )
+
+
+def affine(source: FloatArray, target: FloatArray) -> FloatArray:
+    """[2, 3] the affine map that takes source [N, 2] to target [N, 2] in the least squares sense."""
+    design = np.concatenate([source, np.ones((len(source), 1), np.float32)], 1)
+    return np.ascontiguousarray(np.linalg.lstsq(design, target, rcond=None)[0].T, np.float32)
+
+
+def bounds(points: FloatArray, room: float = 2.0) -> FloatArray:
+    """[4] x0, y0, x1, y1 of points [N, 2 or 3] with some pixels of room."""
+    low, high = points[:, :2].min(0) - room, points[:, :2].max(0) + room
+    both: FloatArray = np.concatenate([low, high]).astype(np.float32)
+    return both
