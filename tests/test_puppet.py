@@ -351,6 +351,24 @@ def test_a_painting_like_picture_is_found(portrait: UInt8Array) -> None:
     assert Puppet((SIDE, SIDE), respond=False).prepare(tinted).features.ocular > 20
 
 
+def test_a_grey_picture_has_a_grey_mouth(portrait: UInt8Array) -> None:
+    grey = np.repeat(cv2.cvtColor(portrait, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
+    puppet = Puppet((SIDE, SIDE), respond=False)
+    rgb = Theatre(puppet, puppet.prepare(grey)).show(mouth=[0.4, 0, 0, 0]).astype(int)
+    assert np.ptp(rgb, axis=2).max() <= 3
+
+
+def test_a_drawing_without_a_person_for_the_segmentation_moves_all_the_same(portrait: UInt8Array, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.generators.puppet.build.person_matte", lambda rgb: np.zeros(rgb.shape[:2], np.uint8))
+    puppet = Puppet((SIDE, SIDE), respond=False)
+    stage = Theatre(puppet, puppet.prepare(portrait))
+    alpha = stage.frame(moved(head=[0, 0, 0, 0.1, 0, 0])).alpha
+    assert alpha is not None
+    x, y = stage.identity.features.eyes_middle[:2].astype(int)
+    assert alpha[y, x] == 255
+    assert np.abs(stage.show(head=[15, 0, 0, 0, 0, 0]).astype(int) - stage.show()).mean() > 1
+
+
 def test_no_face_is_refused_in_one_sentence() -> None:
     with pytest.raises(AvatarError, match=r"^No face was found[^.]*\.$"):
         Puppet((128, 128)).prepare(np.full((90, 120, 3), 180, np.uint8))

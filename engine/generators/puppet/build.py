@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from engine.drivers.matte import person_matte
-from engine.generators.puppet import body, eyes, mouth, plate, response, teeth
+from engine.generators.puppet import body, eyes, mouth, plate, response, teeth, topology
 from engine.generators.puppet.features import Features
 from engine.generators.puppet.mesh import measure, spread_sheet
 from engine.types import FloatArray, UInt8Array
@@ -20,7 +20,7 @@ def build(rgb: UInt8Array, landmarks: FloatArray) -> Features:
     head = measure(landmarks)
     pad = int(PAD * max(height, width))
     sheet = spread_sheet(landmarks, head, (height, width), pad)
-    matte = person_matte(rgb).astype(np.float32) / 255.0
+    matte = plate.complete(person_matte(rgb).astype(np.float32) / 255.0, landmarks[list(topology.OVAL), :2])
     carry = plate.ring(matte, *(share * width for share in plate.CARRY))
     lips, lids = mouth.weigh(head), eyes.weigh(head)
     torso = body.weigh(sheet.flat, landmarks, head, (height, width))

@@ -15,12 +15,37 @@ DETAIL_SIGMA = 5.0
 """px: what is finer than this counts as the background's texture."""
 DETAIL_MOST = 9.0
 """Grey levels of texture at most."""
+SEEN_FACE = 0.5
+"""Mean matte inside the face below which the segmentation has not seen the person."""
 SEEN = 0.15
 """Matte above which a pixel may carry something of the person."""
 CARRY = (0.020, 0.034)
 """The matte keeps a ring of real background, whole up to the first distance from the person and gone by the second; picture widths."""
 CLEAR = 0.018
 """The plate is filled this far around the person."""
+
+
+def complete(matte: FloatArray, face: FloatArray) -> FloatArray:
+    """The matte [H, W] with the whole face in it; where the segmentation saw nobody (line drawings), with a head and shoulders around it.
+
+    face [K, 2]: the outline of the face, px.
+    """
+    inside = np.zeros(matte.shape, np.uint8)
+    cv2.fillPoly(inside, [np.round(face).astype(np.int32)], 1)
+    seen = float(matte[inside > 0].mean()) if inside.any() else 0.0
+    found = np.maximum(matte, inside)
+    if seen < SEEN_FACE:
+        low, high = face.min(0), face.max(0)
+        (x, y), (width, height) = (low + high) / 2, high - low
+        person = inside.copy()
+        head = (int(x), int(y - 0.12 * height)), (int(0.68 * width), int(0.78 * height))
+        torso = (int(x), int(high[1] + 1.25 * height)), (int(1.35 * width), int(1.0 * height))
+        for centre, axes in (head, torso):
+            cv2.ellipse(person, centre, axes, 0, 0, 360, 1, -1)
+        cv2.rectangle(person, (int(x - 0.3 * width), int(y)), (int(x + 0.3 * width), int(high[1] + 0.5 * height)), 1, -1)
+        found = np.maximum(found, cv2.GaussianBlur(person.astype(np.float32), (0, 0), 0.02 * float(width)))
+    whole: FloatArray = found.astype(np.float32)
+    return whole
 
 
 def ring(matte: FloatArray, inner: float, outer: float) -> FloatArray:

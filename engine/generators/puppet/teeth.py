@@ -27,6 +27,9 @@ CHEEK_SAMPLES, LIP_SAMPLES = (50, 280, 205, 425, 101, 330), (72, 302, 85, 315, 1
 """Points of the face where skin and lips show their colour."""
 SHADE, OWN_SHADE = 0.36, 0.10
 """Contact shadow of the upper lip on drawn teeth, and on the portrait's own, which bring theirs along."""
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+COLOURFUL = 0.14
+"""Saturation of skin from which on a picture counts as one in full colour."""
 BRIGHTEST = 240.0
 THIN = 4.0
 """px: lips that are nearer show only the line between them."""
@@ -94,12 +97,13 @@ def draw(rgb: UInt8Array, landmarks: FloatArray, head: Head) -> Inside:
     u, v = basis[0, 0] * dx + basis[0, 1] * dy, basis[1, 0] * dx + basis[1, 1] * dy
 
     skin = _skin_colour(rgb, landmarks)
-    light = float(np.clip(skin @ (0.299, 0.587, 0.114) / 165.0, 0.2, 1.2))
+    light = float(np.clip(skin @ LUMA / 165.0, 0.2, 1.2))
     cast = np.clip(skin / max(float(skin.mean()), 1.0), 0.5, 1.6)
-    tooth = np.array([230, 216, 198], np.float32) * light**0.8 * cast**0.35
+    tooth = _in_the_tone_of(skin, np.array([230, 216, 198], np.float32) * light**0.8 * cast**0.35)
     tooth *= min(1.0, BRIGHTEST / float(tooth.max()))
-    gum = np.array([172, 92, 88], np.float32) * light * cast**0.35
-    tongue = np.array([176, 92, 88], np.float32) * light * cast**0.35
+    gum = _in_the_tone_of(skin, np.array([172, 92, 88], np.float32) * light * cast**0.35)
+    tongue = _in_the_tone_of(skin, np.array([176, 92, 88], np.float32) * light * cast**0.35)
+    cavity = _in_the_tone_of(skin, np.array([58, 22, 21], np.float32) * light)
     lips = basis @ (landmarks[[13, 14], :2] - centre).T  # [2, 2]
     line = float(lips[1, 0] + UPPER_SHARE * max(lips[1, 1] - lips[1, 0], 0.0))
 
@@ -117,7 +121,7 @@ def draw(rgb: UInt8Array, landmarks: FloatArray, head: Head) -> Inside:
     groove = 1 - 0.16 * np.exp(-((u / 0.03) ** 2)) * np.clip((v - top) / 0.10, 0, 1)
     lit = groove * (0.36 + 0.64 * np.clip((v - top) / 0.24, 0, 1)) * (0.62 + 0.38 * mound)
     lower = _over(tooth * 0.90 * shade[..., None], cover, tongue * lit[..., None], body)
-    dark = np.stack([np.array([58, 22, 21], np.float32) * light, LINE * _median_colour(rgb, landmarks, LIP_SAMPLES)])
+    dark = np.stack([cavity, LINE * _median_colour(rgb, landmarks, LIP_SAMPLES)])
     own = _own_teeth(rgb, landmarks, box, u.shape, ocular)
     if own is not None:
         # The portrait's own teeth before the drawn ones, of which only what the lip hides stays.
@@ -154,9 +158,9 @@ def _own_teeth(rgb: UInt8Array, landmarks: FloatArray, box: FloatArray, shape: t
     hole = np.zeros(picture.shape[:2], np.uint8)
     cv2.fillPoly(hole, [np.round((landmarks[ring, :2] - (x0, y0)) * 16).astype(np.int32)], 1, shift=4)
     colour = picture.astype(np.float32)
-    bright = colour @ np.array([0.299, 0.587, 0.114], np.float32)
+    bright = colour @ LUMA
     redness = (colour[..., 0] - colour[..., 1:].mean(2)) / np.maximum(colour.max(2), 1)
-    skin = float(_skin_colour(rgb, landmarks) @ (0.299, 0.587, 0.114))
+    skin = float(_skin_colour(rgb, landmarks) @ LUMA)
     tooth = (hole > 0) & (bright > 0.72 * skin) & (redness < 0.22)
     if tooth.sum() < 0.3 * hole.sum():
         return None
@@ -168,6 +172,14 @@ def _own_teeth(rgb: UInt8Array, landmarks: FloatArray, box: FloatArray, shape: t
     cover = 255 * np.clip(like * 3.0 - 1.0, 0.0, 1.0) * smooth
     found: UInt8Array = np.dstack([big, cover]).astype(np.uint8)
     return found
+
+
+def _in_the_tone_of(skin: FloatArray, colour: FloatArray) -> FloatArray:
+    """A colour [3] as a picture with such skin [3] shows it: in grey, sepia or pencil there is no red tongue."""
+    tone = skin / max(float(skin @ LUMA), 1.0)
+    colourful = float(np.clip((skin.max() - skin.min()) / max(float(skin.max()), 1.0) / COLOURFUL, 0.0, 1.0))
+    shown: FloatArray = (colour * colourful + tone * float(colour @ LUMA) * (1 - colourful)).astype(np.float32)
+    return shown
 
 
 def _skin_colour(rgb: UInt8Array, landmarks: FloatArray) -> FloatArray:
