@@ -30,7 +30,7 @@ from aiortc.mediastreams import MediaStreamError
 
 from benchmarks import barcode
 from benchmarks.common import ROOT
-from benchmarks.delivery import Seen
+from benchmarks.delivery import Seen, envelope
 from engine.types import AvatarError, FloatArray, UInt8Array
 from streaming.rtc import make_peer_connection, prefer_codecs
 
@@ -41,6 +41,11 @@ FPS = 30
 SOUND_RATE = 48_000
 PACKET = SOUND_RATE // 50
 """Samples of one packet: 20 ms."""
+RTP_WRAP = 1 << 32
+PLAYOUT_PACKETS = 151
+"""Packets of the running median: 3 s."""
+STRETCH_PACKETS = 3000
+"""Packets decoded at a time: a minute."""
 VIDEO_CLOCK = Fraction(1, 90_000)
 CAMERA_SIZE = (480, 640)
 """(H, W) px of the camera."""
@@ -316,23 +321,48 @@ def luma(frame: av.VideoFrame, rows: int | None = None) -> UInt8Array:
     return whole[:rows]
 
 
-def sound_of(packets: Sequence[tuple[float, int, bytes]]) -> tuple[npt.NDArray[np.float64], FloatArray]:
-    """(arrival s [N], samples [N]) of noted packets: each decoded on its own, its first sample at its arrival."""
+def playout(packets: Sequence[tuple[float, int, bytes]]) -> npt.NDArray[np.float64]:
+    """When a player starts each packet [N], s: its RTP time, put on the arrivals' clock by their running median.
+
+    That is the clock of a jitter buffer without its constant depth: packets that come in bunches play in a row.
+    """
+    from scipy.ndimage import median_filter
+
+    arrivals = np.array([arrival for arrival, _, _ in packets])
+    stamps = np.array([stamp for _, stamp, _ in packets], np.int64)
+    steps = (np.diff(stamps, prepend=stamps[:1]) + RTP_WRAP // 2) % RTP_WRAP - RTP_WRAP // 2
+    media = np.cumsum(steps) / SOUND_RATE
+    times: npt.NDArray[np.float64] = media + median_filter(arrivals - media, PLAYOUT_PACKETS, mode="nearest")
+    return times
+
+
+def sound_of(packets: Sequence[tuple[float, int, bytes]]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """(s, level) every 2 ms of the sound in noted packets, see `delivery.envelope`; decoded in stretches, so that hours fit."""
+    packets = [packet for packet in packets if packet[2]]
+    if not packets:
+        return np.zeros(0), np.zeros(0)
     decoder = av.CodecContext.create("opus", "r")
     assert isinstance(decoder, av.AudioCodecContext)
+    starts = playout(packets)
     times: list[npt.NDArray[np.float64]] = []
-    samples: list[FloatArray] = []
-    for arrival, _, payload in packets:
-        if not payload:
-            continue
-        for frame in decoder.decode(av.Packet(payload)):
-            pcm = frame.to_ndarray().astype(np.float32)
-            if frame.format.name.startswith("s16"):
-                pcm /= 32768.0
-            channels = len(frame.layout.channels)
-            mono = pcm.mean(0) if frame.format.is_planar else pcm.reshape(-1, channels).mean(1)
-            samples.append(mono)
-            times.append(arrival + np.arange(len(mono)) / frame.sample_rate)
-    if not samples:
-        return np.zeros(0), np.zeros(0, np.float32)
-    return np.concatenate(times), np.concatenate(samples)
+    levels: list[npt.NDArray[np.float64]] = []
+    for first in range(0, len(packets), STRETCH_PACKETS):
+        clock: list[npt.NDArray[np.float64]] = []
+        samples: list[FloatArray] = []
+        for start, (_, _, payload) in zip(starts[first : first + STRETCH_PACKETS], packets[first : first + STRETCH_PACKETS], strict=True):
+            for frame in decoder.decode(av.Packet(payload)):
+                samples.append(_mono(frame))
+                clock.append(start + np.arange(len(samples[-1])) / frame.sample_rate)
+        if samples:
+            t, level = envelope(np.concatenate(clock), np.concatenate(samples))
+            times.append(t)
+            levels.append(level)
+    return np.concatenate(times), np.concatenate(levels)
+
+
+def _mono(frame: av.AudioFrame) -> FloatArray:
+    pcm = frame.to_ndarray().astype(np.float32)
+    if frame.format.name.startswith("s16"):
+        pcm /= np.float32(32768)
+    mixed = pcm.mean(0) if frame.format.is_planar else pcm.reshape(-1, len(frame.layout.channels)).mean(1)
+    return np.asarray(mixed, np.float32)

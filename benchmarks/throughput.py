@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -21,8 +22,8 @@ import aiohttp
 import numpy as np
 
 from benchmarks import delivery, media
+from benchmarks.blocks import CAMERA_LOOP, SETTLE, clicks
 from benchmarks.common import Panel, Table, arguments, percentiles, plot, report
-from benchmarks.loopback import CAMERA_LOOP, SETTLE, clicks
 from benchmarks.peers import CAMERA_SIZE, FPS, Call, Camera, Microphone, Server, camera_loop
 
 LATE = 0.01
@@ -157,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--late", type=float, default=LATE, help="share of late pictures that is too many")
     parser.add_argument("--all", action="store_true", help="go on to --most whatever happens")
     parser.add_argument("--clip", type=Path, metavar="F", help="the cameras' picture (default: a clip made here)")
-    parser.add_argument("--serve", nargs="*", default=[], metavar="OPTION", help="further options of `avatar serve`, as one quoted word each")
+    parser.add_argument("--serve", type=shlex.split, default=[], metavar="OPTIONS", help="further options of `avatar serve`: --serve='--badge'")
     parser.add_argument("--log", type=Path, metavar="F", help="what the server prints")
     options = parser.parse_args(words)
     loads = asyncio.run(run(options))

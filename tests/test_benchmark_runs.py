@@ -20,7 +20,7 @@ from aiortc import MediaStreamTrack, RTCSessionDescription
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import barcode, delivery, latency, loopback, media, peers, quality, throughput
+from benchmarks import barcode, blocks, delivery, latency, loopback, media, peers, quality, stage, throughput
 from benchmarks.delivery import Seen
 from engine.types import GeneratorSpec, Identity, Signal, UInt8Array, VideoFrame
 from streaming.rtc import make_peer_connection
@@ -94,17 +94,17 @@ def test_sound_is_timed_by_the_arrival_of_its_packet() -> None:
     encoder.sample_rate, encoder.layout, encoder.format, encoder.bit_rate = 48_000, "mono", av.AudioFormat("s16"), 40_000
     packets = []
     for k in range(60):
-        block = (loopback.clicks(k * 960 - 28_800, 960) * 32767).astype(np.int16)  # the click starts at packet 30
+        block = (blocks.clicks(k * 960 - 28_800, 960) * 32767).astype(np.int16)  # the click starts at packet 30
         frame = av.AudioFrame.from_ndarray(block[None], format="s16", layout="mono")
         frame.sample_rate, frame.pts, frame.time_base = 48_000, k * 960, Fraction(1, 48_000)
         packets += [(5.0 + k * 0.02, k * 960, bytes(packet)) for packet in encoder.encode(frame)]
-    times, level = delivery.envelope(*peers.sound_of(packets))
-    found = delivery.rise(times, level, since=5.2, until=6.1, least=loopback.LEAST_SOUND)
+    times, level = peers.sound_of(packets)
+    found = delivery.rise(times, level, since=5.2, until=6.1, least=blocks.LEAST_SOUND)
     assert found == pytest.approx(5.6 + 0.0065, abs=0.012)  # 6.5 ms is the codec's own look-ahead
 
 
 def test_bursts_are_where_they_are_said_to_be() -> None:
-    bursts = loopback.Bursts.make()
+    bursts = blocks.Bursts.make()
     onsets = bursts.onsets(100.0, 100.0 + 70.0)
     assert len(onsets) > 40
     pcm = np.concatenate([bursts.source(k * 960, 960) for k in range(70 * 50)])
@@ -182,12 +182,12 @@ def pictures() -> list[UInt8Array]:
 
 
 def test_a_block_measures_a_known_delay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loopback, "SETTLE", 1.0)
-    monkeypatch.setattr(loopback, "CAMERA_SIZE", (160, 256))
+    monkeypatch.setattr(blocks, "SETTLE", 1.0)
+    monkeypatch.setattr(blocks, "CAMERA_SIZE", (160, 256))
 
-    async def go() -> tuple[loopback.Block, list[dict[str, Any]]]:
+    async def go() -> tuple[blocks.Block, list[dict[str, Any]]]:
         async with other_side(0.0) as side, aiohttp.ClientSession() as http:
-            block = await loopback.camera_block(http, side, pictures(), echo=True, seconds=2.0)  # type: ignore[arg-type]
+            block = await blocks.camera_block(http, side, pictures(), echo=True, seconds=2.0)  # type: ignore[arg-type]
             return block, side.offers
 
     block, offers = asyncio.run(go())
@@ -229,11 +229,11 @@ def test_a_stamp_reads_back_and_spares_the_picture() -> None:
 
 
 def test_the_loopback_line() -> None:
-    block = loopback.Block(False, [50.0, 60.0], [1 / 30] * 10, 30.0, 0.4, [(1.0, 12.0)], 0.7)
-    echo = loopback.Block(True, [10.0, 12.0], [1 / 30] * 10, 30.0, 0.3, [], 0.3)
-    voice = loopback.Voice([200.0], [(float(t), 5.0 + t / 3600) for t in range(10)], 10, [1 / 30] * 10)
+    block = blocks.Block(False, [50.0, 60.0], [1 / 30] * 10, 30.0, 0.4, [(1.0, 12.0)], 0.7)
+    echo = blocks.Block(True, [10.0, 12.0], [1 / 30] * 10, 30.0, 0.3, [], 0.3)
+    voice = blocks.Voice([200.0], [(float(t), 5.0 + t / 3600) for t in range(10)], 10, [1 / 30] * 10)
     meter = loopback.Meter(None)  # type: ignore[arg-type]
-    meter.times, meter.rss = [0.0, 1.0, 2.0, 3.0], [500.0, 501.0, 500.0, 501.0]
+    meter.times, meter.rss = [float(t) for t in range(40)], [900.0] * 8 + [500 + t / 3600 for t in range(32)]
     result = loopback.summary([block, echo], [voice], meter)
     fixed = {name: dict.fromkeys(P) for name in ("motion_to_photon_ms", "echo_ms", "added_ms", "mic_to_photon_ms")}
     for name, inner in fixed.items():
@@ -243,6 +243,8 @@ def test_the_loopback_line() -> None:
     assert result["added_ms"]["p50"] == pytest.approx(44.0)
     assert result["av_offset_ms"]["drift_per_hour"] == pytest.approx(1.0)
     assert result["fps"] == pytest.approx(30.0)
+    assert result["rss_mb"] == 900
+    assert result["rss_growth_mb_per_hour"] == pytest.approx(1.0)
     assert loopback._tables(loopback.summary([], [], meter))
 
 
@@ -354,10 +356,10 @@ def test_quality_runs_and_finds_that_the_puppet_follows(capsys: pytest.CaptureFi
 
 
 def test_a_voice_and_a_still_driver_are_measured() -> None:
-    stage = quality.Stage("puppet", media.demo(), name="built-in", size=256, body=False)
-    said = quality.drive_with_speech(stage, media.babble(2.5), name="babble", silence=1.0)
+    staged = stage.Stage("puppet", media.demo(), name="built-in", size=256, body=False)
+    said = stage.drive_with_speech(staged, media.babble(2.5), name="babble", silence=1.0)
     assert len(said.times) == len(said.opening) == len(said.envelope)
     assert said.correlation > 0.3
     assert said.silence_gap < 0.05
-    assert quality.neutral_psnr("puppet", stage, size=256) > 20
-    assert 0 <= quality.still(stage, media.demo(), noise=0.0, seconds=0.8, warm=0.4) < 5
+    assert stage.neutral_psnr("puppet", staged, size=256) > 20
+    assert 0 <= stage.still(staged, media.demo(), noise=0.0, seconds=0.8, warm=0.4) < 5
