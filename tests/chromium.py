@@ -224,6 +224,12 @@ class Browser:
         await page.wait("document.readyState === 'complete'")
         return page
 
+    async def forget(self) -> None:
+        """Close every tab."""
+        for page in list(self.pages.values()):
+            await self.call("Target.disposeBrowserContext", browserContextId=page.context)
+        self.pages.clear()
+
 
 @contextlib.asynccontextmanager
 async def chromium(*, camera: Path | None = None, microphone: Path | None = None, more: Iterable[str] = ()) -> AsyncIterator[Browser]:
