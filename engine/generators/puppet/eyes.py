@@ -67,6 +67,10 @@ def weigh(head: Head) -> EyeWeights:
     return EyeWeights(upper, lower, brow)
 
 
+NOT_SKIN = 0.70
+"""Pixels darker than this share of the skin around an eye are hair."""
+
+
 def lid_curve(side: int) -> list[int]:
     """Mesh points along an upper lid's edge, from corner to corner."""
     outer, inner = topology.EYE_CORNERS[side]
@@ -218,8 +222,8 @@ def _lid(picture: UInt8Array, hole: npt.NDArray[np.bool_], around: npt.NDArray[n
 
     skin = ~_dilate(hole | around, 0.02 * reach)
     grey = picture.mean(2)
-    # Brows and lines are darker than skin: what is known must be as bright as most of it.
-    bright = skin & (grey > np.percentile(grey[skin], 25)) if skin.any() else skin
+    # Brows, lashes and lines are much darker than skin; the soft shadow of an eye socket is not, and belongs to the lid.
+    bright = skin & (grey > NOT_SKIN * np.median(grey[skin])) if skin.any() else skin
     colour = _spread(picture, bright, (0.12 * reach, 0.3 * reach, 0.6 * reach))
     where = cv2.GaussianBlur((_dilate(hole, 0.05 * reach) | around).astype(np.float32), (0, 0), 0.08 * reach) * 255
     lid: UInt8Array = np.clip(np.dstack([colour, where]) + 0.5, 0, 255).astype(np.uint8)

@@ -28,6 +28,14 @@ CORNER_DROP = 0.42
 """Share of the jaw's way that the corners of the mouth go down."""
 OPEN_NARROWS = 0.22
 """An open mouth is narrower by this part of its opening."""
+JAW_SHARE = 0.9
+"""Share of an opening mouth that the jaw makes; lips do the rest."""
+CHIN_SHARE, LIPS_ALONE = 0.7, 0.15
+"""A gap beyond LIPS_ALONE, ocular distances, takes the chin down by at least this share of it."""
+LIP_OVER_TEETH = 0.06
+"""The lower lip leaves the lower teeth behind by no more than this, ocular distances."""
+BOW = (0.12, 0.50)
+"""How much narrower the lower lip gets, per ocular distance of lip gap beyond LIPS_ALONE: for a said and for a wholly expressed mouth."""
 JAW_BACK = 0.30
 """The chin swings back by this much of its way down (the jaw turns about the ears)."""
 
@@ -140,7 +148,7 @@ def move(features: Features, points: FloatArray, mouth: FloatArray, *, expressed
     """Bring the mouth of `points` [478, 3] (camera space, changed in place) to the motion's mouth [4].
 
     `expressed` 0..1: how much of it the points already carry from the driver's expression; the lip gap is always corrected.
-    -> the jaw's way down in px, which the lower teeth share.
+    -> the way down in px of what rides the jaw inside the mouth.
     """
     right, down, away = features.frame.T
     ocular = float(features.ocular)
@@ -163,9 +171,16 @@ def move(features: Features, points: FloatArray, mouth: FloatArray, *, expressed
         points += ((features.upper + features.lower) @ shift)[:, None] * down
     target = gap * profile(features) + (0.0 if rest and own[4] >= CLOSED else own)
     present = (points[lower] - points[upper]) @ down / ocular
-    drop = 0.9 * ((1.0 - expressed) * gap + expressed * max(0.0, float((target - present)[3:6].mean())))
+    chin = float((points[topology.CHIN] - features.rest[topology.CHIN]) @ down) / ocular
+    lacking = max(JAW_SHARE * float((target - present)[3:6].mean()), CHIN_SHARE * (gap - LIPS_ALONE) - chin, 0.0)
+    drop = (1.0 - expressed) * JAW_SHARE * gap + expressed * lacking
     points += features.jaw[:, None] * ((down + JAW_BACK * away) * (drop * ocular))
     present = (points[lower] - points[upper]) @ down / ocular
     change = (target - present) * ocular
     points += (features.lower @ (change * (1 - UPPER_SHARE)))[:, None] * down - (features.upper @ (change * UPPER_SHARE))[:, None] * down
-    return float((points[topology.CHIN] - features.rest[topology.CHIN]) @ down)
+    # An open mouth's lower lip is a bow: its sides come in with the jaw.
+    across = (points[lower] - points[lower[4]]) @ right
+    points -= (features.lower @ (across * ((BOW[0] + (BOW[1] - BOW[0]) * expressed) * max(gap - LIPS_ALONE, 0.0))))[:, None] * right
+    closed = (features.rest[13] + down * (UPPER_SHARE * max(float(own[4]), 0.0) * ocular)) @ down
+    chin, lip = float((points[topology.CHIN] - features.rest[topology.CHIN]) @ down), float(points[14] @ down - closed)
+    return max(chin, lip - LIP_OVER_TEETH * ocular)

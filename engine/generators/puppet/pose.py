@@ -23,7 +23,7 @@ LIMITS = {
     "twist": 20.0,
     "sway": 0.2,  # shoulder widths
     "shrug": 0.14,
-    "gap": 0.80,  # ocular distances
+    "gap": 0.70,  # ocular distances
 }
 """Soft limits: a motion comes as near to them as it likes and never beyond."""
 KNEE = 0.65
