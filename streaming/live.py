@@ -24,7 +24,7 @@ from streaming.ladder import Ladder
 from streaming.outlet import Outlet
 from streaming.pacing import RATE, Pacer
 from streaming.rtc import ReceivedVideo
-from streaming.sound import SoundStream
+from streaming.sound import Phase, SoundStream
 from streaming.speaker import Speaker
 from streaming.stats import Stats
 from streaming.tracking import Tracking
@@ -57,6 +57,7 @@ class Live:
         self.session: Session  # set by the studio, on the stepper's thread
         self.stepper = stepper
         self.sound = SoundStream()
+        self._mic_phase = Phase()
         self.stats = Stats(started=time.monotonic())
         spec = stepper.generator.spec
         self.pacer = Pacer(self.stats, fps=spec.fps, chunk=spec.chunk, declared_lag=LOOK_AHEAD + (spec.chunk + spec.delay) / spec.fps + 0.02)
@@ -127,6 +128,9 @@ class Live:
             now = time.monotonic()
             self.sound.hear(chunk, now=now)
             self._pass_sound(now)
+            self._mic_phase.hit(now)
+            if (phase := self._mic_phase.better_than(self.outlet.phase)) is not None:
+                self.outlet.phase = phase
 
     def _pass_sound(self, now: float) -> None:
         """Whatever sound is complete goes to the pacer and to the session."""

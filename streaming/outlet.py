@@ -22,7 +22,8 @@ class Outlet:
         self._on_tick = on_tick
         self._clock = clock
         self._loop = asyncio.get_running_loop()
-        self._next = clock()
+        self._next = clock()  # nominal time of the next tick: exactly 20 ms apart, as RTP timestamps must be
+        self._phase = 0.0  # s, 0..20 ms: how much later than that it really comes
         self._tick_timer: asyncio.TimerHandle | None = None
         self._picture_timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -31,6 +32,15 @@ class Outlet:
         """Begin ticking."""
         self._next = self._clock()
         self._tick()
+
+    @property
+    def phase(self) -> float:
+        """s, 0..20 ms: when ticks come, modulo 20 ms of the clock."""
+        return (self._next + self._phase) % BLOCK_SECONDS
+
+    @phase.setter
+    def phase(self, phase: float) -> None:
+        self._phase = (phase - self._next) % BLOCK_SECONDS
 
     def poke(self) -> None:
         """A picture may have become due: send it, or set the timer for it."""
@@ -60,14 +70,14 @@ class Outlet:
         if self._closed:
             return
         now = self._clock()
-        if now - self._next > BEHIND:
+        if now - self._next - self._phase > BEHIND:
             self.pacer.stats.drop("ticks", int((now - self._next) / BLOCK_SECONDS))
-            self._next = now
+            self._next = now - self._phase
         self._on_tick(now)
-        while self._next <= now:
-            block = self.pacer.block(now=self._next)
+        while self._next + self._phase <= now + 1e-4:
+            block = self.pacer.block(now=self._next + self._phase)
             for sink in tuple(self.sinks):
                 sink.sound(block, time=self._next)
             self._next += BLOCK_SECONDS
-        self._tick_timer = self._loop.call_later(max(0.0, self._next - self._clock()), self._tick)
+        self._tick_timer = self._loop.call_later(max(0.0, self._next + self._phase - self._clock()), self._tick)
         self.poke()

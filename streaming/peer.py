@@ -10,7 +10,7 @@ from typing import Any
 
 from aiortc import MediaStreamTrack, RTCDataChannel, RTCRtpSender, RTCSessionDescription
 
-from engine.types import AvatarError
+from engine.types import AudioChunk, AvatarError
 from streaming.channel import Channel
 from streaming.live import Live
 from streaming.pacing import Picture
@@ -151,9 +151,11 @@ class Peer:
         reader = BoundedAudio(track)
         while True:
             try:
-                self.live.mic(await reader.read())
+                chunk = await reader.read()
             except TrackEnded:
                 return
+            # Arrivals and sender reports bound the instant a packet was sent, and it was sent when its last sample had been captured.
+            self.live.mic(AudioChunk(chunk.pcm, chunk.rate, chunk.time - chunk.duration))
 
     async def _watch(self) -> None:
         """Free a peer that has gone without a word: no packet at all for the limit."""

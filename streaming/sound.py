@@ -6,6 +6,7 @@ is whatever the avatar says (text, files). Where nothing sounds there is silence
 
 from __future__ import annotations
 
+import cmath
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -26,6 +27,11 @@ MIC_JUMP = 0.06
 MIC_SECONDS = 2.0
 STALL = 0.5
 """s without a tick after which the stream starts afresh at the clock instead of making good what was missed."""
+GUARD = 0.008
+"""s between the arrival of a packet and the tick that sends it on."""
+PHASE_TOLERANCE = 0.005
+"""s by which the ticks may lie beside the best phase: a drift of 50 ppm takes a minute and a half for that."""
+PHASE_PACKETS = 25
 Pcm16 = npt.NDArray[np.int16]
 
 
@@ -105,6 +111,30 @@ def _resample(pcm: FloatArray, count: int) -> FloatArray:
 
 
 @dataclass(slots=True)
+class Phase:
+    """When, within the 20 ms from packet to packet, the microphone's packets arrive: a circular mean that forgets over a second."""
+
+    _sum: complex = 0j
+    _count: int = 0
+
+    def hit(self, now: float) -> None:
+        """A packet arrives."""
+        self._sum += 0.02 * (cmath.exp(2j * cmath.pi * (now % BLOCK_SECONDS) / BLOCK_SECONDS) - self._sum)
+        self._count += 1
+
+    def better_than(self, phase: float) -> float | None:
+        """The phase (0..20 ms) at which a block should leave so that its packet has just arrived; None where `phase` is near it.
+
+        Ticks that come just before the packets cost 20 ms of lag; ticks GUARD after them forgive that much jitter.
+        """
+        if self._count < PHASE_PACKETS or abs(self._sum) < 0.2:
+            return None
+        best = (cmath.phase(self._sum) / (2 * cmath.pi) * BLOCK_SECONDS + GUARD) % BLOCK_SECONDS
+        apart = (phase - best + BLOCK_SECONDS / 2) % BLOCK_SECONDS - BLOCK_SECONDS / 2
+        return best if abs(apart) > PHASE_TOLERANCE else None
+
+
+@dataclass(slots=True)
 class Utterance:
     """Something the avatar says; samples are added while it is already speaking."""
 
@@ -157,34 +187,35 @@ class SoundStream:
         self.mic.put(chunk, now=now)
         if fresh:
             self._wait = MIC_LATEST  # from now on blocks wait for their packet; the pause this makes is at most that long
-            if self._next is not None:  # a block that ends where a packet ends need not wait for the next packet
-                self._next += (round(self.mic.start) - self._next) % BLOCK
 
     def blocks(self, *, now: float) -> list[tuple[FloatArray, int]]:
-        """The blocks ([2, BLOCK], first sample number) that can go out at `now`, in order; call at least every 20 ms."""
+        """What can go out at `now`, in order: ([2, N], first sample number). N is 20 ms, or with a microphone up to where its
+        last packet ends, so that nothing waits for the packet after its own. Call at least every 20 ms."""
         if self._next is None or now - self._asked > STALL:
             self._next = int((now - self._wait) * RATE)
         waiting = now - self.mic.seen < MIC_GONE
         self._wait = MIC_LATEST if waiting else max(0.0, self._wait - CATCH_UP * min(now - self._asked, BLOCK_SECONDS))
         self._asked = now
+        arrived = int(min(self.mic.end, now * RATE)) if waiting else 0
+        overdue = int((now - self._wait) * RATE)
         out: list[tuple[FloatArray, int]] = []
         while True:
-            end = self._next + BLOCK
-            arrived = waiting and self.mic.end >= end
-            if end > now * RATE or not (arrived or end <= (now - self._wait) * RATE):
+            if arrived - self._next >= BLOCK // 2:
+                count = arrived - self._next
+                count = count if count < 2 * BLOCK else BLOCK
+            elif overdue - self._next >= BLOCK:
+                count = BLOCK
+                self.late += waiting
+            else:
                 return out
-            self.late += waiting and not arrived
-            block = np.zeros((2, BLOCK), np.float32)
-            block[0] = self.mic.take(self._next, BLOCK)
-            block[1] = self._spoken()
-            out.append((block, self._next))
-            self._next = end
+            out.append((np.stack([self.mic.take(self._next, count), self._spoken(count)]), self._next))
+            self._next += count
 
-    def _spoken(self) -> FloatArray:
-        out = np.zeros(BLOCK, np.float32)
+    def _spoken(self, count: int) -> FloatArray:
+        out = np.zeros(count, np.float32)
         at = 0
-        while self._queue and at < BLOCK:
-            got = self._queue[0].take(BLOCK - at)
+        while self._queue and at < count:
+            got = self._queue[0].take(count - at)
             out[at : at + len(got)] = got
             at += len(got)
             if not self._queue[0].pcm:

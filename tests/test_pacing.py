@@ -16,7 +16,7 @@ from engine.types import AudioChunk, FloatArray, Grid, Output, VideoFrame
 from engine.window import Window
 from streaming.ladder import DOWN_AFTER, RUNGS, UP_AFTER, WARM_UP, Ladder
 from streaming.pacing import BLOCK, BLOCK_SECONDS, RATE, Pacer, Picture, Playhead, SoundRing
-from streaming.sound import MIC_LATEST, Microphone, SoundStream, Utterance
+from streaming.sound import MIC_LATEST, Microphone, Phase, SoundStream, Utterance
 from streaming.stats import Stats, prometheus, quantiles
 
 PIXEL = np.zeros((2, 2, 3), np.uint8)
@@ -279,7 +279,7 @@ def packets(seconds: float, *, delay: float, drift: float = 0.0, start: float = 
 
 def test_the_stream_has_no_gaps_and_keeps_up_with_the_clock() -> None:
     blocks = ticks(SoundStream(), 2.0)
-    assert all(b[2] - a[2] == BLOCK for a, b in zip(blocks, blocks[1:], strict=False))
+    assert all(b[2] - a[2] == a[1].shape[1] for a, b in zip(blocks, blocks[1:], strict=False))
     assert len(blocks) in (99, 100)
     assert not np.any(blocks[-1][1])
 
@@ -288,17 +288,17 @@ def test_the_microphone_sounds_at_the_instant_it_was_captured() -> None:
     mic = packets(2.0, delay=0.09)
     blocks = ticks(SoundStream(), 2.2, mic=mic)
     for when, block, first in blocks[20:80]:
-        t = np.arange(first, first + BLOCK) / RATE - START
+        t = np.arange(first, first + block.shape[1]) / RATE - START
         wanted = 0.5 * np.sin(2 * np.pi * 300 * t)
         assert np.abs(block[0] - wanted).max() < 0.03
-        assert when - (first + BLOCK) / RATE < 0.09 + 0.006, "a block leaves as soon as its packet is there"
+        assert when - (first + block.shape[1]) / RATE < 0.09 + 0.006, "a block leaves as soon as its packet is there"
 
 
 def test_a_block_ends_where_a_packet_ends() -> None:
     """Whatever the phase in which the microphone starts, nothing waits for the packet after its own."""
     mic = packets(1.0, delay=0.03, start=START + 0.313)
     blocks = [b for b in ticks(SoundStream(), 1.2, mic=mic) if START + 0.6 < b[0] < START + 1.2]
-    waits = [when - (first + BLOCK) / RATE for when, _, first in blocks]
+    waits = [when - (first + block.shape[1]) / RATE for when, block, first in blocks]
     assert max(waits) < 0.03 + 0.006
 
 
@@ -307,7 +307,7 @@ def test_a_lost_packet_is_silence_and_a_late_one_is_counted() -> None:
     del mic[40]
     stream = SoundStream()
     blocks = ticks(stream, 2.1, mic=mic)
-    assert all(b[2] - a[2] == BLOCK for a, b in zip(blocks, blocks[1:], strict=False))
+    assert all(b[2] - a[2] == a[1].shape[1] for a, b in zip(blocks, blocks[1:], strict=False))
     quiet = [first for _, block, first in blocks[20:90] if np.abs(block[0]).max() < 0.01]
     assert len(quiet) <= 2
     longest = max(b[0] - a[0] for a, b in zip(blocks[10:], blocks[11:], strict=False))
@@ -332,6 +332,19 @@ def test_a_sound_card_of_another_speed_stays_in_step(drift: float) -> None:
         microphone.take(int(microphone.end) - BLOCK, BLOCK)
         worst = max(worst, abs(microphone.end / RATE - (chunk.time + 0.02)))
     assert worst < 0.02, "200 ppm over two minutes are 24 ms; without correction this grows for ever"
+
+
+@pytest.mark.parametrize("arrival", [0.0, 0.0071, 0.0199])
+def test_ticks_come_shortly_after_the_packets(arrival: float) -> None:
+    rng = np.random.default_rng(4)
+    phase = Phase()
+    for k in range(100):
+        phase.hit(START + 0.02 * k + arrival + 0.001 * rng.standard_normal())
+    best = phase.better_than((arrival - 0.002) % 0.02)
+    assert best is not None
+    assert 0.005 < (best - arrival) % 0.02 < 0.011
+    assert phase.better_than(best) is None
+    assert Phase().better_than(0.0) is None
 
 
 def test_utterances_follow_each_other_and_an_unfinished_one_is_waited_for() -> None:
@@ -450,7 +463,7 @@ class Chain:
                 self.stream.hear(waiting.popleft()[1], now=now)
             for block, start in self.stream.blocks(now=now):
                 self.pacer.sound(block, start)
-                heard_until = (start + BLOCK) / RATE
+                heard_until = (start + block.shape[1]) / RATE
             if now >= free and (due := self.window.due(now=now, heard_until=heard_until, drive="voice")) is not None:
                 free = now + work(made)
                 made += 1
