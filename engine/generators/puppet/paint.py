@@ -16,8 +16,8 @@ from engine.types import FloatArray, Motion, UInt8Array
 
 EDGE_ROOM = 0.12
 """How far around the face one part of the person may hide another, face widths."""
-EDGE_SHARE = 16
-"""One pixel in so many can be softened as an edge."""
+EDGE_SHARE = 8
+"""One pixel in so many can be softened."""
 GAZE_LIMIT = 0.35
 """Irises go this far, eye widths."""
 
@@ -52,17 +52,29 @@ def paint(features: Features, canvas: Canvas, pose: Pose, motion: Motion) -> tup
     height, width = canvas.tag.shape
     pad = float(features.texture.shape[1] - width) / 2
     raster(pose.points, pose.uv, features.triangles, features.tags, canvas.sampling, canvas.depth, canvas.tag)
-    nothing = (0, 0, 0, 0)
-    cv2.remap(features.texture, canvas.sampling, None, cv2.INTER_LINEAR, dst=canvas.layer, borderMode=cv2.BORDER_CONSTANT, borderValue=nothing)
+    face = bounds(pose.points[list(topology.OVAL)])
+    _sample(features, canvas, face)
     flat = features.uv - np.float32(pad)
     for side in range(2):
         _eye(features, canvas, pose, motion, side, flat)
     _mouth(features, canvas, pose, flat)
     rgb, alpha = np.empty((height, width, 3), np.uint8), np.empty((height, width), np.uint8)
     blend(canvas.layer, canvas.sampling, pad, features.plate, rgb, alpha)
-    face = bounds(pose.points[list(topology.OVAL)], EDGE_ROOM * float(features.width))
-    soften(rgb, canvas.sampling, face, canvas.places, canvas.colours)
+    room = np.float32(EDGE_ROOM * features.width) * np.array([-1, -1, 1, 1], np.float32)
+    soften(rgb, canvas.sampling, face + room, canvas.places, canvas.colours)
     return rgb, alpha
+
+
+def _sample(features: Features, canvas: Canvas, face: FloatArray) -> None:
+    """Fetch every pixel of the person: bilinear, and in the face's box [4] bicubic, which keeps skin and lashes sharp between pixels."""
+    nothing = (0, 0, 0, 0)
+    cv2.remap(features.texture, canvas.sampling, None, cv2.INTER_LINEAR, dst=canvas.layer, borderMode=cv2.BORDER_CONSTANT, borderValue=nothing)
+    height, width = canvas.tag.shape
+    x0, y0, x1, y1 = np.clip(face, 0, (width, height, width, height)).astype(int)
+    if x1 - x0 < 2 or y1 - y0 < 2:
+        return
+    box = np.s_[y0:y1, x0:x1]
+    canvas.layer[box] = cv2.remap(features.texture, canvas.sampling[box], None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_CONSTANT, borderValue=nothing)
 
 
 def _eye(features: Features, canvas: Canvas, pose: Pose, motion: Motion, side: int, flat: FloatArray) -> None:

@@ -136,32 +136,50 @@ def blend(layer: UInt8Array, sampling: FloatArray, pad: float, plate: UInt8Array
 
 JUMP = 3.0
 """px: neighbours whose sampling lies further apart than this belong to different parts of the sheet: one hides the other there."""
+STRETCHED = 0.7
+"""Texture px a pixel, sideways, below which skin is so stretched that its grain becomes streaks."""
+STREAK = 3
+"""Half length of the blur across streaks, px."""
 
 
 @kernel
 def soften(rgb: UInt8Array, sampling: FloatArray, box: FloatArray, places: Any, colours: UInt8Array) -> None:
-    """Smooth the staircase where one part of the person hides another, in `rgb` [H, W, 3].
+    """Smooth what gives the sheet away in `rgb` [H, W, 3]: staircases where one part hides another, streaks where skin is stretched.
 
-    sampling [H, W, 2] tells where those edges are; only box [4] x0, y0, x1, y1 px is looked at; places [K] int32 and colours [K, 3] are
-    scratch: of more than K edge pixels the rest stay as they are.
+    sampling [H, W, 2] tells where those are; only box [4] x0, y0, x1, y1 px is looked at; places [K] int32 and colours [K, 3] are
+    scratch: of more than K such pixels the rest stay as they are.
     """
     height, width = rgb.shape[:2]
     count = 0
-    for y in range(max(int(box[1]), 1), min(int(box[3]), height - 1)):
-        for x in range(max(int(box[0]), 1), min(int(box[2]), width - 1)):
-            jump = 0.0
+    for y in range(max(int(box[1]), STREAK), min(int(box[3]), height - STREAK)):
+        for x in range(max(int(box[0]), STREAK), min(int(box[2]), width - STREAK)):
+            if count == places.shape[0]:
+                break
+            jump, stretch = 0.0, 0.0
             for c in range(2):
-                here = sampling[y, x, c]
-                jump = max(jump, abs(sampling[y, x + 1, c] - here), abs(sampling[y, x - 1, c] - here))
-                jump = max(jump, abs(sampling[y + 1, x, c] - here), abs(sampling[y - 1, x, c] - here))
-            if jump <= JUMP or count == places.shape[0]:
+                here, right, left = sampling[y, x, c], sampling[y, x + 1, c], sampling[y, x - 1, c]
+                jump = max(jump, abs(right - here), abs(left - here), abs(sampling[y + 1, x, c] - here), abs(sampling[y - 1, x, c] - here))
+                stretch += abs(right - left) / 2
+            if jump > JUMP:
+                for c in range(3):
+                    total = 8
+                    for j in range(-1, 2):
+                        for i in range(-1, 2):
+                            total += (2 - abs(i)) * (2 - abs(j)) * int(rgb[y + j, x + i, c])
+                    colours[count, c] = total // 16
+            elif stretch < STRETCHED:
+                share = min(2 * (STRETCHED - stretch) / STRETCHED, 1.0)
+                r, g, b, weight = 0.0, 0.0, 0.0, 0.0
+                for j in range(-STREAK, STREAK + 1):
+                    away = abs(sampling[y + j, x, 0] - sampling[y, x, 0]) + abs(sampling[y + j, x, 1] - sampling[y, x, 1])
+                    if away < JUMP * (1 + abs(j)):
+                        w = STREAK + 1.0 - abs(j)
+                        r, g, b, weight = r + w * rgb[y + j, x, 0], g + w * rgb[y + j, x, 1], b + w * rgb[y + j, x, 2], weight + w
+                colours[count, 0] = int(rgb[y, x, 0] * (1 - share) + share * r / weight + 0.5)
+                colours[count, 1] = int(rgb[y, x, 1] * (1 - share) + share * g / weight + 0.5)
+                colours[count, 2] = int(rgb[y, x, 2] * (1 - share) + share * b / weight + 0.5)
+            else:
                 continue
-            for c in range(3):
-                total = 8
-                for j in range(-1, 2):
-                    for i in range(-1, 2):
-                        total += (2 - abs(i)) * (2 - abs(j)) * int(rgb[y + j, x + i, c])
-                colours[count, c] = total // 16
             places[count] = y * width + x
             count += 1
     for k in range(count):
