@@ -260,30 +260,61 @@ def test_text_speaks_and_is_interrupted(desk: Desk, tracker: FaceTracker) -> Non
     assert max(after) < 0.4 * max(speaking)
 
 
+def test_a_sound_file_is_spoken(desk: Desk) -> None:
+    async def story() -> None:
+        page = await desk.open()
+        await page.click("input[value=file]")
+        await go_live(page)
+        assert await page.evaluate("document.querySelector('#play-audio').disabled")
+        await page.choose_file("#audio-file", desk.folder / "voice.wav")
+        await page.click("#play-audio")
+        await page.wait("!document.querySelector('#chip-speaking').hidden")
+        await page.screenshot("sound-file")
+        await page.choose_file("#audio-file", desk.folder / "camera.mjpeg")
+        await page.click("#play-audio")
+        await page.wait("document.querySelector('.notice[data-level=error]')")
+        await page.screenshot("sound-file-refused")
+        await page.click("#start")
+        assert [error for error in page.errors if "400" not in error] == []
+
+    desk.run(story())
+
+
 def test_drives_switch_and_backgrounds_change(desk: Desk) -> None:
-    async def story() -> tuple[UInt8Array, UInt8Array]:
+    wall = desk.folder / "wall.png"
+    cv2.imwrite(str(wall), np.full((300, 400, 3), (200, 60, 30), np.uint8))  # BGR
+
+    async def story() -> list[UInt8Array]:
         page = await desk.open()
         await go_live(page)
-        before = (await page.grab("avatar"))[0][0]
+        pictures = [(await page.grab("avatar"))[0][0]]
         for drive in ("microphone", "text", "file", "auto", "camera"):
             await page.click(f"input[value={drive}]")
             await asyncio.sleep(0.7)
             light = await page.evaluate("document.querySelector('#self').srcObject?.active ?? false")
             assert light == (drive in ("camera", "auto")), "the camera is on only where it is used"
             seen = await page.evaluate("document.querySelector('#avatar').getVideoPlaybackQuality().totalVideoFrames")
-            await page.wait(f"document.querySelector('#avatar').getVideoPlaybackQuality().totalVideoFrames > {seen} + 5", seconds=3)
+            await page.wait(f"document.querySelector('#avatar').getVideoPlaybackQuality().totalVideoFrames > {seen} + 5", seconds=8)
         await page.click("input[value=colour]")
         await page.click("[data-colour='#0b6e67']")
-        await asyncio.sleep(1.0)
-        after = (await page.grab("avatar"))[0][0]
+        await asyncio.sleep(1.2)
+        pictures += (await page.grab("avatar"))[0]
         await page.screenshot("background")
+        await page.choose_file("#background-file", wall)
+        await page.wait("document.querySelector('input[value=picture]').checked")
+        await asyncio.sleep(1.2)
+        pictures += (await page.grab("avatar"))[0]
         await page.click("#start")
         assert page.errors == []
-        return before, after
+        return pictures
 
-    before, after = desk.run(story())
-    assert np.abs(after[8:40, 8:40].mean((0, 1)) - (11, 110, 103)).max() < 30
-    assert np.abs(before[8:40, 8:40].mean((0, 1)) - (11, 110, 103)).max() > 60
+    def off(picture: UInt8Array, colour: tuple[int, int, int]) -> float:
+        return float(np.abs(picture[8:40, 8:40].mean((0, 1)) - colour).max())
+
+    before, teal, blue = desk.run(story())
+    assert off(before, (11, 110, 103)) > 60
+    assert off(teal, (11, 110, 103)) < 30
+    assert off(blue, (30, 60, 200)) < 40
 
 
 def test_a_recording_is_downloaded(desk: Desk) -> None:

@@ -508,7 +508,8 @@ async function uploadBackground(file) {
     const { id } = await upload("/upload", { kind: "background", picture: file });
     app.backgroundPicture = id;
     $("background-name").textContent = file.name;
-    setBackground({ kind: "picture", picture: id });
+    document.querySelector('input[name="background"][value="picture"]').checked = true;
+    chooseBackground("picture");
   });
 }
 
