@@ -50,6 +50,7 @@ class Block:
     offsets: list[tuple[float, float]]  # (s, ms): sound minus picture of each click
     cpu_cores: float  # of the server
     cpu_ms: float = float("nan")  # of the server for each new picture that came back: holds on a busy machine too
+    caller_cores: float = float("nan")  # of this process, which competes with the server where both share a machine
     rss_mb: float = float("nan")  # of the server at the end
     stages: dict[str, Any] = field(default_factory=dict)  # what the server says of the session
 
@@ -65,6 +66,8 @@ class Voice:
     first_frame_s: float = 0.0
     not_looked_at: int = 0  # pictures that the mouth's tracker had no time for
     since: float = 0.0  # s, when measuring began
+    cpu_ms: float = float("nan")  # of the server for each picture
+    stages: dict[str, Any] = field(default_factory=dict)
 
 
 class Mouth:
@@ -150,9 +153,9 @@ async def camera_block(http: aiohttp.ClientSession, server: Server, pictures: Se
     offer: dict[str, Any] = {"drive": "camera"} | ({"generator": "echo"} if echo else {})
     async with Call(http, server.url, camera, microphone, offer) as call:
         await asyncio.sleep(SETTLE)
-        since, cpu = time.monotonic(), server.usage()[0]
+        since, cpu, own = time.monotonic(), server.usage()[0], time.process_time()
         await asyncio.sleep(seconds)
-        until = time.monotonic()
+        until, own = time.monotonic(), time.process_time() - own
         used, rss = server.usage()
         stages = await _stages(http, server, call.session)
         await asyncio.sleep(0.5)
@@ -161,7 +164,19 @@ async def camera_block(http: aiohttp.ClientSession, server: Server, pictures: Se
     offsets = _click_offsets(call, camera, microphone, since=since, until=until)
     gaps = delivery.intervals(call.seen, since=since, until=until)
     cores = (used - cpu) / (until - since)
-    return Block(echo, found, gaps, sent, call.first_frame_s or float("nan"), offsets, cores, (used - cpu) * MS / len(gaps), rss, stages)
+    return Block(
+        echo,
+        found,
+        gaps,
+        sent,
+        call.first_frame_s or float("nan"),
+        offsets,
+        cores,
+        cpu_ms=(used - cpu) * MS / len(gaps),
+        caller_cores=own / (until - since),
+        rss_mb=rss,
+        stages=stages,
+    )
 
 
 async def _stages(http: aiohttp.ClientSession, server: Server, session: str) -> dict[str, Any]:
@@ -208,14 +223,16 @@ async def voice_block(http: aiohttp.ClientSession, server: Server, pictures: Seq
     try:
         async with Call(http, server.url, camera, microphone, {"drive": "voice"}, look=mouth.look) as call:
             await asyncio.sleep(SETTLE)
-            since = time.monotonic()
+            since, cpu = time.monotonic(), server.usage()[0]
             await asyncio.sleep(seconds)
-            until = time.monotonic()
+            until, used = time.monotonic(), server.usage()[0]
+            stages = await _stages(http, server, call.session)
             await asyncio.sleep(1.0)
     finally:
         mouth.close()
     result = Voice(gaps=delivery.intervals([delivery.Seen(s.time, None) for s in call.seen], since=since, until=until))
     result.first_frame_s, result.not_looked_at, result.since = call.first_frame_s or float("nan"), mouth.missed, since
+    result.cpu_ms, result.stages = (used - cpu) * MS / len(result.gaps), stages
     sound_times, level = sound_of(call.packets)
     mouth_times, opening = np.asarray(mouth.times), np.asarray(mouth.opening)
     for onset in bursts.onsets(microphone.start or since, until - SEARCH):

@@ -88,7 +88,7 @@ def summary(blocks: Sequence[Block], voices: Sequence[Voice], meter: Meter) -> d
     clicks_ms = [ms for b in avatar for _, ms in b.offsets]
     return {
         "fps": _fps(gaps),
-        "stall_ratio": delivery.stall_ratio(gaps, fps=FPS),
+        "stall_ratio": delivery.stall_ratio(gaps, fps=FPS) if avatar else None,
         "motion_to_photon_ms": both["avatar"],
         "echo_ms": both["echo"],
         "added_ms": minus(both["avatar"], both["echo"]),
@@ -107,6 +107,7 @@ def summary(blocks: Sequence[Block], voices: Sequence[Voice], meter: Meter) -> d
         "rss_growth_error": growth_error,
         "cpu_cores": _mean([b.cpu_cores for b in avatar]),
         "cpu_ms_per_frame": {"avatar": _mean([b.cpu_ms for b in avatar]), "echo": _mean([b.cpu_ms for b in echo])},
+        "caller_cores": _mean([b.caller_cores for b in avatar]),
         "rss_mb_after_block": [b.rss_mb for b in blocks],
         "interval_p95_ms": float(np.percentile(gaps, 95)) * MS if gaps else None,
         "longest_gap_ms": max(gaps) * MS if gaps else None,
@@ -119,6 +120,8 @@ def summary(blocks: Sequence[Block], voices: Sequence[Voice], meter: Meter) -> d
             "seen": sum(len(v.mic_to_photon) for v in voices),
             "heard_and_seen": len(offsets),
             "not_looked_at": sum(v.not_looked_at for v in voices),
+            "cpu_ms_per_frame": _mean([v.cpu_ms for v in voices]),
+            "server": voices[-1].stages if voices else {},
         },
         "server": avatar[-1].stages if avatar else {},
     }
@@ -160,14 +163,21 @@ def _tables(result: dict[str, Any]) -> list[Table]:
     rest.add("server memory, MB", result["rss_mb"])
     rest.add("its growth while one voice drives, MB an hour", result["rss_growth_mb_per_hour"])
     rest.add("server CPU, cores", result["cpu_cores"])
+    rest.add("caller's CPU on the same machine, cores", result["caller_cores"])
     rest.add("server CPU a picture, ms", result["cpu_ms_per_frame"]["avatar"])
     rest.add("server CPU an echoed picture, ms", result["cpu_ms_per_frame"]["echo"])
+    rest.add("server CPU a picture that a voice drives, ms", result["voice"]["cpu_ms_per_frame"])
     rest.add("drops", ", ".join(f"{cause} {count}" for cause, count in result["server"].get("drops", {}).items()) or "none")
-    stages = Table(("stage", "p50", "p95", "p99"), title="what the server says of the last avatar block, ms")
-    for name, values in result["server"].get("stages", {}).items():
+    said = [("the last avatar block", result["server"]), ("the voice block", result["voice"]["server"])]
+    return [delay, flow, rest, *(_stages(f"what the server says of {name}, ms", one) for name, one in said if one)]
+
+
+def _stages(title: str, said: dict[str, Any]) -> Table:
+    table = Table(("stage", "p50", "p95", "p99"), title=title)
+    for name, values in said.get("stages", {}).items():
         if values:
-            stages.add(name, *(values.get(p) for p in ("p50", "p95", "p99")))
-    return [delay, flow, rest, stages]
+            table.add(name, *(values.get(p) for p in ("p50", "p95", "p99")))
+    return table
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -175,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     parser = arguments("loopback", __doc__)
     parser.add_argument("--seconds", type=float, default=BLOCK_SECONDS, help="of each measured block")
-    parser.add_argument("--blocks", type=int, default=BLOCKS, help="pairs of an avatar and an echo block")
+    parser.add_argument("--blocks", type=int, default=BLOCKS, help="pairs of an avatar and an echo block; 0 leaves them out")
     parser.add_argument("--voice-seconds", type=float, default=VOICE_SECONDS, help="of the voice's block; 0 leaves it out")
     parser.add_argument("--minutes", type=float, default=0.0, help="a voice block of so many minutes, for drift and memory")
     parser.add_argument("--clip", type=Path, metavar="F", help="the camera's picture (default: a clip made here)")

@@ -103,6 +103,15 @@ def test_sound_is_timed_by_the_arrival_of_its_packet() -> None:
     assert found == pytest.approx(5.6 + 0.0065, abs=0.012)  # 6.5 ms is the codec's own look-ahead
 
 
+def test_packets_in_bunches_play_in_a_row() -> None:
+    rng = np.random.default_rng(2)
+    stamps = [(2**32 - 40_000 + 960 * k) % 2**32 for k in range(400)]  # the 32-bit clock wraps
+    held = [7.0 + 0.02 * (k // 5 * 5 + 4) + 0.001 * (k % 5) + rng.uniform(0, 0.002) for k in range(400)]  # five at a time
+    played = peers.playout([(arrival, stamp, b"x") for arrival, stamp in zip(held, stamps, strict=True)])
+    assert np.allclose(np.diff(played), 0.02, atol=0.003)
+    assert abs(float(np.mean(played - held))) < 0.01
+
+
 def test_bursts_are_where_they_are_said_to_be() -> None:
     bursts = blocks.Bursts.make()
     onsets = bursts.onsets(100.0, 100.0 + 70.0)
