@@ -54,7 +54,7 @@ function notify(text, { level = "info", href, action, download } = {}) {
 }
 
 function report(error) {
-  if (error instanceof Trouble) notify(`${error.title}. ${error.text}`, { level: "error" });
+  if (error instanceof Trouble) notify(error.kind === "refused" ? error.text : `${error.title}. ${error.text}`, { level: "error" });
   else {
     notify("Something on this page went wrong. Load it again; if it happens again, tell whoever runs this server.", { level: "error" });
     console.error(error);
@@ -601,6 +601,7 @@ on("neutral", "click", () => link.send({ type: "neutral" }) && notify("Neutral s
 on("interrupt", "click", interrupt);
 on("record", "click", () => (app.recording ? endRecording() : beginRecording()));
 on("full", "click", () => (document.fullscreenElement ? document.exitFullscreen() : $("stage-frame").requestFullscreen?.()));
+addEventListener("fullscreenchange", () => (document.fullscreenElement || document.body).append($("notices"))); // else they are hidden behind it
 on("help", "click", () => $("help-dialog").showModal());
 on("speak", "click", () => speak("echo"));
 on("ask", "click", () => speak("chat"));

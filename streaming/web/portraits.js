@@ -4,6 +4,7 @@
 import { Trouble, megabytes, openDevice, request, upload } from "./link.js";
 
 const $ = (id) => document.getElementById(id);
+const spoken = (name) => name.charAt(0).toUpperCase() + name.slice(1).replace(/[-_]+/g, " ");
 
 export class Portraits extends EventTarget {
   /** Events: choose {choice}. A choice is {name, label, src} of the server, or {upload, label, src} of one's own. */
@@ -31,7 +32,7 @@ export class Portraits extends EventTarget {
     $("gallery").replaceChildren();
     for (const persona of personas) {
       const { name } = persona;
-      const label = persona.label || persona.title || name.replace(/[-_]/g, " ");
+      const label = spoken(name);
       const picture = await request(persona.preview || `/personas/${encodeURIComponent(name)}/preview.jpg`, { as: "blob" }).catch(() => null);
       this.add({ name, label, src: picture ? URL.createObjectURL(picture) : "" });
     }
@@ -110,7 +111,7 @@ export class Portraits extends EventTarget {
     try {
       const { id } = await upload("/upload", { kind: "portrait", consent: $("consent-text").textContent, picture: file });
       $("portrait-dialog").close();
-      this.add({ upload: id, label: file.name.replace(/\.\w+$/, "").replace(/[-_]+/g, " "), src: URL.createObjectURL(file) }, { select: true });
+      this.add({ upload: id, label: spoken(file.name.replace(/\.\w+$/, "")), src: URL.createObjectURL(file) }, { select: true });
     } catch (trouble) {
       this.complain(trouble.status === 413 ? `This picture (${megabytes(file.size)}) is larger than the server accepts. Choose a smaller one.` : trouble.text || String(trouble));
     } finally {
