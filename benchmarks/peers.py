@@ -332,7 +332,7 @@ def playout(packets: Sequence[tuple[float, int, bytes]]) -> npt.NDArray[np.float
     stamps = np.array([stamp for _, stamp, _ in packets], np.int64)
     steps = (np.diff(stamps, prepend=stamps[:1]) + RTP_WRAP // 2) % RTP_WRAP - RTP_WRAP // 2
     media = np.cumsum(steps) / SOUND_RATE
-    times: npt.NDArray[np.float64] = media + median_filter(arrivals - media, PLAYOUT_PACKETS, mode="nearest")
+    times: npt.NDArray[np.float64] = media + median_filter(arrivals - media, PLAYOUT_PACKETS, mode="mirror")
     return times
 
 
