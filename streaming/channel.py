@@ -34,7 +34,6 @@ class Channel:
     def __init__(self, live: Live, *, uploads: Uploads) -> None:
         self.live = live
         self._uploads = uploads
-        self.heard = time.monotonic()  # s, the last message
         self.on_bye: Callable[[], None] = lambda: None  # the person leaves for good; set by the peer
         self.on_record: Callable[[bool], None] = lambda _: None  # start or stop recording; set by the peer's owner
         self._channel: RTCDataChannel | None = None
@@ -113,7 +112,7 @@ class Channel:
     # -- in ------------------------------------------------------------------------------------------------------------
 
     def _on_message(self, data: str | bytes) -> None:
-        self.heard = now = time.monotonic()
+        now = time.monotonic()
         limits = self.live.settings.limits
         if now - self._second > 1.0:
             self._second, self._messages = now, 0

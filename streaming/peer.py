@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any
@@ -14,6 +13,7 @@ from engine.types import AudioChunk, AvatarError
 from streaming.channel import Channel
 from streaming.live import Live
 from streaming.pacing import Picture
+from streaming.pulse import Pulse
 from streaming.rtc import (
     BoundedAudio,
     LatestVideo,
@@ -50,7 +50,6 @@ class Peer:
         self._pumps: set[asyncio.Task[None]] = set()
         self._gone = False
         self._sender: RTCRtpSender | None = None
-        self._started = time.monotonic()
         self.video = AvatarVideo(on_drop=lambda: live.stats.drop("encoder"), on_sent=self._sent)
         self.voice = AvatarVoice(on_drop=lambda: live.stats.drop("voice"), with_mic=lambda: live.return_voice or live.echo)
         self._pc.on("track", self._on_track)
@@ -158,23 +157,12 @@ class Peer:
             self.live.mic(AudioChunk(chunk.pcm, chunk.rate, chunk.time - chunk.duration))
 
     async def _watch(self) -> None:
-        """Free a peer that has gone without a word: no packet at all for the limit."""
+        """Free a peer that has gone without a word; give the others their figures."""
+        assert self._sender is not None
         settings = self.live.settings
-        packets, heard = -1, time.monotonic()
-        while True:
-            await asyncio.sleep(WATCH_SECONDS)
-            assert self._sender is not None
-            report = await self._sender.getStats()
-            count = sum(getattr(entry, "packetsReceived", 0) for entry in report.values() if getattr(entry, "type", "") == "transport")
-            now = time.monotonic()
-            if count != packets:
-                packets, heard = count, now
-            if self._pc.connectionState == "connected":
-                silent = now - max(heard, self.channel.heard) > settings.silence_limit
-            else:
-                silent = now - self._started > settings.limits.connect_seconds
-            if silent:
-                await self._leave(ended=False)
-                return
+        pulse = Pulse(self._pc, self._sender, silence=settings.silence_limit, connect=settings.limits.connect_seconds)
+        while await pulse.beats():
             self.live.judge()
             self.channel.second()
+            await asyncio.sleep(WATCH_SECONDS)
+        await self._leave(ended=False)

@@ -11,13 +11,14 @@ from aiortc import RTCSessionDescription
 from engine.types import AvatarError, FloatArray
 from streaming.live import Live
 from streaming.pacing import Picture
+from streaming.pulse import Pulse
 from streaming.rtc import PeerConnection, RtcSettings, SharedEncoder, assert_codecs, clean_offer, make_peer_connection, prefer_codecs
 from streaming.studio import Full
 from streaming.tracks import VIDEO_BASE, VIDEO_CLOCK, AvatarVoice, video_frame
 
 CODEC = "H264"
 SETUP_SECONDS = 10.0
-CONNECT_SECONDS = 15.0
+WATCH_SECONDS = 1.0
 
 
 class Broadcast:
@@ -31,7 +32,8 @@ class Broadcast:
         self._slot: tuple[Picture, float] | None = None
         self._there = asyncio.Event()
         self._origin: float | None = None
-        self._pump = asyncio.ensure_future(self._push())
+        self._pulses: dict[str, Pulse] = {}
+        self._tasks = [asyncio.ensure_future(self._push()), asyncio.ensure_future(self._watch())]
 
     # -- the sink ------------------------------------------------------------------------------------------------------
 
@@ -70,7 +72,7 @@ class Broadcast:
         viewer = secrets.token_hex(8)
         self.viewers[viewer] = (pc, voice)
         self.live.outlet.sinks.add(self)
-        pc.addTrack(self._encoder.track())
+        sender = pc.addTrack(self._encoder.track())
         pc.addTrack(voice)
         prefer_codecs(pc, video=(CODEC,))
         pc.on("connectionstatechange", self._on_state(viewer, pc))
@@ -87,12 +89,14 @@ class Broadcast:
             raise AvatarError("The offer is not a session description that this server understands.") from error
         if any(t.mid is not None and t.sender.track is voice for t in pc.getTransceivers()):
             self.live.outlet.sinks.add(voice)
-        asyncio.get_running_loop().call_later(CONNECT_SECONDS, self._check, viewer, pc)
+        settings = self.live.settings
+        self._pulses[viewer] = Pulse(pc, sender, silence=settings.silence_limit, connect=settings.limits.connect_seconds)
         return viewer, pc.localDescription.sdp
 
     async def dismiss(self, viewer: str) -> None:
         """A viewer leaves; harmless twice."""
         pc, voice = self.viewers.pop(viewer, (None, None))
+        self._pulses.pop(viewer, None)
         if voice is not None:
             self.live.outlet.sinks.discard(voice)
         if not self.viewers:
@@ -107,14 +111,18 @@ class Broadcast:
 
         return changed
 
-    def _check(self, viewer: str, pc: PeerConnection) -> None:
-        """A viewer that never connected gives its place back."""
-        if viewer in self.viewers and pc.connectionState != "connected":
-            self._late = asyncio.ensure_future(self.dismiss(viewer))
+    async def _watch(self) -> None:
+        """Viewers that have gone without a word give their places back."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            for viewer, pulse in list(self._pulses.items()):
+                if not await pulse.beats():
+                    await self.dismiss(viewer)
 
     async def close(self) -> None:
         """Everyone leaves."""
         self.live.outlet.sinks.discard(self)
-        self._pump.cancel()
-        await asyncio.gather(self._pump, *(self.dismiss(viewer) for viewer in list(self.viewers)), return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, *(self.dismiss(viewer) for viewer in list(self.viewers)), return_exceptions=True)
         self._encoder.close()

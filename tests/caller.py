@@ -108,11 +108,8 @@ class Caller:
         await self.pc.close()
 
     def vanish(self) -> None:
-        """Be gone without a word: nothing is sent or answered any more."""
-        for transceiver in self.pc.getTransceivers():
-            for protocol in transceiver.sender.transport.transport._connection._protocols:
-                for place, name in ((protocol.transport, "sendto"), (protocol, "datagram_received")):
-                    setattr(place, name, lambda *_: None)
+        """Be gone without a word."""
+        vanish(self.pc)
 
     async def _watch(self, track: MediaStreamTrack) -> None:
         while True:
@@ -128,6 +125,14 @@ class Caller:
                 assert isinstance(frame, av.AudioFrame)
                 pcm = frame.to_ndarray().astype(np.float64) / 32768
                 self.levels.append((now, float(np.sqrt(np.mean(pcm**2)))))
+
+
+def vanish(pc: PeerConnection) -> None:
+    """From now on this connection neither sends nor answers anything."""
+    for transceiver in pc.getTransceivers():
+        for protocol in transceiver.sender.transport.transport._connection._protocols:
+            for place, name in ((protocol.transport, "sendto"), (protocol, "datagram_received")):
+                setattr(place, name, lambda *_: None)
 
 
 async def until(condition: Callable[[], Any], *, seconds: float = 8.0) -> None:

@@ -8,6 +8,7 @@ import json
 import wave
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import av
@@ -21,7 +22,7 @@ from streaming.api import DESK
 from streaming.server import make_app
 from streaming.settings import Limits, ServerSettings
 from streaming.soundfile import decode_sound
-from tests.caller import LOCAL, SETTINGS, House, ask, form, house, live, until
+from tests.caller import LOCAL, SETTINGS, House, ask, form, house, live, until, vanish
 from tests.fakes import FakeSpeech, fake_studio
 
 
@@ -373,5 +374,21 @@ def test_viewers_watch_and_hear_and_their_number_is_limited() -> None:
             await until(lambda: not home.app[DESK].broadcasts[caller.session].viewers)
             status, _, body = await ask(home, "POST", "/whep?sessionid=" + caller.session, data="x", headers={"Content-Type": "text/plain"})
             assert status == 400
+
+    live(story)
+
+
+def test_a_viewer_who_vanishes_gives_the_place_back() -> None:
+    settings = replace(SETTINGS, silence_limit=1.5)
+
+    async def story() -> None:
+        async with house(settings) as home:
+            caller = await home.call()
+            await until(lambda: len(caller.frames) > 3)
+            _, _, pc, frames = await watch(home, caller.session)
+            await until(lambda: len(frames) > 5)
+            vanish(pc)
+            await until(lambda: not home.app[DESK].broadcasts[caller.session].viewers, seconds=6.0)
+            await leave(pc)
 
     live(story)
