@@ -444,6 +444,10 @@ def test_two_mattes_in_one_byte() -> None:
 # -- response ---------------------------------------------------------------------------------------------------------
 
 
+ALONE = np.zeros(2, np.float32)
+"""Neither brows nor a smile."""
+
+
 def habit(share: float) -> FloatArray:
     """A tracker that reads `share` of every channel, and a nod of 5 degrees into an open mouth."""
     found = np.zeros_like(response.NO_RESPONSE)
@@ -455,16 +459,24 @@ def habit(share: float) -> FloatArray:
 
 def test_a_response_is_inverted_and_rest_stays_rest() -> None:
     wanted = np.array([12, -6, 8, 0.3, -0.5, -0.4], np.float32)
-    made = response.correct(habit(0.8), wanted)
+    made = response.correct(habit(0.8), response.NO_COUPLING, wanted, ALONE)
     np.testing.assert_allclose(made[[0, 2, 3]], wanted[[0, 2, 3]] / 0.8, rtol=0.06)
     assert made[1] < -6 / 0.8 - 1.5  # the mouth reads as a nod down: the head is held up against it
-    np.testing.assert_array_equal(response.correct(habit(0.8), np.zeros(6, np.float32)), np.zeros(6, np.float32))
-    np.testing.assert_array_equal(response.correct(response.NO_RESPONSE, wanted), wanted)
+    np.testing.assert_array_equal(response.correct(habit(0.8), response.NO_COUPLING, np.zeros(6, np.float32), ALONE), np.zeros(6, np.float32))
+    np.testing.assert_array_equal(response.correct(response.NO_RESPONSE, response.NO_COUPLING, wanted, ALONE), wanted)
+
+
+def test_what_angles_do_together_and_what_brows_add_is_taken_off() -> None:
+    coupling = response.NO_COUPLING.copy()
+    coupling[0, 2] = 0.8  # degrees of roll for 10 degrees of yaw with 10 of pitch
+    coupling[3, 1] = -20.0  # degrees of pitch for brows lifted by one ocular distance
+    made = response.correct(habit(1.0), coupling, np.array([12, -8, 0, 0, 0, 0], np.float32), np.array([0.1, 0], np.float32))
+    np.testing.assert_allclose(made[:3], (12, -8 + 2, 0.8 * 1.2 * 0.6), atol=0.25)
 
 
 def test_closed_stays_closed_whatever_is_read() -> None:
     wanted = np.array([0, 0, 0, 0, -1, -1], np.float32)
-    made = response.correct(habit(1.6), wanted)
+    made = response.correct(habit(1.6), response.NO_COUPLING, wanted, ALONE)
     assert made[3] == 0
     np.testing.assert_allclose(made[4:], -1, atol=1e-6)
 

@@ -72,6 +72,7 @@ def build(rgb: UInt8Array, landmarks: FloatArray) -> Features:
         shrug=torso.shrug,
         shoulders=torso.shoulders,
         response=response.NO_RESPONSE,
+        coupling=response.NO_COUPLING,
     )
 
 

@@ -69,6 +69,7 @@ class Features:
     shoulders: FloatArray  # [3] x, y of their middle and their width, px
     # Response
     response: FloatArray  # [6, 7, 6] what a tracker reads back; see `response.listen`
+    coupling: FloatArray  # [5, 3]
 
 
 def pack(features: Features) -> dict[str, npt.NDArray[Any]]:
@@ -105,5 +106,5 @@ def blank() -> Features:
         lid_lower=floats(2, face, 7), eye_patch=floats(2, 4), eyeballs=bytes_(2, 4, 4, 3),
         lids=bytes_(2, 4, 4, 4), lash=floats(2, 3), iris=floats(2, 3) + 1,
         eye_axis=floats(2, 4) + 1, brow=floats(2, face), body=floats(count),
-        shrug=floats(2, count), shoulders=floats(3) + 1, response=floats(6, 7, 6),
+        shrug=floats(2, count), shoulders=floats(3) + 1, response=floats(6, 7, 6), coupling=floats(5, 3),
     )  # fmt: skip

@@ -21,7 +21,7 @@ from engine.generators.puppet.pose import Pose, corrected, place
 from engine.generators.puppet.response import listen
 from engine.types import AvatarError, GeneratorSpec, Identity, Motion, Signal, UInt8Array, VideoFrame, still_motion
 
-VERSION = "2"
+VERSION = "3"
 """Of the features: cached ones of another version are made anew."""
 
 
@@ -64,7 +64,8 @@ class Puppet:
         features = build(rgb, find_face(rgb))
         if self.respond:
             row = self._seat(features)
-            features = replace(features, response=listen(lambda motion: self._frame(row, motion)[0]))
+            response, coupling = listen(lambda motion: self._frame(row, motion)[0])
+            features = replace(features, response=response, coupling=coupling)
         made_by = f"puppet {VERSION} {self.spec.size} {self.respond}"
         key = hashlib.sha256(np.ascontiguousarray(portrait).tobytes() + made_by.encode()).hexdigest()
         return Identity(key, rgb, features)

@@ -62,10 +62,12 @@ def soft(value: float, limit: float) -> float:
 
 def corrected(features: Features, motion: Motion) -> Motion:
     """The motion that a tracker will read as the given one on this portrait. Values that are no numbers count as 0."""
-    head, lips, lids = (np.nan_to_num(np.array(part, np.float32)) for part in (motion.head, motion.mouth, motion.eyes))
-    made = response.correct(features.response, np.array([*head[:3], lips[0], *(lids - 1.0)], np.float32))
+    parts = (motion.head, motion.mouth, motion.eyes, motion.brows)
+    head, lips, lids, brows = (np.nan_to_num(np.array(part, np.float32)) for part in parts)
+    wanted, company = np.array([*head[:3], lips[0], *(lids - 1.0)], np.float32), np.array([brows.mean(), lips[3]], np.float32)
+    made = response.correct(features.response, features.coupling, wanted, company)
     head[:3], lips[0] = made[:3], made[3]
-    return replace(motion, head=head, mouth=lips, eyes=np.maximum(made[4:] + 1.0, 0.0))
+    return replace(motion, head=head, mouth=lips, eyes=np.maximum(made[4:] + 1.0, 0.0), brows=brows)
 
 
 def place(features: Features, motion: Motion, *, rest: bool) -> Pose:

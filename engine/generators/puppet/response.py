@@ -41,21 +41,33 @@ LID_TRUST = 0.75
 """How far the lids' sweeps are believed against a tracker that reads them as they are."""
 LEAST_LID = 0.02
 """A lid whose closing a tracker reads as less than this, eye widths, says nothing about how lids are read."""
+PAIRS = ((0, 1, 14.0, 10.0), (0, 2, 14.0, 12.0), (1, 2, 10.0, 12.0))
+"""Angles that are also tried two at a time, of both signs: what a tracker reads of a nod depends on where the head looks."""
+COMPANY = (("brows", (-0.05, 0.06, 0.12)), ("smile", (-0.7, 0.7)))
+"""What is not corrected itself but moves the pose that is read, and the values tried."""
+COMPANY_UNIT = np.array([0.06, 0.5], np.float32)
+"""Of each, at which corrections count in full."""
+NO_COUPLING = np.zeros((len(PAIRS) + len(COMPANY), 3), np.float32)
 NO_RESPONSE = np.zeros((CHANNELS, STEPS, CHANNELS), np.float32)
 
 
-def command(channel: int, value: float) -> Motion:
-    """The motion of one channel alone."""
+def command(wanted: FloatArray, company: tuple[float, float] = (0.0, 0.0)) -> Motion:
+    """The motion of all channels [6] and of brows and smile."""
     still = still_motion()
-    if channel < 3:
-        head = still.head.copy()
-        head[channel] = value
-        return replace(still, head=head)
-    if channel == 3:
-        return replace(still, mouth=np.array([value, 0, 0, 0], np.float32))
-    eyes = still.eyes.copy()
-    eyes[channel - 4] = 1.0 + value
-    return replace(still, eyes=eyes)
+    return replace(
+        still,
+        head=np.array([*wanted[:3], 0, 0, 0], np.float32),
+        mouth=np.array([wanted[3], 0, 0, company[1]], np.float32),
+        eyes=(1.0 + wanted[4:]).astype(np.float32),
+        brows=np.full(2, company[0], np.float32),
+    )
+
+
+def alone(channel: int, value: float) -> FloatArray:
+    """[6] one channel moved, the others at rest."""
+    wanted = np.zeros(CHANNELS, np.float32)
+    wanted[channel] = value
+    return wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,28 +95,60 @@ def read(tracker: FaceTracker, rgb: UInt8Array) -> Reading | None:
     return Reading(pose.turn, np.array([shape.gap, *shape.lids], np.float32))
 
 
-def listen(render: Callable[[Motion], UInt8Array]) -> FloatArray:
-    """Sweep every channel -> [C, K, C]: sweep, step, what every channel was read as less its reading at rest.
+class Lost(Exception):
+    """The tracker does not see the portrait."""
 
-    Lids are in units of the way from open to closed. All zero (no correction) where the tracker loses the portrait.
+
+def listen(render: Callable[[Motion], UInt8Array]) -> tuple[FloatArray, FloatArray]:
+    """Move the portrait and track it.
+
+    -> (response [C, K, C]: sweep, step, what every channel was read as less its reading at rest, lids in units of the way from open
+    to closed; coupling [P, 3]: what PAIRS of angles, as a product in 100 square degrees, and COMPANY add to the angles that are read).
+    All zero (no correction) where the tracker loses the portrait.
     """
     tracker = FaceTracker()
+
+    def seen(motion: Motion) -> Reading:
+        reading = read(tracker, render(motion))
+        if reading is None:
+            raise Lost
+        return reading
+
     try:
-        rest = read(tracker, render(still_motion()))
-        if rest is None:
-            return NO_RESPONSE
+        rest = seen(still_motion())
         found = np.zeros_like(NO_RESPONSE)
         for channel, values in enumerate(SWEEPS):
             for step, value in enumerate(values):
-                if value == 0.0:
-                    continue
-                seen = read(tracker, render(command(channel, value)))
-                if seen is None:
-                    return NO_RESPONSE
-                found[channel, step] = seen.less(rest)
+                if value != 0.0:
+                    found[channel, step] = seen(command(alone(channel, value))).less(rest)
+        coupling = NO_COUPLING.copy()
+        for row, (first, second, one, two) in enumerate(PAIRS):
+            poses = [alone(first, a * one) + alone(second, b * two) for a in (-1, 1) for b in (-1, 1)]
+            excess = [seen(command(pose)).less(rest)[:3] - _read_as(found, pose)[:3] for pose in poses]
+            coupling[row] = _slope([float(pose[first] * pose[second]) / 100.0 for pose in poses], excess)
+        for row, (name, tried) in enumerate(COMPANY, start=len(PAIRS)):
+            pairs = [(value, 0.0) if name == "brows" else (0.0, value) for value in tried]
+            coupling[row] = _slope(list(tried), [seen(command(np.zeros(CHANNELS, np.float32), pair)).less(rest)[:3] for pair in pairs])
+    except Lost:
+        return NO_RESPONSE, NO_COUPLING
     finally:
         tracker.close()
-    return _settled(found)
+    return _settled(found), coupling
+
+
+def _slope(steps: list[float], answers: list[FloatArray]) -> FloatArray:
+    """[3] least squares slope of the answers through the origin."""
+    at = np.array(steps, np.float32)
+    slope: FloatArray = at @ np.stack(answers) / (at @ at)
+    return slope
+
+
+def _read_as(response: FloatArray, made: FloatArray) -> FloatArray:
+    """[C] what a motion [C] is read as, by the sum of the sweeps."""
+    total = np.zeros(CHANNELS, np.float32)
+    for channel in range(CHANNELS):
+        total += _interpolate(response[channel], SWEEPS[channel], float(made[channel]))
+    return total
 
 
 def _settled(found: FloatArray) -> FloatArray:
@@ -124,17 +168,18 @@ def _settled(found: FloatArray) -> FloatArray:
     return found
 
 
-def correct(response: FloatArray, wanted: FloatArray) -> FloatArray:
-    """[6] motion (yaw, pitch, roll, gap, apertures less 1) that a tracker will read as `wanted` [6]."""
+def correct(response: FloatArray, coupling: FloatArray, wanted: FloatArray, company: FloatArray) -> FloatArray:
+    """[6] motion (yaw, pitch, roll, gap, apertures less 1) that a tracker will read as `wanted` [6] beside brows and smile [2]."""
     if not response.any():
         return wanted
     made = wanted.astype(np.float32).copy()
+    beside = company @ coupling[len(PAIRS) :]
     for _ in range(ROUNDS):
-        read_as = np.zeros(CHANNELS, np.float32)
-        for channel in range(CHANNELS):
-            read_as += _interpolate(response[channel], SWEEPS[channel], float(made[channel]))
+        read_as = _read_as(response, made)
+        products = np.array([made[first] * made[second] for first, second, _, _ in PAIRS], np.float32) / 100.0
+        read_as[:3] += beside + products @ coupling[: len(PAIRS)]
         made = wanted + np.clip(made + TRUST * (wanted - read_as) - wanted, -REACH, REACH)
-    awake = float(np.clip(np.abs(wanted / UNIT).max(), 0.0, 1.0))
+    awake = float(np.clip(max(np.abs(wanted / UNIT).max(), np.abs(company / COMPANY_UNIT).max()), 0.0, 1.0))
     awake = awake * awake * (3.0 - 2.0 * awake)
     made = wanted + awake * (made - wanted)
     for side in (4, 5):
