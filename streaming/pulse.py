@@ -14,9 +14,7 @@ from aiortc import RTCPeerConnection, RTCRtpSender
 class Pulse:
     """One connection's. `silence`, `connect`: s without a packet, and from the beginning to a connection, that mean it is dead."""
 
-    def __init__(
-        self, pc: RTCPeerConnection, sender: RTCRtpSender, *, silence: float, connect: float, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, pc: RTCPeerConnection, sender: RTCRtpSender, *, silence: float, connect: float) -> None:
         self._pc, self._sender = pc, sender
         self._silence, self._connect = silence, connect
         self._packets = -1
