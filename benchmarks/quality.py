@@ -171,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             still_rows.append(
                 {
                     "portrait": stage.name,
-                    "neutral_psnr_db": neutral_psnr(options.generator, stage, size=options.size),
+                    "neutral_psnr_db": neutral_psnr(stage),
                     "shimmer": still(stage, shown, noise=0.0),
                     "shimmer_noisy": still(stage, shown, noise=CAMERA_NOISE),
                 }

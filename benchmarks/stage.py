@@ -91,7 +91,7 @@ class Stage:
             if rehearse:
                 for i, rgb in enumerate(clip.pictures()):
                     session.face(VideoFrame(rgb, i / clip.fps, i + 1))
-                offset = (i + 2) / clip.fps
+                    offset = (i + 2) / clip.fps
             for i, rgb in enumerate(clip.pictures()):
                 frame = VideoFrame(rgb, offset + i / clip.fps, i + 1)
                 waiting[i] = rgb
@@ -168,24 +168,28 @@ def still(stage: Stage, picture: UInt8Array, *, noise: float, seconds: float = S
     return float(np.mean(changes))
 
 
-def neutral_psnr(generator: str, stage: Stage, *, size: int) -> float:
-    """dB inside the head of the portrait driven at its own expression, its rest state off, against the portrait."""
+def neutral_psnr(stage: Stage) -> float | None:
+    """dB inside the head of the portrait driven at its own expression, its rest state off, against the portrait.
+
+    None for a generator that has no rest state to turn off.
+    """
     from engine.drivers.face import FaceTracker
     from engine.generators import load
-
-    plain = load(generator, size=(size, size), rest=False)
     from engine.persona import make_persona
 
-    persona = make_persona(plain, stage.portrait, name=stage.name)
+    if not hasattr(stage.generator, "rest"):
+        return None
+    plain = load(stage.generator.spec.name, size=stage.generator.spec.size, rest=False)
+    identity = make_persona(plain, stage.portrait, name=stage.name).identity
     state = plain.allocate(1)
-    plain.admit(state, 0, persona.identity)
+    plain.admit(state, 0, identity)
     (frames,) = plain.step(state, [[Signal(0.0, 1, motion=still_motion())]])
     if frames is None:
         raise RuntimeError("the generator left the only row idle")
     tracker = FaceTracker(still=True)
-    face = track([persona.identity.portrait], tracker)[0]
+    face = track([identity.portrait], tracker)[0]
     tracker.close()
-    return psnr(frames[0].rgb, persona.identity.portrait, head_mask(face, frames[0].rgb.shape, grow=HEAD_GROW))
+    return psnr(frames[0].rgb, identity.portrait, head_mask(face, frames[0].rgb.shape, grow=HEAD_GROW))
 
 
 def drive_with_speech(stage: Stage, sound: AudioChunk, *, name: str, silence: float = SILENCE_SECONDS) -> Spoken:
