@@ -13,11 +13,12 @@ import os
 import platform
 import shlex
 import subprocess
+import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -108,6 +109,16 @@ def arguments(name: str, description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="F", help="also write the JSON line to this file")
     parser.add_argument("--plot", type=Path, metavar="F.png", help="draw the result (needs matplotlib)")
     return parser
+
+
+def start(main: Callable[[], int]) -> NoReturn:
+    """Run a benchmark as a program: a person's mistake is one sentence and status 2, as from the front door."""
+    try:
+        status = main()
+    except AvatarError as error:
+        print(f"avatar: {error}", file=sys.stderr)
+        status = 2
+    raise SystemExit(status)
 
 
 def machine() -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import media
-from benchmarks.common import Laps, Panel, Table, arguments, percentiles, plot, report
+from benchmarks.common import Laps, Panel, Table, arguments, percentiles, plot, report, start
 from engine.types import AudioChunk, Motion, Signal, UInt8Array, VideoFrame
 
 SIZES = (256, 512, 768)
@@ -239,4 +239,4 @@ def _tables(rows: Sequence[Row], drivers: Mapping[str, Laps], chains: Mapping[st
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    start(main)

@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks import delivery, media
 from benchmarks.blocks import CAMERA_LOOP, Block, Voice, camera_block, voice_block
-from benchmarks.common import MS, Panel, Table, arguments, minus, percentiles, plot, report
+from benchmarks.common import MS, Panel, Table, arguments, minus, percentiles, plot, report, start
 from benchmarks.peers import FPS, Server, camera_loop
 
 BLOCK_SECONDS = 15.0
@@ -210,4 +210,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    start(main)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import media
-from benchmarks.common import Panel, Table, arguments, plot, report
+from benchmarks.common import Panel, Table, arguments, plot, report, start
 from benchmarks.measure import CHANNELS
 from benchmarks.sheet import Pair, contact_sheet
 from benchmarks.stage import CAMERA_NOISE, Driven, Spoken, Stage, drive_with_clip, drive_with_speech, neutral_psnr, still
@@ -186,4 +186,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    start(main)

@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks import delivery, media
 from benchmarks.blocks import CAMERA_LOOP, SETTLE, clicks
-from benchmarks.common import Panel, Table, arguments, percentiles, plot, report
+from benchmarks.common import Panel, Table, arguments, percentiles, plot, report, start
 from benchmarks.peers import CAMERA_SIZE, FPS, Call, Camera, Microphone, Server, camera_loop
 
 LATE = 0.01
@@ -177,4 +177,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    start(main)
