@@ -175,13 +175,13 @@ async def watch(page: Page, *ids: str, pictures: int, seconds: float) -> list[tu
     return looks
 
 
-def wave(times: FloatArray, values: FloatArray) -> tuple[float, float, float]:
-    """The sine of the clip's period that fits best -> (amplitude, phase in s, share of the variance it explains)."""
-    angle = 2 * math.pi * times / CLIP_SECONDS
+def wave(times: FloatArray, values: FloatArray, period: float) -> tuple[float, float, float]:
+    """The sine of this period (s) that fits best -> (amplitude, phase in s, share of the variance it explains)."""
+    angle = 2 * math.pi * times / period
     basis = np.stack([np.sin(angle), np.cos(angle), np.ones_like(angle)], axis=1)
     (sine, cosine, level), *_ = np.linalg.lstsq(basis, values, rcond=None)
     rest = values - basis @ np.array([sine, cosine, level])
-    return math.hypot(sine, cosine), math.atan2(-cosine, sine) / (2 * math.pi) * CLIP_SECONDS, 1 - float(rest.var() / values.var())
+    return math.hypot(sine, cosine), math.atan2(-cosine, sine) / (2 * math.pi) * period, 1 - float(rest.var() / values.var())
 
 
 async def go_live(page: Page) -> None:
@@ -204,7 +204,7 @@ def test_the_portrait_follows_the_camera(desk: Desk, tracker: FaceTracker) -> No
         await go_live(page)
         await page.click("#performance summary")
         await asyncio.sleep(1.0)
-        looks = await watch(page, "self", "avatar", pictures=40, seconds=8.0)
+        looks = await watch(page, "self", "avatar", pictures=28, seconds=6.0)
         assert float(await page.text("#n-fps")) >= 2  # how fast is the benchmarks' question; a busy machine must not fail this test
         delay = float((await page.text("#n-p50")).split()[0]) / 1000
         assert "Generating" in await page.text("#parts")
@@ -221,13 +221,15 @@ def test_the_portrait_follows_the_camera(desk: Desk, tracker: FaceTracker) -> No
     looks, delay = desk.run(story())
     times = np.array([now for _, now in looks])
     camera, avatar = np.array([[roll(points(tracker, picture)) for picture in shown] for shown, _ in looks]).T
-    wide, phase, fit = wave(times, camera)
-    assert wide > 0.8 * ROLL_DEGREES  # the known motion is there to be followed
+    # a busy machine's fake camera plays more slowly than 30 fps
+    period = max(CLIP_SECONDS * np.linspace(0.9, 1.6, 71), key=lambda period: wave(times, camera, period)[2])
+    wide, phase, fit = wave(times, camera, period)
+    assert wide > 0.7 * ROLL_DEGREES  # the known motion is there to be followed
     assert fit > 0.9
-    follows, late, fit = wave(times, avatar)
+    follows, late, fit = wave(times, avatar, period)
     assert follows > 0.6 * wide
     assert fit > 0.7
-    lag = (late - phase + CLIP_SECONDS / 2) % CLIP_SECONDS - CLIP_SECONDS / 2
+    lag = (late - phase + period / 2) % period - period / 2
     assert 0 < lag < 1.5
     assert abs(lag - delay) < 0.1 + 0.5 * delay
 
