@@ -9,6 +9,8 @@ face, neutral} on change · notice {level, text} · recorded {url} · bye {reaso
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -24,6 +26,10 @@ from streaming.uploads import Uploads
 
 PAIRS_SECONDS = 0.1
 """s between two messages with pairs: 10 a second."""
+BYE_SECONDS = 1.0
+"""s a farewell waits for a channel that is not open yet."""
+LEAVING_SECONDS = 0.05
+"""s that a farewell gets to leave before the connection is closed."""
 BUFFER_LIMIT = 256 * 1024
 """Bytes the channel may hold back before unimportant messages (pairs, stats) are left out."""
 
@@ -37,6 +43,7 @@ class Channel:
         self.on_bye: Callable[[], None] = lambda: None  # the person leaves for good; set by the peer
         self.on_record: Callable[[bool], None] = lambda _: None  # start or stop recording; set by the peer's owner
         self._channel: RTCDataChannel | None = None
+        self._opened = asyncio.Event()
         self._pairs: list[list[float]] = []
         self._pairs_sent = 0.0
         self._second = 0.0
@@ -55,6 +62,7 @@ class Channel:
     def open(self, channel: RTCDataChannel) -> None:
         """The channel is there."""
         self._channel = channel
+        self._opened.set()
         channel.on("message", self._on_message)
         spec = self.live.stepper.generator.spec
         self.send(
@@ -73,6 +81,14 @@ class Channel:
             }
         )
         self.live.tell_state(always=True)
+
+    async def bye(self, reason: str) -> None:
+        """Say why the session ends; where the channel is only just opening, wait for it a little."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(BYE_SECONDS):
+                await self._opened.wait()
+        self.send({"type": "bye", "reason": reason})
+        await asyncio.sleep(LEAVING_SECONDS)
 
     def close(self) -> None:
         """Nothing is sent any more."""

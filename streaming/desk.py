@@ -57,6 +57,7 @@ class Desk:
         self.open_camera: Callable[[], Any] = open_camera
         self._camera: tuple[VirtualCamera, Live] | None = None
         self._kept: dict[str, asyncio.TimerHandle] = {}  # sessions without a peer -> when they end
+        self._endings: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         studio.on_ended = self._session_ended
 
@@ -86,7 +87,8 @@ class Desk:
         if not offer.resume:
             return None
         token = offer.resume.encode()
-        return next((live for live in self.studio.sessions.values() if hmac.compare_digest(live.resume_token.encode(), token)), None)
+        alive = [live for live in self.studio.sessions.values() if live.id not in self._endings]
+        return next((live for live in alive if hmac.compare_digest(live.resume_token.encode(), token)), None)
 
     async def _replace(self, live: Live, drive: Drive) -> None:
         """The new connection takes over from the old one; last wins."""
@@ -108,6 +110,8 @@ class Desk:
             persona = self.uploads.persona(offer.portrait_upload)
         else:
             persona = await studio.persona(offer.persona)
+        if studio.full and self._endings:  # Stop and Start again: the seat is about to be free
+            await asyncio.wait(self._endings.values(), timeout=CLOSE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         if studio.full and self._kept:
             await self.end(studio.sessions[next(iter(self._kept))])  # whoever waits goes before whoever may come back
         return await studio.open(persona, drive=offer.drive, echo=echo)
@@ -115,16 +119,15 @@ class Desk:
     async def _gone(self, peer: Peer, ended: bool) -> None:
         """A connection is over: free the session, or keep it where the person may come back."""
         live = peer.live
-        if self.peers.get(live.id) is peer:
-            del self.peers[live.id]
-        await peer.close()
-        if live.closed or live.id not in self.studio.sessions or live.id in self.peers:
-            return
-        if ended or self.settings.resume_seconds <= 0:
+        if self.peers.get(live.id) is not peer or live.closed or live.id not in self.studio.sessions:
+            await peer.close()  # taken over, or ending already
+        elif ended or self.settings.resume_seconds <= 0:
             await self.end(live)
-        elif live.id not in self._kept:
+        else:
+            del self.peers[live.id]
             loop = asyncio.get_running_loop()
             self._kept[live.id] = loop.call_later(self.settings.resume_seconds, lambda: self._spawn(self.end(live)))
+            await peer.close()
 
     async def _show(self, live: Live) -> None:
         """Make a session the virtual camera's."""
@@ -143,6 +146,12 @@ class Desk:
 
     async def end(self, live: Live, reason: str | None = None) -> None:
         """Free everything of a session: its peer, its viewers, its row, its trackers. Harmless twice."""
+        if live.id not in self._endings:
+            task = self._endings[live.id] = asyncio.ensure_future(self._end(live, reason))
+            task.add_done_callback(lambda _: self._endings.pop(live.id))
+        await asyncio.shield(self._endings[live.id])
+
+    async def _end(self, live: Live, reason: str | None) -> None:
         if (timer := self._kept.pop(live.id, None)) is not None:
             timer.cancel()
         try:

@@ -88,8 +88,7 @@ class Peer:
     async def close(self, reason: str | None = None) -> None:
         """Say why and hang up; the session itself goes on."""
         if reason is not None:
-            self.channel.send({"type": "bye", "reason": reason})
-            await asyncio.sleep(0.05)  # lets the message leave
+            await self.channel.bye(reason)
         self._gone = True
         self.live.outlet.sinks -= {self.video, self.voice}
         if self.live.on_event == self.channel.send:  # nobody has taken over yet

@@ -23,7 +23,7 @@ class Limits:
     candidates: int = 32  # ICE candidates of an offer
     upload_bytes: int = 20 * MIB  # a picture
     upload_pixels: int = 50_000_000
-    uploads: int = 32  # pictures kept in memory; the oldest goes
+    uploads: int = 12  # pictures kept in memory, about 15 MB each; the oldest goes
     audio_bytes: int = 64 * MIB  # a file for /humanaudio
     audio_seconds: float = 600.0
     text_chars: int = 4000  # one /human request

@@ -76,6 +76,10 @@ def test_hanging_up_frees_the_seat_at_once() -> None:
             assert generator.seated == 0
             again = await home.call()
             assert again.status == 200
+            await until(lambda: again.heard("hello"))
+            again.send(type="bye")
+            await until(lambda: home.app[DESK]._endings or not home.studio.sessions)
+            assert (await home.call()).status == 200, "Stop and Start again"
 
     live(story)
 
