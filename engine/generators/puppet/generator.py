@@ -61,7 +61,9 @@ class Puppet:
         height, width = self.spec.size
         how = cv2.INTER_AREA if portrait.shape[0] > height else cv2.INTER_CUBIC
         rgb = np.asarray(cv2.resize(portrait, (width, height), interpolation=how), np.uint8)
-        features = build(rgb, find_face(rgb))
+        # The tracker sees most in the picture as it came: not squeezed into the frame's size and shape.
+        squeeze = np.array([width / portrait.shape[1], height / portrait.shape[0], width / portrait.shape[1]], np.float32)
+        features = build(rgb, find_face(np.ascontiguousarray(portrait)) * squeeze)
         if self.respond:
             row = self._seat(features)
             response, coupling = listen(lambda motion: self._frame(row, motion)[0])

@@ -28,7 +28,7 @@ LIMITS = {
 """Soft limits: a motion comes as near to them as it likes and never beyond."""
 KNEE = 0.65
 """Motion is untouched up to this part of its limit and compressed beyond."""
-ASIDE, ASIDE_SHARE = 8.0, 0.5
+ASIDE, ASIDE_SHARE = 8.0, 0.75
 """A portrait that itself looks aside by more than ASIDE degrees turns less far: by this share of what it is more."""
 RIM_FROM, RIM_TO = 0.04, 0.30
 """How much more a piece of skin must face the camera (cosine) before its sampling starts to slide inwards, and when it has done so."""
