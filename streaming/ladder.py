@@ -75,7 +75,8 @@ class Ladder:
         wanted = min(wanted, self.rung.fps)
         share = made / wanted if wanted > 0 else 1.0
         self._behind = self._behind + 1 if share < BEHIND else 0
-        self._room = self._room + 1 if share >= KEEPING_UP and busy < ROOM else 0
+        # One frame more or less is how the second was cut; at 10 frames a second that is a tenth.
+        self._room = self._room + 1 if made + 1.0 >= KEEPING_UP * wanted and busy < ROOM else 0
         if self._behind >= DOWN_AFTER and self.index < len(RUNGS) - 1:
             if self._since_up < RELAPSE:
                 self._patience = min(2 * self._patience, LONGEST_WAIT)

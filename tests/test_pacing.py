@@ -408,6 +408,13 @@ def test_a_slow_camera_is_not_falling_behind() -> None:
     assert seconds(Ladder(), 60, wanted=0.0, made=0.0) == 0
 
 
+def test_a_second_cut_a_frame_short_still_counts_as_keeping_up() -> None:
+    ladder = Ladder(index=len(RUNGS) - 1)
+    for k in range(40):
+        ladder.observe(wanted=30.0, made=9.0 + k % 2, busy=0.1)
+    assert ladder.index < len(RUNGS) - 1
+
+
 def test_after_a_failed_climb_the_ladder_waits_longer() -> None:
     ladder = Ladder()
     changes: list[int] = []

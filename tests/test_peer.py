@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from streaming.api import DESK
 from streaming.settings import Limits, ServerSettings
@@ -204,6 +205,27 @@ def test_an_echo_is_the_camera_itself_without_tracking() -> None:
     before = len(seen.sizes)
     live(story)
     assert len(seen.sizes) - before <= 2, "only the warm-up looked"
+
+
+def test_a_session_that_falls_behind_steps_down_and_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streaming.peer.WATCH_SECONDS", 0.6)
+    for name, value in (("WARM_UP", 0), ("DOWN_AFTER", 1), ("RELAPSE", 0)):
+        monkeypatch.setattr(f"streaming.ladder.{name}", value)
+    generator = FakeGenerator(work=0.15)
+
+    async def story() -> None:
+        async with house(SETTINGS, studio=fake_studio(SETTINGS, generator=generator)) as home:
+            caller = await home.call()
+            await until(lambda: caller.pictures and caller.pictures[-1].width == 48, seconds=12.0)
+            figures = await caller.stats()
+            assert figures["ladder"]["rung"] >= 3
+            assert "frames a second" in figures["ladder"]["why"]
+            generator.work = 0.0
+            home.app[DESK].live(caller.session).ladder._patience = 1
+            await until(lambda: caller.pictures[-1].width == 64, seconds=15.0)
+            assert (await caller.stats())["ladder"]["rung"] < 3
+
+    live(story)
 
 
 def test_malformed_messages_are_answered_in_words_and_change_nothing() -> None:
