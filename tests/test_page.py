@@ -444,6 +444,9 @@ def test_a_picture_needs_consent_and_a_face(desk: Desk) -> None:
         await page.click("#portrait-use")
         await page.wait("!document.querySelector('#portrait-dialog').open")
         await go_live(page)
+        await page.click("#gallery input[value=demo]")  # another portrait while live, though the server has one place only
+        await page.wait("document.querySelector('#stage').dataset.state !== 'live'")
+        await page.wait("document.querySelector('#stage').dataset.state === 'live' && document.querySelector('#card').hidden")
         await page.click("#start")
         assert [error for error in page.errors if "400" not in error] == []
 

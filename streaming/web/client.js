@@ -8,6 +8,8 @@ import { Portraits } from "./portraits.js";
 const $ = (id) => document.getElementById(id);
 const store = { get: (key, otherwise) => JSON.parse(localStorage.getItem(`avatar.${key}`) ?? "null") ?? otherwise, set: (key, value) => localStorage.setItem(`avatar.${key}`, JSON.stringify(value)) };
 
+const SEAT_MS = 500; // the server frees the old session's place before the new one asks for it
+
 /** What each drive is for, which devices it needs, and what the server calls it. */
 const DRIVES = {
   camera: { server: "camera", needs: ["camera", "microphone"], delay: "from motion to picture", invite: "Press Start and it follows you.", text: "Your face moves the portrait, and your voice comes along in sync." },
@@ -25,7 +27,6 @@ const app = {
   micMuted: false,
   speaking: false,
   recording: 0,
-  limits: {},
 };
 
 const video = $("avatar");
@@ -284,9 +285,7 @@ const heard = {
     app.stats = message;
     if (message.speaking !== undefined) showSpeaking(message.speaking);
   },
-  hello: (message) => {
-    app.limits = message.limits || {};
-  },
+  hello: ({ limits }) => limits?.text && ($("words").maxLength = limits.text),
   state: (message) => {
     if (message.speaking !== undefined) showSpeaking(message.speaking);
     if (message.face !== undefined) app.face = message.face;
@@ -562,7 +561,8 @@ portraits.addEventListener("choose", async ({ detail: { choice } }) => {
   if (["live", "lost", "connecting"].includes(link.state)) {
     if (app.recording) await endRecording().catch(report);
     link.stop();
-    start();
+    card("Changing the portrait", "One moment.", { spinner: true });
+    setTimeout(start, SEAT_MS);
   } else if (link.state === "failed" || $("stage").dataset.state === "failed") {
     card("");
     showState("ended");

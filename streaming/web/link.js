@@ -88,10 +88,10 @@ function deviceTrouble(what, error) {
   return new Trouble(what, title, text, { reason: error.name });
 }
 
-const FAKE_ECHO = { echoCancellation: true, noiseSuppression: true, autoGainControl: true };
+const VOICE = { echoCancellation: true, noiseSuppression: true, autoGainControl: true };
 const WANTED = {
   camera: (id) => ({ video: { width: { ideal: 640 }, height: { ideal: 480 }, frameRate: { ideal: 30 }, ...(id ? { deviceId: { exact: id } } : { facingMode: "user" }) } }),
-  microphone: (id) => ({ audio: { channelCount: { ideal: 1 }, ...FAKE_ECHO, ...(id ? { deviceId: { exact: id } } : {}) } }),
+  microphone: (id) => ({ audio: { channelCount: { ideal: 1 }, ...VOICE, ...(id ? { deviceId: { exact: id } } : {}) } }),
 };
 
 /** One track of a camera or a microphone. Raises Trouble. */
