@@ -2,7 +2,7 @@
 
 From the page: ping {t} · set {drive, background {kind, colour, picture}, barge_in, return_voice; any of them} · neutral ·
 say {text, interrupt} · interrupt · record {on} · shown {frames [[rtp, ms from capture to display]]} · bye.
-To the page: pong {t, server_time} · hello {sessionid, resume, ai_generated, generator, persona, drive, limits} · frames {pairs
+To the page: pong {t, server_time} · hello {sessionid, resume, ai_generated, generator, persona, drive, barge_in, return_voice, badge, chat, limits} · frames {pairs
 [[outgoing RTP time, capture s, sent s]]} ten times a second · stats {...} once a second, as in /stats · state {speaking, drive,
 face, neutral} on change · notice {level, text} · recorded {url} · bye {reason}. Times are seconds of the server's clock.
 """
@@ -77,6 +77,7 @@ class Channel:
                 "barge_in": self.live.barge_in,
                 "return_voice": self.live.return_voice,
                 "badge": self.live.settings.badge,
+                "chat": bool(self.live.settings.chat_url),
                 "limits": {"text": self.live.settings.limits.text_chars, "viewers": self.live.settings.limits.viewers},
             }
         )

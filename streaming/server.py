@@ -106,7 +106,8 @@ async def _serve(settings: ServerSettings) -> None:
                 await web.TCPSite(runner, settings.host, settings.port, ssl_context=tls).start()
             except OSError as error:
                 raise _port_error(settings, error) from error
-            print(f"Open {settings.address} in a browser; Ctrl+C ends the server.", flush=True)
+            hint = "/#token=... with the token in place of the dots" if settings.token else ""
+            print(f"Open {settings.address}{hint} in a browser; Ctrl+C ends the server.", flush=True)
             await stopped
         ready.cancel()
     finally:

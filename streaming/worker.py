@@ -154,9 +154,7 @@ class Stepper:
             while not self._jobs.empty():
                 self._jobs.get()()
             started = time.perf_counter()
-            seats = [seat for seat in self._seats if not seat.resting]
-            for seat in seats:
-                seat.listen()
+            seats = [seat for seat in list(self._seats) if not seat.resting and self._listen(seat)]
             for group in [seats] if self.together else [[seat] for seat in seats]:
                 for _ in range(ROUNDS):
                     if not self._step(group):
@@ -164,6 +162,15 @@ class Stepper:
             self.busy += time.perf_counter() - started
         for seat in list(self._seats):
             self._remove(seat)
+
+    def _listen(self, seat: Seat) -> bool:
+        """Let a session hear -> whether it could."""
+        try:
+            seat.listen()
+        except Exception as error:  # as in _step
+            self._isolate([seat], error)
+            return False
+        return True
 
     def _step(self, group: list[Seat]) -> bool:
         """Render whatever is due in a group -> whether anything was."""

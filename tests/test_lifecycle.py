@@ -59,6 +59,22 @@ def test_a_tracker_that_fails_ends_its_own_session() -> None:
     live(story)
 
 
+def test_sound_that_cannot_be_heard_ends_its_own_session() -> None:
+    def broken(chunk: Any) -> None:
+        raise RuntimeError("broken ears")
+
+    async def story() -> None:
+        async with house(SETTINGS) as home:
+            good, bad = await home.call(), await home.call()
+            await until(lambda: good.frames and bad.heard("hello"))
+            home.app[DESK].live(bad.session).session.hear = broken  # type: ignore[method-assign]
+            await until(lambda: bad.heard("bye"))
+            count = len(good.frames)
+            await until(lambda: len(good.frames) > count + 10)
+
+    live(story)
+
+
 def test_hanging_up_frees_the_seat_at_once() -> None:
     generator = FakeGenerator()
     settings = ServerSettings(max_sessions=1, workers=1, trackers=1)
