@@ -2,9 +2,10 @@
 
 From the page: ping {t} · set {drive, background {kind, colour, picture}, barge_in, return_voice; any of them} · neutral ·
 say {text, interrupt} · interrupt · record {on} · shown {frames [[rtp, ms from capture to display]]} · bye.
-To the page: pong {t, server_time} · hello {sessionid, resume, ai_generated, generator, persona, drive, barge_in, return_voice, badge, chat, limits} · frames {pairs
-[[outgoing RTP time, capture s, sent s]]} ten times a second · stats {...} once a second, as in /stats · state {speaking, drive,
-face, neutral} on change · notice {level, text} · recorded {url} · bye {reason}. Times are seconds of the server's clock.
+To the page: pong {t, server_time} · hello {sessionid, resume, ai_generated, generator, persona, drive, barge_in, return_voice,
+badge, chat, limits} · frames {pairs [[outgoing RTP time, capture s, sent s]]} ten times a second · stats {...} once a second, as
+in /stats · state {speaking, drive, face, neutral} on change · notice {level, text} · recorded {url} · bye {reason}. Times are
+seconds of the server's clock.
 """
 
 from __future__ import annotations
