@@ -186,7 +186,7 @@ async def interrupt_talk(request: web.Request) -> web.Response:
 
 async def is_speaking(request: web.Request) -> web.Response:
     """Whether the avatar says something."""
-    return _ok(_live(request, await _body(request)).speaker.speaking)
+    return _ok(_live(request, await _body(request)).speaking)
 
 
 async def record(request: web.Request) -> web.Response:

@@ -58,6 +58,7 @@ class Live:
         self.stepper = stepper
         self.sound = SoundStream()
         self._mic_phase = Phase()
+        self._said_until = 0.0  # s, end of the last utterance's sound so far
         self.stats = Stats(started=time.monotonic())
         spec = stepper.generator.spec
         self.pacer = Pacer(self.stats, fps=spec.fps, chunk=spec.chunk, declared_lag=LOOK_AHEAD + (spec.chunk + spec.delay) / spec.fps + 0.02)
@@ -136,6 +137,8 @@ class Live:
         """Whatever sound is complete goes to the pacer and to the session."""
         for block, start in self.sound.blocks(now=now):
             self.pacer.sound(block, start)
+            if block[1].any():
+                self._said_until = (start + block.shape[1]) / RATE
             if not self.echo:
                 self._to_hear.append((block, start))
         if self._to_hear:
@@ -219,7 +222,7 @@ class Live:
 
     def tell_state(self, *, always: bool = False) -> None:
         """Send the page what it shows as state, where it has changed."""
-        state = {"speaking": self.sound.speaking, "drive": self.drive, "face": self.face_state, "neutral": self.neutral_state}
+        state = {"speaking": self.speaking, "drive": self.drive, "face": self.face_state, "neutral": self.neutral_state}
         if always or state != self._told:
             self._told = state
             self.on_event({"type": "state", **state})
@@ -236,10 +239,16 @@ class Live:
         """ "set" once the face driver has chosen its neutral."""
         return "set" if getattr(self.session.face, "calibrated", True) else "searching"
 
+    @property
+    def speaking(self) -> bool:
+        """Whether an utterance is being heard by the viewers, or still to be."""
+        return self.speaker.speaking or self.pacer.playhead.position(time.monotonic()) < self._said_until
+
     def interrupt(self) -> None:
         """Stop speaking now: what was not sent is thrown away."""
         if self.closed:
             return
+        self._said_until = 0.0
         self.speaker.cancel()
         self.session.interrupt()
         self.pacer.interrupt(now=time.monotonic())
@@ -280,7 +289,7 @@ class Live:
             "ai_generated": True,
             "drive": self.drive,
             "grid": self.pacer.grid,
-            "speaking": self.sound.speaking,
+            "speaking": self.speaking,
             "face": self.face_state,
             "neutral": self.neutral_state,
             "connected": self.connected,

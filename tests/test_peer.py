@@ -73,14 +73,14 @@ def test_without_a_camera_the_portrait_is_alive_and_speaks() -> None:
             caller = await home.call(camera=None, offer={"drive": "voice"})
             await until(lambda: len(caller.frames) > 20)
             assert not caller.loud()
-            status, said = await caller.post("/human", sessionid=caller.session, text="Hello there", type="echo")
+            status, said = await caller.post("/human", sessionid=caller.session, text="Hello there, and a good day", type="echo")
             assert (status, said) == (200, {"code": 0, "msg": "ok", "data": None})
             await until(caller.loud)
             assert (await caller.post("/is_speaking", sessionid=caller.session))[1]["data"] is True
             assert any(message["speaking"] for message in caller.heard("state"))
             await until(lambda: not caller.heard("state")[-1]["speaking"])
             assert (await caller.post("/is_speaking", sessionid=caller.session))[1]["data"] is False
-            assert speech.spoken == ["Hello there"]
+            assert speech.spoken == ["Hello there, and a good day"]
             figures = await caller.stats()
             assert figures["grid"] == "voice"
             assert abs(figures["av_offset_ms"]["p50"]) < 45
