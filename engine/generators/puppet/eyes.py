@@ -79,6 +79,8 @@ def lid_curve(side: int) -> list[int]:
 
 LASH = 0.019
 """Thickness of the line of lashes, ocular distances."""
+LASH_MOST, LASH_RISE = 0.13, 0.5
+"""Until the eye closes it is no thicker than this share of the open eye's height, and lies this share of itself above the lid's edge."""
 SHUT_FROM, SHUT_TO = 0.85, 0.25
 """Apertures between which a lid's look turns from open to closed."""
 

@@ -18,6 +18,8 @@ EDGE_ROOM = 0.12
 """How far around the face one part of the person may hide another, face widths."""
 EDGE_SHARE = 8
 """One pixel in so many can be softened."""
+SHARP = [*topology.BROWS[0], *topology.BROWS[1], *topology.EYE_CORNERS[0], *topology.EYE_CORNERS[1], *topology.LOWER_LIP[3], *topology.LIP_CORNERS[3]]
+"""Points around what people look at."""
 GAZE_LIMIT = 0.35
 """Irises go this far, eye widths."""
 
@@ -53,7 +55,7 @@ def paint(features: Features, canvas: Canvas, pose: Pose, motion: Motion) -> tup
     pad = float(features.texture.shape[1] - width) / 2
     raster(pose.points, pose.uv, features.triangles, features.tags, canvas.sampling, canvas.depth, canvas.tag)
     face = bounds(pose.points[list(topology.OVAL)])
-    _sample(features, canvas, face)
+    _sample(features, canvas, bounds(pose.points[SHARP]))
     flat = features.uv - np.float32(pad)
     for side in range(2):
         _eye(features, canvas, pose, motion, side, flat)
@@ -65,12 +67,12 @@ def paint(features: Features, canvas: Canvas, pose: Pose, motion: Motion) -> tup
     return rgb, alpha
 
 
-def _sample(features: Features, canvas: Canvas, face: FloatArray) -> None:
-    """Fetch every pixel of the person: bilinear, and in the face's box [4] bicubic, which keeps skin and lashes sharp between pixels."""
+def _sample(features: Features, canvas: Canvas, sharp: FloatArray) -> None:
+    """Fetch every pixel of the person: bilinear, and in the box `sharp` [4] bicubic, which keeps lashes and lips crisp between pixels."""
     nothing = (0, 0, 0, 0)
     cv2.remap(features.texture, canvas.sampling, None, cv2.INTER_LINEAR, dst=canvas.layer, borderMode=cv2.BORDER_CONSTANT, borderValue=nothing)
     height, width = canvas.tag.shape
-    x0, y0, x1, y1 = np.clip(face, 0, (width, height, width, height)).astype(int)
+    x0, y0, x1, y1 = np.clip(sharp, 0, (width, height, width, height)).astype(int)
     if x1 - x0 < 2 or y1 - y0 < 2:
         return
     box = np.s_[y0:y1, x0:x1]
@@ -85,6 +87,12 @@ def _eye(features: Features, canvas: Canvas, pose: Pose, motion: Motion, side: i
     shift = gaze[0] * half + gaze[1] * np.array([-half[1], half[0]])
     opening = float(motion.eyes[side])
     shut = float(np.clip((eyes.SHUT_FROM - opening) / (eyes.SHUT_FROM - eyes.SHUT_TO), 0.0, 1.0))
+    closed = float(np.clip(1.0 - opening / eyes.SHUT_TO, 0.0, 1.0))
+    height = float(np.linalg.norm(flat[topology.LOWER_LID[side][3]] - flat[topology.UPPER_LID[side][3]]))
+    whole = eyes.LASH * float(features.ocular)
+    thick = min(whole, eyes.LASH_MOST * height) * (1.0 - closed) + whole * closed
+    rise = eyes.LASH_RISE * thick * (1.0 - closed)
+    edge = pose.points[eyes.lid_curve(side), :2] - features.frame[:2, 1] * np.float32(rise)
     eyes.paint(
         canvas.layer,
         canvas.tag,
@@ -99,10 +107,10 @@ def _eye(features: Features, canvas: Canvas, pose: Pose, motion: Motion, side: i
         features.iris[side],
         features.eye_axis[side],
         shift.astype(np.float32),
-        np.ascontiguousarray(pose.points[eyes.lid_curve(side), :2]),
+        np.ascontiguousarray(edge, np.float32),
         shut,
         features.lash[side],
-        eyes.LASH * float(features.ocular),
+        thick,
     )
 
 
