@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar, cast, get_args
@@ -126,6 +127,14 @@ def _check_sdp(sdp: str, settings: ServerSettings) -> None:
         raise AvatarError("The offer is not a session description that this server understands; reload the page.")
     if sum(line.startswith("m=") for line in lines) > limits.media_lines:
         raise AvatarError(f"The offer has too many media lines; {limits.media_lines} is the limit.")
+
+
+async def hang_up(request: web.Request) -> web.Response:
+    """End a session; 204 also where it has ended already, since the connection's own goodbye may have been faster."""
+    desk = request.app[DESK]
+    with contextlib.suppress(Unknown):
+        await desk.end(desk.live(request.match_info["sessionid"]))
+    return web.Response(status=204)
 
 
 async def whep(request: web.Request) -> web.Response:

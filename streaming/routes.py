@@ -40,6 +40,7 @@ ROUTES = (
         gives=SDP_ANSWER,
         refusals=(400, 413, 429, 503),
     ),
+    Route("DELETE", "/offer/{sessionid}", api.hang_up, "End a session and free its seat.", status=204),
     Route(
         "POST",
         "/human",

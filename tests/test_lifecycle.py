@@ -13,7 +13,7 @@ import pytest
 
 from streaming.api import DESK, PEERS
 from streaming.settings import Limits, ServerSettings
-from tests.caller import SETTINGS, Caller, colour_of, house, live, near, until
+from tests.caller import SETTINGS, Caller, ask, colour_of, house, live, near, until
 from tests.fakes import COLOURS, Camera, FakeFace, FakeGenerator, fake_studio
 
 
@@ -95,7 +95,11 @@ def test_hanging_up_frees_the_seat_at_once() -> None:
             await until(lambda: again.heard("hello"))
             again.send(type="bye")
             await until(lambda: home.app[DESK]._endings or not home.studio.sessions)
-            assert (await home.call()).status == 200, "Stop and Start again"
+            last = await home.call()
+            assert last.status == 200, "Stop and Start again"
+            for _ in range(2):
+                assert (await ask(home, "DELETE", f"/offer/{last.answer['sessionid']}"))[0] == 204, "also where it has ended"
+                assert not home.studio.sessions
 
     live(story)
 

@@ -171,6 +171,7 @@ export class Link extends EventTarget {
     this.wanted = false;
     clearTimeout(this.retryTimer);
     this.drop();
+    if (this.sessionid) hangUp(`/offer/${this.sessionid}`);
     this.sessionid = this.resume = "";
     this.become("ended");
   }
@@ -209,7 +210,10 @@ export class Link extends EventTarget {
     await gathered(pc);
     const { sdp, type } = pc.localDescription;
     const answer = await request("/offer", { json: { sdp, type, ...this.describe(), ...(this.resume ? { resume: this.resume } : {}) } });
-    if (pc !== this.pc) return;
+    if (pc !== this.pc) {
+      if (!this.wanted) hangUp(`/offer/${answer.sessionid}`); // stopped while the answer was on its way
+      return;
+    }
     this.sessionid = answer.sessionid;
     this.resume = answer.resume || answer.sessionid;
     await pc.setRemoteDescription({ sdp: apart(answer.sdp), type: answer.type });
@@ -311,9 +315,14 @@ export class Link extends EventTarget {
   }
 }
 
+/** Frees a seat at once: a connection's own goodbye can get lost, and a page that closes has no time to see whether it did. */
+export function hangUp(path) {
+  fetch(path, { method: "DELETE", headers: authorised(), keepalive: true }).catch(() => {});
+}
+
 /** The STUN and TURN servers that the operator named, if any; a server without that answer has none. */
 let known;
-async function iceServers() {
+export async function iceServers() {
   known ??= (await request("/healthz")).ice_servers || [];
   return known;
 }

@@ -1,7 +1,7 @@
 // The picture alone, for OBS's browser source or a big screen: watches a session over WHEP and comes back by itself.
 // /view?sessionid=…  [&background=black|green|…] [&fit=cover] [&quiet] (no words on the picture while it waits)  [#token=…]
 
-import { gathered, readToken, request } from "./link.js";
+import { gathered, hangUp, iceServers, readToken, request } from "./link.js";
 
 const options = new URLSearchParams(location.search);
 const session = options.get("sessionid") || options.get("session") || "";
@@ -11,6 +11,7 @@ const BACKOFF_MS = [500, 1000, 2000, 5000];
 const STALL_MS = 5000; // no new picture for so long: connect again
 
 let pc;
+let place = ""; // where this viewer is on the server
 let attempt = 0;
 let retryTimer;
 let frames = 0;
@@ -26,6 +27,8 @@ function say(text = "") {
 function retry(why) {
   pc?.close();
   pc = null;
+  if (place) hangUp(place);
+  place = "";
   video.style.visibility = "hidden"; // nothing is transparent, a video without a track is black
   say(why);
   clearTimeout(retryTimer);
@@ -33,7 +36,7 @@ function retry(why) {
 }
 
 async function watch() {
-  const mine = new RTCPeerConnection();
+  const mine = new RTCPeerConnection({ iceServers: await iceServers().catch(() => []) });
   pc = mine;
   const incoming = new MediaStream();
   for (const kind of ["video", "audio"]) mine.addTransceiver(kind, { direction: "recvonly" });
@@ -50,6 +53,7 @@ async function watch() {
     await gathered(mine);
     const path = `/whep?sessionid=${encodeURIComponent(session)}`;
     const response = await request(path, { body: mine.localDescription.sdp, headers: { "Content-Type": "application/sdp" }, as: "response" });
+    place = response.headers.get("Location");
     await mine.setRemoteDescription({ type: "answer", sdp: await response.text() });
     say();
   } catch (trouble) {
@@ -79,6 +83,8 @@ setInterval(() => {
   if (pc && frames === before) retry("Waiting for the avatar…");
   before = frames;
 }, STALL_MS);
+
+addEventListener("pagehide", () => place && hangUp(place));
 
 readToken();
 if (session) watch();
