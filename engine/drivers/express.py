@@ -17,6 +17,9 @@ ASIDE_YAW, ASIDE_PITCH = 10.0, 15.0
 """Degrees of the neutral's own yaw and pitch that are taken for the tracker's or the face's, not for a camera that stands aside."""
 SHUT_EYE, OPEN_EYE = 0.06, 1.6
 """Apertures below the first are 0, since a blink must close; the second is the widest."""
+APART, APART_YAW, WINK, LIKELY = 0.15, 0.02, 0.25, 0.35
+"""Difference between the two apertures that is mostly the tracker's, how it grows a degree of yaw, how much more is wholly believed, and
+the share of it that is believed below."""
 GAZE_FADE = (0.15, 0.4)
 """Apertures between which an eye's iris goes from unseen to trusted."""
 WIDE_GAP = 0.6
@@ -138,7 +141,7 @@ class Expression:
         now, then = measure(shape), rest.measures
         assert self._mask is not None
         believed = self._mask * (1.0 - (1.0 - mouth_seen) * _ramp(rest.shape[:, 1:2], *JAW_TOP))
-        eyes = apertures(now, self.levels)
+        eyes = paired(apertures(now, self.levels), yaw=float(head[0]))
         self._gaze = gaze(now, then, eyes=eyes, before=self._gaze)
         return Motion(
             head=head.astype(np.float32),
@@ -170,6 +173,15 @@ def apertures(now: Measures, levels: Levels) -> Float64Array:
     opened = np.where(opened < 1.0, np.maximum(0.0, opened - SHUT_EYE) / (1.0 - SHUT_EYE), opened)
     eyes: Float64Array = np.minimum(opened, OPEN_EYE)
     return eyes
+
+
+def paired(eyes: Float64Array, *, yaw: float) -> Float64Array:
+    """[2] apertures that differ only where somebody winks: lids move together, and the more a head turns, the worse its far eye is read."""
+    apart = eyes[0] - eyes[1]
+    free = APART + APART_YAW * abs(yaw)
+    believed = LIKELY + (1.0 - LIKELY) * float(_ramp(abs(apart), free, free + WINK))
+    together: Float64Array = eyes.mean() + 0.5 * believed * apart * np.array([1.0, -1.0])
+    return together
 
 
 def gaze(now: Measures, then: Measures, *, eyes: Float64Array, before: Float64Array) -> Float64Array:
