@@ -39,6 +39,9 @@ def serve(args: argparse.Namespace) -> int:
             badge=args.badge,
             virtual_camera=args.virtual_camera,
             tts_url=args.tts_url,
+            tts_model=args.tts_model,
+            tts_voice=args.tts_voice,
+            allowed_origins=tuple(args.allow_origin),
             chat_url=args.chat_url,
             chat_model=args.chat_model,
             allow_echo=args.allow_echo,
@@ -147,6 +150,9 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--token", help="bearer token, needed when --host is not a loopback address")
     p.add_argument("--tls-cert", help="PEM certificate: serve https")
     p.add_argument("--tls-key", help="PEM key of the certificate")
+    p.add_argument(
+        "--allow-origin", action="append", default=[], metavar="URL", help="a page of another address, or a proxy's, that may use this server"
+    )
     p.add_argument("--max-sessions", type=int, default=4)
     p.add_argument("--generator", default="puppet")
     p.add_argument("--persona", help="a saved persona to offer first")
@@ -156,6 +162,8 @@ def _parser() -> argparse.ArgumentParser:
         "--virtual-camera", action="store_true", help="show the first session as a webcam of this machine (pip install 'avatar-engine[camera]')"
     )
     p.add_argument("--tts-url", help="an OpenAI-compatible endpoint that ends in /v1 for speech; espeak-ng otherwise")
+    p.add_argument("--tts-model", default="tts-1", help="the speech endpoint's model")
+    p.add_argument("--tts-voice", help="the speech endpoint's voice, or one of espeak-ng's")
     p.add_argument("--chat-url", help="an OpenAI-compatible endpoint that ends in /v1 for type:chat")
     p.add_argument("--chat-model", default="gpt-4o-mini", help="the chat endpoint's model")
     p.add_argument("--allow-echo", action="store_true", help="let benchmarks ask for their own picture back")

@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar, cast, get_args
 
-from aiohttp import BodyPartReader, web
+from aiohttp import BodyPartReader, ClientError, web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from engine.types import AvatarError, Drive
 from streaming.channel import checked_text
@@ -23,7 +24,7 @@ from streaming.uploads import decode_upload
 from streaming.web_files import preview_jpeg, static_file
 
 DESK = web.AppKey("desk", Desk)
-GATE = web.AppKey("gate", Gate)
+GATES = web.AppKey("gates", dict[str, Gate])
 SETTINGS = web.AppKey("settings", ServerSettings)
 PEERS = web.AppKey("peers", dict[str, Peer])
 VERSION = "0.1.0"
@@ -41,7 +42,7 @@ T = TypeVar("T")
 async def _body(request: web.Request) -> dict[str, Any]:
     try:
         body = await request.json()
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError, LookupError):  # LookupError: a charset that nobody knows
         raise AvatarError("The request is not JSON.") from None
     if not isinstance(body, dict):
         raise AvatarError("The request must be a JSON object.")
@@ -76,7 +77,7 @@ async def _form(request: web.Request, *, most: int) -> tuple[dict[str, str], byt
                     raise AvatarError("The form holds two files; send one.")
     except TimeoutError:
         raise AvatarError("The upload took too long; try a smaller file.") from None
-    except ValueError as error:
+    except (ValueError, LookupError, RuntimeError, HttpProcessingError, ClientError) as error:
         raise AvatarError("The form cannot be read; send it again.") from error
     if data is None:
         raise AvatarError("The form holds no file.")
@@ -92,6 +93,11 @@ async def _part(part: BodyPartReader, most: int) -> bytes:
     return bytes(data)
 
 
+def _pass_gate(request: web.Request, name: str) -> None:
+    """Raise TooMany where an address asks for the same thing too often."""
+    request.app[GATES][name].pass_(request.remote or "", now=time.monotonic())
+
+
 async def _in_thread(request: web.Request, work: Callable[[], T]) -> T:
     return await asyncio.get_running_loop().run_in_executor(request.app[DESK].studio.executor, work)
 
@@ -105,7 +111,7 @@ def _ok(data: Any = None) -> web.Response:
 
 async def offer(request: web.Request) -> web.Response:
     """Connect a person."""
-    request.app[GATE].pass_(request.remote or "", now=time.monotonic())
+    _pass_gate(request, "offer")
     body = await _body(request)
     sdp, drive = body.get("sdp"), cast(Drive, body.get("drive") or "camera")
     if not isinstance(sdp, str) or body.get("type") != "offer":
@@ -114,7 +120,7 @@ async def offer(request: web.Request) -> web.Response:
     if drive not in get_args(Drive):
         raise AvatarError("'drive' is one of: camera, voice, auto.")
     names = ("persona", "portrait_upload", "generator", "resume")
-    answer, live = await request.app[DESK].offer(Offer(sdp, drive=drive, **{name: _text(body, name) for name in names}))
+    answer, live = await request.app[DESK].offer(Offer(sdp, caller=request.remote, drive=drive, **{name: _text(body, name) for name in names}))
     return web.json_response({"sdp": answer, "type": "answer", "sessionid": live.id, "resume": live.resume_token})
 
 
@@ -139,12 +145,13 @@ async def hang_up(request: web.Request) -> web.Response:
 
 async def whep(request: web.Request) -> web.Response:
     """Watch a session."""
-    request.app[GATE].pass_(request.remote or "", now=time.monotonic())
+    live = request.app[DESK].watched(request.query.get("sessionid"))
+    _pass_gate(request, "watch")
     if request.content_type != "application/sdp":
         raise AvatarError("WHEP takes an offer as application/sdp.")
     sdp = (await request.read()).decode("utf-8", "replace")
     _check_sdp(sdp, request.app[SETTINGS])
-    viewer, answer = await request.app[DESK].watch(request.query.get("sessionid"), sdp)
+    viewer, answer = await request.app[DESK].watch(live, sdp, caller=request.remote)
     return web.Response(status=201, text=answer, content_type="application/sdp", headers={"Location": f"/whep/{viewer}", "X-AI-Generated": "true"})
 
 
@@ -179,6 +186,7 @@ async def human(request: web.Request) -> web.Response:
 
 async def humanaudio(request: web.Request) -> web.Response:
     """Speak a sound file."""
+    _pass_gate(request, "upload")
     limits = request.app[SETTINGS].limits
     texts, data = await _form(request, most=limits.audio_bytes)
     live = _live(request, dict(texts))
@@ -228,6 +236,7 @@ async def recorded(request: web.Request) -> web.StreamResponse:
 
 async def upload(request: web.Request) -> web.Response:
     """Send a portrait or a background."""
+    _pass_gate(request, "upload")
     desk, limits = request.app[DESK], request.app[SETTINGS].limits
     texts, data = await _form(request, most=limits.upload_bytes)
     await desk.studio.ready()
@@ -271,18 +280,22 @@ async def healthz(request: web.Request) -> web.Response:
     return web.json_response(answer)
 
 
+def _sessions(desk: Desk) -> dict[str, Any]:
+    """What every session says of itself, by the first half of its id: the whole one would open it to whoever reads the figures."""
+    return {live.id[:8]: live.snapshot() for live in desk.studio.sessions.values()}
+
+
 async def stats(request: web.Request) -> web.Response:
     """Everything measured, as JSON."""
     desk = request.app[DESK]
-    return web.json_response({"server": desk.snapshot(), "sessions": {live.id: live.snapshot() for live in desk.studio.sessions.values()}})
+    return web.json_response({"server": desk.snapshot(), "sessions": _sessions(desk)})
 
 
 async def metrics(request: web.Request) -> web.Response:
-    """The same for Prometheus. Sessions are named by half of their id, which opens nothing."""
+    """The same for Prometheus."""
     desk = request.app[DESK]
     server = {name: value for name, value in desk.snapshot().items() if isinstance(value, (int, float))}
-    sessions = {live.id[:8]: live.snapshot() for live in desk.studio.sessions.values()}
-    return web.Response(text=prometheus(server, sessions), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+    return web.Response(text=prometheus(server, _sessions(desk)), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
 
 async def index(request: web.Request) -> web.StreamResponse:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from aiortc import RTCIceServer
 
@@ -22,6 +23,7 @@ from streaming.uploads import Uploads
 from streaming.virtual_camera import VirtualCamera, open_camera
 from streaming.whep import Broadcast
 
+T = TypeVar("T")
 CLOSE_SECONDS = 2.0
 """s a shutdown waits for connections to say goodbye."""
 
@@ -35,6 +37,7 @@ class Offer:
     """What a client asks for; the fields of POST /offer."""
 
     sdp: str
+    caller: str | None = None  # the address it came from
     persona: str | None = None
     portrait_upload: str | None = None  # id of an upload, instead of a persona
     drive: Drive = "camera"
@@ -55,7 +58,8 @@ class Desk:
         self.recordings = Recordings(settings.limits)
         self.rtc = RtcSettings(ice_servers=tuple(ice_server(url) for url in settings.ice_servers))
         self.open_camera: Callable[[], Any] = open_camera
-        self._camera: tuple[VirtualCamera, Live] | None = None
+        self._shown: Live | None = None  # whom the virtual camera shows, or is being opened for
+        self._camera: VirtualCamera | None = None
         self._kept: dict[str, asyncio.TimerHandle] = {}  # sessions without a peer -> when they end
         self._endings: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -65,33 +69,37 @@ class Desk:
 
     async def offer(self, offer: Offer) -> tuple[str, Live]:
         """Connect a person -> (the answer's SDP, their session). Raises Full, AvatarError."""
-        live = self._resumed(offer)
-        if live is None:
-            live = await self._open(offer)
-        else:
-            await self._replace(live, offer.drive)
+        resumed = self._resumed(offer)
+        live = resumed or await self._open(offer)
         peer = Peer(live, rtc=self.rtc, uploads=self.uploads, on_gone=self._gone)
         peer.channel.on_record = lambda on: self._spawn(self._record(live, on))
-        self.peers[live.id] = peer
         try:
-            answer = await peer.answer(offer.sdp)
-            if self.settings.virtual_camera and self._camera is None:
-                await self._show(live)
+            answer = await peer.answer(offer.sdp, caller=offer.caller)
         except BaseException:
-            await self._gone(peer, True)
+            await peer.close()
+            if resumed is None:
+                await self.end(live)
             raise
+        if resumed is not None:
+            await self._replace(live, offer.drive)
+        self.peers[live.id] = peer
+        if self.settings.virtual_camera and self._shown is None:
+            self._shown = live
+            self._spawn(self._show(live))
         return answer, live
 
     def _resumed(self, offer: Offer) -> Live | None:
         """The session that a resume token belongs to, or None where it has ended."""
         if not offer.resume:
             return None
-        token = offer.resume.encode()
-        alive = [live for live in self.studio.sessions.values() if live.id not in self._endings]
-        return next((live for live in alive if hmac.compare_digest(live.resume_token.encode(), token)), None)
+        token = offer.resume.encode("utf-8", "surrogatepass")
+        return next((live for live in self._alive() if hmac.compare_digest(live.resume_token.encode(), token)), None)
+
+    def _alive(self) -> list[Live]:
+        return [live for live in self.studio.sessions.values() if live.id not in self._endings]
 
     async def _replace(self, live: Live, drive: Drive) -> None:
-        """The new connection takes over from the old one; last wins."""
+        """A new connection that stands takes over from the old one; last wins."""
         if (timer := self._kept.pop(live.id, None)) is not None:
             timer.cancel()
         if (old := self.peers.pop(live.id, None)) is not None:
@@ -109,17 +117,18 @@ class Desk:
         if offer.portrait_upload:
             persona = self.uploads.persona(offer.portrait_upload)
         else:
-            persona = await studio.persona(offer.persona)
+            persona = await studio.persona(offer.persona or settings.persona)
         if studio.full and self._endings:  # Stop and Start again: the seat is about to be free
             await asyncio.wait(self._endings.values(), timeout=CLOSE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        if studio.full and self._kept:
-            await self.end(studio.sessions[next(iter(self._kept))])  # whoever waits goes before whoever may come back
+        waiting = [live for live in self._alive() if live.id in self._kept]
+        if studio.full and waiting:
+            await self.end(waiting[0])  # whoever waits goes before whoever may come back
         return await studio.open(persona, drive=offer.drive, echo=echo)
 
     async def _gone(self, peer: Peer, ended: bool) -> None:
         """A connection is over: free the session, or keep it where the person may come back."""
         live = peer.live
-        if self.peers.get(live.id) is not peer or live.closed or live.id not in self.studio.sessions:
+        if self.peers.get(live.id) is not peer or live.closed or live not in self._alive():
             await peer.close()  # taken over, or ending already
         elif ended or self.settings.resume_seconds <= 0:
             await self.end(live)
@@ -130,9 +139,17 @@ class Desk:
             await peer.close()
 
     async def _show(self, live: Live) -> None:
-        """Make a session the virtual camera's."""
-        camera = VirtualCamera(await asyncio.get_running_loop().run_in_executor(self.studio.executor, self.open_camera))
-        self._camera = (camera, live)
+        """Make a session the virtual camera's; where the device has gone, its person is told and goes on without."""
+        try:
+            camera = VirtualCamera(await self._aside(self.open_camera))
+        except AvatarError as error:
+            self._shown = None
+            live.tell(str(error), "error")
+            return
+        if live not in self._alive():
+            await self._aside(camera.close)
+            return
+        self._camera = camera
         live.outlet.sinks.add(camera)
 
     # -- sessions ------------------------------------------------------------------------------------------------------
@@ -140,9 +157,14 @@ class Desk:
     def live(self, session: Any) -> Live:
         """A session by id. Raises Unknown."""
         live = self.studio.sessions.get(session) if isinstance(session, str) else None
-        if live is None:
+        if live is None or live.id in self._endings:
             raise Unknown("There is no session with that id; it may have ended. Start a new one.")
         return live
+
+    def watched(self, name: Any) -> Live:
+        """The session that a viewer names by its `view_id`, which opens nothing else, or by its id. Raises Unknown."""
+        named = [live.id for live in self._alive() if live.view_id == name]
+        return self.live(named[0] if named else name)
 
     async def end(self, live: Live, reason: str | None = None) -> None:
         """Free everything of a session: its peer, its viewers, its row, its trackers. Harmless twice."""
@@ -154,18 +176,24 @@ class Desk:
     async def _end(self, live: Live, reason: str | None) -> None:
         if (timer := self._kept.pop(live.id, None)) is not None:
             timer.cancel()
-        try:
-            await self.recordings.finish(live)
-        except AvatarError as error:
-            live.tell(str(error), "error")
-        if self._camera is not None and self._camera[1] is live:
-            camera, self._camera = self._camera[0], None
-            await asyncio.get_running_loop().run_in_executor(self.studio.executor, camera.close)
-        if (broadcast := self.broadcasts.pop(live.id, None)) is not None:
-            await broadcast.close()
-        if (peer := self.peers.pop(live.id, None)) is not None:
-            await peer.close(reason)
-        await self.studio.end(live)
+        async with contextlib.AsyncExitStack() as steps:  # every step is taken, whatever another raises; the last one named is the first
+            steps.push_async_callback(self.studio.end, live)
+            if (peer := self.peers.pop(live.id, None)) is not None:
+                steps.push_async_callback(peer.close, reason)
+            if (broadcast := self.broadcasts.pop(live.id, None)) is not None:
+                steps.push_async_callback(broadcast.close)
+            if self._shown is live:
+                camera, self._camera, self._shown = self._camera, None, None
+                if camera is not None:
+                    live.outlet.sinks.discard(camera)
+                    steps.push_async_callback(self._aside, camera.close)
+            try:
+                await self.recordings.finish(live)
+            except AvatarError as error:
+                live.tell(str(error), "error")
+
+    async def _aside(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self.studio.executor, work)
 
     async def _record(self, live: Live, on: bool) -> None:
         """The data channel's switch."""
@@ -183,13 +211,12 @@ class Desk:
 
     # -- viewers -------------------------------------------------------------------------------------------------------
 
-    async def watch(self, session: Any, sdp: str) -> tuple[str, str]:
-        """Let a viewer in -> (viewer id, the answer's SDP). Raises Unknown, Full, AvatarError."""
-        live = self.live(session)
+    async def watch(self, live: Live, sdp: str, *, caller: str | None = None) -> tuple[str, str]:
+        """Let a viewer in -> (viewer id, the answer's SDP). Raises Full, AvatarError."""
         broadcast = self.broadcasts.get(live.id)
         if broadcast is None:
             broadcast = self.broadcasts[live.id] = Broadcast(live, rtc=self.rtc)
-        return await broadcast.admit(sdp)
+        return await broadcast.admit(sdp, caller=caller)
 
     async def unwatch(self, viewer: str) -> None:
         """A viewer leaves. Raises Unknown."""

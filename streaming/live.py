@@ -51,6 +51,7 @@ class Live:
     def __init__(self, persona: Persona, *, studio: Studio, stepper: Stepper, echo: bool = False) -> None:
         self.id = secrets.token_hex(8)
         self.resume_token = secrets.token_urlsafe(24)
+        self.view_id = secrets.token_hex(8)  # opens the picture and nothing else
         self.persona = persona
         self.settings = studio.settings
         self.echo = echo

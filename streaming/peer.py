@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any
 
-from aiortc import MediaStreamTrack, RTCDataChannel, RTCRtpSender, RTCSessionDescription
+from aiortc import MediaStreamTrack, RTCDataChannel, RTCRtpSender
 
 from engine.types import AudioChunk, AvatarError
 from streaming.channel import Channel
@@ -20,12 +20,11 @@ from streaming.rtc import (
     PeerConnection,
     RtcSettings,
     TrackEnded,
-    assert_codecs,
-    clean_offer,
     make_peer_connection,
     outgoing_rtp,
     prefer_codecs,
     sender_stats,
+    take_offer,
     tune_answer,
 )
 from streaming.tracks import VIDEO_BASE, AvatarVideo, AvatarVoice
@@ -33,8 +32,6 @@ from streaming.uploads import Uploads
 
 WATCH_SECONDS = 1.0
 """s between two looks at whether the other side is still there."""
-SETUP_SECONDS = 10.0
-"""s for the exchange of descriptions (ICE gathering included)."""
 
 
 class Peer:
@@ -58,22 +55,14 @@ class Peer:
 
     # -- set up --------------------------------------------------------------------------------------------------------
 
-    async def answer(self, sdp: str) -> str:
-        """Offer -> answer. Raises AvatarError where the offer makes no sense."""
+    async def answer(self, sdp: str, *, caller: str | None = None) -> str:
+        """Offer (that came from the address `caller`) -> answer. Raises AvatarError where the offer makes no sense."""
         pc = self._pc
         self._sender = pc.addTrack(self.video)
         pc.addTrack(self.voice)
         prefer_codecs(pc)
-        try:
-            async with asyncio.timeout(SETUP_SECONDS):
-                await pc.setRemoteDescription(RTCSessionDescription(clean_offer(sdp), "offer"))
-                await pc.setLocalDescription(await pc.createAnswer())
-        except TimeoutError:
-            raise AvatarError("The connection could not be prepared in time: check the server's ICE settings.") from None
-        except (ValueError, KeyError, IndexError, AssertionError, AttributeError) as error:
-            raise AvatarError("The offer is not a session description that this server understands; reload the page.") from error
-        assert_codecs(pc)
-        taken = [t for t in pc.getTransceivers() if t.mid is not None]
+        await take_offer(pc, sdp, caller=caller)
+        taken = pc.getTransceivers()
         if not any(t.sender is self._sender for t in taken):
             raise AvatarError("The offer has no place for the avatar's picture: add a video transceiver.")
         self.live.outlet.sinks.add(self.video)
@@ -160,8 +149,10 @@ class Peer:
         assert self._sender is not None
         settings = self.live.settings
         pulse = Pulse(self._pc, self._sender, silence=settings.silence_limit, connect=settings.limits.connect_seconds)
+        came_up = False
         while await pulse.beats():
+            came_up = came_up or self._pc.connectionState == "connected"
             self.live.judge()
             self.channel.second()
             await asyncio.sleep(WATCH_SECONDS)
-        await self._leave(ended=False)
+        await self._leave(ended=not came_up)  # who was never there does not come back

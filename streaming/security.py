@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import logging
 from collections import deque
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -14,6 +15,8 @@ from engine.types import AvatarError
 from streaming.desk import Unknown
 from streaming.settings import ServerSettings
 from streaming.studio import RETRY_AFTER, Full
+
+logger = logging.getLogger(__name__)
 
 OPEN = {"/", "/view", "/healthz", "/openapi.json"}
 """Paths without secrets, served without a token; static files are too."""
@@ -88,26 +91,33 @@ async def sentences(request: web.Request, handler: Handler) -> web.StreamRespons
             raise
         kept = {name: error.headers[name] for name in ("Allow",) if name in error.headers}
         return refuse(request, error.status, WORDS.get(error.status, error.reason), kept)
+    except ConnectionError:
+        raise  # whoever asked has gone
+    except Exception:
+        logger.exception("%s %s failed", request.method, request.path)
+        return refuse(request, 500, "Something went wrong in the server; its log says what.")
 
 
 def guard(settings: ServerSettings) -> Middleware:
     """The middleware that lets in only whom the settings allow."""
 
+    names = LOOPBACK_NAMES | {settings.host} | {host_of(origin) for origin in settings.allowed_origins}
+
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        host = urlsplit(f"//{request.host}").hostname or ""
         # A page of another site may point its own name at 127.0.0.1 (DNS rebinding); the name gives it away.
-        if settings.loopback and host not in LOOPBACK_NAMES | {settings.host}:
+        if settings.loopback and host_of(f"//{request.host}") not in names:
             return refuse(request, 403, f"This server answers on this machine only; open {settings.address}.")
         origin = request.headers.get("Origin")
-        foreign = origin is not None and urlsplit(origin).netloc != request.host
+        foreign = origin is not None and origin.partition("://")[2] != request.host
         if foreign and origin not in settings.allowed_origins:
             return refuse(request, 403, "Pages of other addresses may not use this server; open its own page.")
         if foreign and request.method == "OPTIONS":
             return web.Response(status=204, headers={**CORS, "Access-Control-Allow-Origin": origin or ""})
-        if not (request.path in OPEN or request.path.startswith("/static/") or authorised(request, settings)):
-            return refuse(request, 401, "This server asks for an access token.", {"WWW-Authenticate": "Bearer"})
-        response = await handler(request)
+        if request.path in OPEN or request.path.startswith("/static/") or authorised(request, settings):
+            response = await handler(request)
+        else:
+            response = refuse(request, 401, "This server asks for an access token.", {"WWW-Authenticate": "Bearer"})
         if not response.prepared:
             response.headers.update(HEADERS)
             if foreign and origin is not None:
@@ -118,9 +128,17 @@ def guard(settings: ServerSettings) -> Middleware:
     return check
 
 
+def host_of(url: str) -> str:
+    """The host in an address, "" where there is none."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
 def authorised(request: web.Request, settings: ServerSettings) -> bool:
     """Whether the request carries the token, if there is one."""
     if not settings.token:
         return True
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    return scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode(), settings.token.encode())
+    return scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode("utf-8", "surrogatepass"), settings.token.encode())

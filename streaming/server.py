@@ -16,7 +16,7 @@ from dataclasses import replace
 from aiohttp import web
 
 from engine.types import AvatarError
-from streaming.api import DESK, GATE, PEERS, SETTINGS
+from streaming.api import DESK, GATES, PEERS, SETTINGS
 from streaming.desk import Desk
 from streaming.routes import ROUTES
 from streaming.security import Gate, guard, sentences
@@ -44,7 +44,8 @@ def make_app(settings: ServerSettings | None = None, *, studio: Studio | None = 
         check_virtual_camera()
     app = web.Application(middlewares=[guard(settings), sentences], client_max_size=settings.limits.request_bytes)
     app[SETTINGS] = settings
-    app[GATE] = Gate(settings.limits.offers_per_minute)
+    limits = settings.limits
+    app[GATES] = {"offer": Gate(limits.offers_per_minute), "watch": Gate(limits.views_per_minute), "upload": Gate(limits.uploads_per_minute)}
     app[PEERS] = {}
     for route in ROUTES:
         app.router.add_route(route.method, route.path, route.handler)

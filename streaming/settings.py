@@ -33,7 +33,9 @@ class Limits:
     camera_fps: float = 60.0  # faster cameras are thinned out, counted as drops
     viewers: int = 8  # WHEP viewers of one session
     record_seconds: float = 1800.0
-    offers_per_minute: int = 60  # from one address
+    offers_per_minute: int = 60  # from one address; so are the next two
+    views_per_minute: int = 120  # of sessions that are there
+    uploads_per_minute: int = 60  # pictures and sound files
     connect_seconds: float = 15.0  # from the answer to a working connection
 
 
@@ -84,7 +86,8 @@ class ServerSettings:
     @property
     def address(self) -> str:
         """The address to open in a browser (without the token)."""
-        host = "localhost" if self.loopback or self.host in ("0.0.0.0", "::") else self.host
+        host = "localhost" if self.host in ("localhost", "127.0.0.1", "::1", "0.0.0.0", "::") else self.host
+        host = f"[{host}]" if ":" in host else host
         return f"{'https' if self.tls_cert else 'http'}://{host}:{self.port}"
 
     def check(self) -> None:
@@ -98,7 +101,7 @@ class ServerSettings:
                 raise AvatarError(f"There is no file {name}: check --tls-cert and --tls-key.")
         if self.max_sessions < 1:
             raise AvatarError("A server needs room for at least one session: give --max-sessions 1 or more.")
-        if not 0 <= self.port <= 65535:
+        if not 1 <= self.port <= 65535:
             raise AvatarError(f"{self.port} is not a port: choose one between 1 and 65535.")
         for url in self.ice_servers:
             if not url.startswith(("stun:", "turn:", "turns:")):

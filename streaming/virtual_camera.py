@@ -22,14 +22,14 @@ MISSING = "The virtual camera needs pyvirtualcam (and on Linux v4l2loopback): pi
 
 
 def check_virtual_camera() -> None:
-    """Raise AvatarError where the extra is missing."""
-    if importlib.util.find_spec("pyvirtualcam") is None:
-        raise AvatarError(MISSING)
+    """Open the device and let it go again. Raises AvatarError where the extra or the device is missing."""
+    open_camera().close()
 
 
 def open_camera() -> Any:
-    """pyvirtualcam's camera. Raises AvatarError where there is no such device."""
-    check_virtual_camera()
+    """pyvirtualcam's camera. Raises AvatarError where the extra or such a device is missing."""
+    if importlib.util.find_spec("pyvirtualcam") is None:
+        raise AvatarError(MISSING)
     import pyvirtualcam
 
     try:
@@ -72,7 +72,11 @@ class VirtualCamera:
                 picture, self._slot = self._slot, None
                 if picture is None or picture.rgb is None:
                     continue
-                camera.send(fit(picture.rgb))
+                try:
+                    camera.send(fit(picture.rgb))
+                except Exception as error:  # the device was unplugged or taken away; the sessions go on
+                    print(f"The virtual camera has stopped ({error}).", file=sys.stderr, flush=True)
+                    return
                 self._tell(time.monotonic() - picture.motion_time)
 
     def _tell(self, lag: float) -> None:

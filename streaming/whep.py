@@ -6,18 +6,15 @@ import asyncio
 import secrets
 from collections.abc import Callable
 
-from aiortc import RTCSessionDescription
-
 from engine.types import AvatarError, FloatArray
 from streaming.live import Live
 from streaming.pacing import Picture
 from streaming.pulse import Pulse
-from streaming.rtc import PeerConnection, RtcSettings, SharedEncoder, assert_codecs, clean_offer, make_peer_connection, prefer_codecs
+from streaming.rtc import PeerConnection, RtcSettings, SharedEncoder, make_peer_connection, prefer_codecs, take_offer
 from streaming.studio import Full
 from streaming.tracks import VIDEO_BASE, VIDEO_CLOCK, AvatarVoice, video_frame
 
 CODEC = "H264"
-SETUP_SECONDS = 10.0
 WATCH_SECONDS = 1.0
 
 
@@ -62,7 +59,7 @@ class Broadcast:
 
     # -- viewers -------------------------------------------------------------------------------------------------------
 
-    async def admit(self, sdp: str) -> tuple[str, str]:
+    async def admit(self, sdp: str, *, caller: str | None = None) -> tuple[str, str]:
         """A viewer's offer -> (viewer id, answer). Raises Full where too many watch, AvatarError for a bad offer."""
         limit = self.live.settings.limits.viewers
         if len(self.viewers) >= limit:
@@ -77,17 +74,15 @@ class Broadcast:
         prefer_codecs(pc, video=(CODEC,))
         pc.on("connectionstatechange", self._on_state(viewer, pc))
         try:
-            async with asyncio.timeout(SETUP_SECONDS):
-                await pc.setRemoteDescription(RTCSessionDescription(clean_offer(sdp), "offer"))
-                await pc.setLocalDescription(await pc.createAnswer())
-            assert_codecs(pc, video=(CODEC,))
-        except AvatarError:
+            await take_offer(pc, sdp, video=(CODEC,), caller=caller)
+        except BaseException:
             await self.dismiss(viewer)
             raise
-        except (TimeoutError, ValueError, KeyError, IndexError, AssertionError, AttributeError) as error:
+        senders = [t.sender for t in pc.getTransceivers()]
+        if sender not in senders:
             await self.dismiss(viewer)
-            raise AvatarError("The offer is not a session description that this server understands.") from error
-        if any(t.mid is not None and t.sender.track is voice for t in pc.getTransceivers()):
+            raise AvatarError("The offer has no place for the avatar's picture: add a video transceiver.")
+        if any(s.track is voice for s in senders):
             self.live.outlet.sinks.add(voice)
         settings = self.live.settings
         self._pulses[viewer] = Pulse(pc, sender, silence=settings.silence_limit, connect=settings.limits.connect_seconds)

@@ -98,7 +98,7 @@ class Caller:
 
     async def stats(self) -> dict[str, Any]:
         """This session's figures."""
-        return dict((await self.get("/stats"))["sessions"][self.session])
+        return dict((await self.get("/stats"))["sessions"][self.session[:8]])
 
     async def close(self) -> None:
         """Hang up."""

@@ -2,8 +2,7 @@
 
 pc = make_peer_connection(RtcSettings(...))          # mends installed on first use
 pc.addTrack(video); pc.addTrack(voice); prefer_codecs(pc)
-await pc.setRemoteDescription(RTCSessionDescription(clean_offer(sdp), "offer"))
-await pc.setLocalDescription(await pc.createAnswer()); assert_codecs(pc)
+await take_offer(pc, sdp)                            # AvatarError where it makes no sense
 answer = tune_answer(pc.localDescription.sdp)
 camera = LatestVideo(track)                          # in on_track; `await camera.read()` -> ReceivedVideo
 voice = BoundedAudio(track)                          # `await voice.read()` -> AudioChunk on the session clock
@@ -29,7 +28,7 @@ Upstream is aiortc 1.16 and aioice 0.13; tests/test_rtc.py holds digests of ever
 from __future__ import annotations
 
 from streaming.rtc.connection import PeerConnection, close_all, install, make_peer_connection
-from streaming.rtc.negotiate import assert_codecs, clean_offer, negotiated_codecs, prefer_codecs, tune_answer
+from streaming.rtc.negotiate import assert_codecs, clean_offer, negotiated_codecs, prefer_codecs, take_offer, tune_answer
 from streaming.rtc.readers import BoundedAudio, LatestVideo, ReceivedVideo, TrackEnded
 from streaming.rtc.send import SenderStats, outgoing_rtp, sender_stats
 from streaming.rtc.settings import RtcSettings
@@ -53,5 +52,6 @@ __all__ = [
     "outgoing_rtp",
     "prefer_codecs",
     "sender_stats",
+    "take_offer",
     "tune_answer",
 ]

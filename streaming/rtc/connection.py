@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import weakref
 from contextvars import ContextVar
 from types import ModuleType
@@ -17,6 +18,10 @@ from streaming.rtc import decode, readers, receive, send
 from streaming.rtc.settings import DEFAULTS, Interfaces, RtcSettings
 
 LOOPBACK = "127.0.0.1"
+CLOSE_SECONDS = 2.0
+"""s a connection may take to say goodbye at a shutdown."""
+
+logger = logging.getLogger(__name__)
 
 _interfaces: ContextVar[Interfaces] = ContextVar("interfaces", default="all")
 _upstream_addresses = aioice.ice.get_host_addresses
@@ -73,6 +78,32 @@ class RTCPeerConnection(upstream.RTCPeerConnection):
         receiver.sender = sender
         return transceiver
 
+    async def setRemoteDescription(self, sessionDescription: RTCSessionDescription) -> None:
+        """As upstream; an offer that has no place for one of our tracks goes on without it, where upstream raises in the answer."""
+        await super().setRemoteDescription(sessionDescription)
+        if sessionDescription.type != "offer":
+            return
+        for transceiver in [t for t in self.__transceivers if t.mid is None]:
+            self.__transceivers.remove(transceiver)
+            transport = transceiver.receiver.transport
+            await transceiver.stop()
+            await transport.stop()
+            await transport.transport.stop()
+            self.__dtlsTransports.discard(transport)
+            self.__iceTransports.discard(transport.transport)
+
+    async def close(self) -> None:
+        """As upstream, but a connection that was only half made is closed too: upstream raises then, and every later close waits for ever."""
+        try:
+            await super().close()
+        except Exception as error:
+            logger.warning("A connection could not be closed in order: %r", error)
+            if self.__isClosed and not self.__isClosed.done():
+                self.__isClosed.set_result(True)
+                for transport in self.__iceTransports:
+                    await transport.stop()
+                self.remove_all_listeners()
+
     async def setLocalDescription(self, sessionDescription: RTCSessionDescription | None = None) -> None:
         """As upstream; candidates are gathered here, on the interfaces that the settings name."""
         token = _interfaces.set(self.settings.interfaces)
@@ -92,4 +123,6 @@ def make_peer_connection(settings: RtcSettings = DEFAULTS) -> PeerConnection:
 
 async def close_all() -> None:
     """Close every connection that is still open (a server's shutdown). Without it aiortc's sockets and tasks outlive the server."""
-    await asyncio.gather(*(pc.close() for pc in list(_alive) if pc.connectionState != "closed"))
+    closing = [asyncio.ensure_future(pc.close()) for pc in list(_alive) if pc.connectionState != "closed"]
+    if closing:
+        await asyncio.wait(closing, timeout=CLOSE_SECONDS)
