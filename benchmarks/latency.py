@@ -38,6 +38,7 @@ class Row:
     generator: str
     made: dict[str, str | None]  # preset, backend, precision
     size: tuple[int, int]
+    steps: int  # network evaluations a frame
     laps: Laps
     prepare_s: float
     floor_ms: float
@@ -48,7 +49,8 @@ class Row:
             "generator": self.generator,
             **self.made,
             "size": list(self.size),
-            "steps": len(self.laps.wall_ms),
+            "steps": self.steps,
+            "laps": len(self.laps.wall_ms),
             "step_ms": percentiles(self.laps.wall_ms),
             "cpu_ms": percentiles(self.laps.cpu_ms),
             "floor_ms": self.floor_ms,
@@ -76,7 +78,9 @@ def step_time(name: str, size: int, motions: Sequence[Motion], *, portrait: UInt
             generator.step(state, [signals[i : i + chunk]])
     # A generator without networks names none of these: it is compiled by numba and works on bytes.
     made = {word: getattr(generator, word, default) for word, default in (("preset", None), ("backend", "numba"), ("precision", "uint8"))}
-    return Row(name, made, generator.spec.size, laps, preparing.wall_ms[0] / 1000, warp_floor(persona.identity.portrait))
+    return Row(
+        name, made, generator.spec.size, int(getattr(generator, "steps", 1)), laps, preparing.wall_ms[0] / 1000, warp_floor(persona.identity.portrait)
+    )
 
 
 def warp_floor(picture: UInt8Array, *, rounds: int = 30) -> float:

@@ -29,9 +29,10 @@ class Batch:
         return row
 
     def release(self, row: int) -> None:
-        """Free a row; its past is forgotten at once."""
-        self.generator.reset(self.state, row)
-        self._free.append(row)
+        """Free a row; who sat there is forgotten at once. Harmless twice."""
+        if row not in self._free:
+            self.generator.evict(self.state, row)
+            self._free.append(row)
 
     def step(self, signals: Mapping[int, Sequence[Signal]]) -> dict[int, list[VideoFrame]]:
         """{row: chunk of signals} -> {row: as many frames}; rows not named stay as they are."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,9 @@ from engine.drivers.speech import LOOK_AHEAD, SpeechDriver
 from engine.persona import Persona
 from engine.types import AudioChunk, Output, Signal, VideoFrame
 from engine.window import Due, Window
+
+HEARD_AT_ONCE = 0.1
+"""s of sound taken at a time; the window would take more for a stall and jump to its end."""
 
 
 class Session:
@@ -79,9 +83,16 @@ class Session:
         """Change settings by name (see SessionSettings); an unknown name raises TypeError."""
         self.settings = replace(self.settings, **changes)
 
+    @property
+    def neutral_state(self) -> str:
+        """ "searching" or "set"; asking makes no driver, also after `close`."""
+        return "searching" if self._face is None else str(getattr(self._face, "neutral_state", "set"))
+
     def set_neutral(self) -> None:
-        """Take the driver's present face as the neutral one."""
+        """Take the driver's present face and shoulders as the neutral ones."""
         self.face.set_neutral()
+        if self._body is not None:
+            self._body.set_neutral()
 
     def interrupt(self) -> None:
         """Forget the sound that was heard but not yet shown; the lips close with it."""
@@ -128,20 +139,24 @@ class Session:
         return render(self.batch, [self], now=frame.time).get(self.row)
 
     def push_audio(self, chunk: AudioChunk) -> list[Output]:
-        """Hear a chunk and make every frame it completes."""
-        self.hear(chunk)
+        """Hear a chunk of any length and make every frame it completes."""
         outputs = []
-        while (output := render(self.batch, [self], now=chunk.time + chunk.duration).get(self.row)) is not None:
-            outputs.append(output)
+        piece = max(1, round(HEARD_AT_ONCE * chunk.rate))
+        for start in range(0, len(chunk.pcm), piece):
+            heard = AudioChunk(chunk.pcm[start : start + piece], chunk.rate, chunk.time + start / chunk.rate)
+            self.hear(heard)
+            while (output := render(self.batch, [self], now=heard.time + heard.duration).get(self.row)) is not None:
+                outputs.append(output)
         return outputs
 
     def close(self) -> None:
-        """Give the row and the trackers back. Call from the thread that steps the batch."""
-        self.batch.release(self.row)
-        for driver in (self._face, self._body):
-            if driver is not None:
-                driver.close()
-        self._face = self._body = None
+        """Give the row and the trackers back, each whatever becomes of the others. Call from the thread that steps the batch."""
+        drivers, self._face, self._body = (self._face, self._body), None, None
+        with ExitStack() as last:
+            last.callback(self.batch.release, self.row)
+            for driver in drivers:
+                if driver is not None:
+                    last.callback(driver.close)
 
     # -- drivers, made on first use -------------------------------------------------------------------------------------
 

@@ -154,6 +154,10 @@ class Generator(Protocol):
         """Forget the row's past; the identity stays."""
         ...
 
+    def evict(self, state: Any, row: int) -> None:
+        """The row's session has ended: let go of the identity and of whatever was held for it."""
+        ...
+
     def step(self, state: Any, signals: Sequence[Sequence[Signal] | None]) -> list[list[VideoFrame] | None]:
         """`signals[row]` is `spec.chunk` signals, or None for an idle row -> as many frames per row, None for idle rows."""
         ...

@@ -8,13 +8,14 @@ import shutil
 
 import pytest
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+PROGRAMS = {"chromium": ("chromium", "chromium-browser", "google-chrome"), "espeak-ng": ("espeak-ng",)}
+"""Part -> names it goes by."""
 
 
 def found(name: str) -> str | None:
-    """Where a part that a bare machine may lack is ("chromium", or any module's name), or None."""
-    if name == "chromium":
-        return next((path for browser in BROWSERS if (path := shutil.which(browser))), None)
+    """Where a part that a bare machine may lack is (one of PROGRAMS, or any module's name), or None."""
+    if name in PROGRAMS:
+        return next((path for program in PROGRAMS[name] if (path := shutil.which(program))), None)
     return name if importlib.util.find_spec(name) else None
 
 

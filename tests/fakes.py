@@ -63,6 +63,9 @@ class FakeGenerator:
 
     def reset(self, state: FakeState, row: int) -> None:
         """See Generator."""
+
+    def evict(self, state: FakeState, row: int) -> None:
+        """See Generator."""
         state.colours[row] = None
 
     def step(self, state: FakeState, signals: Sequence[Sequence[Signal] | None]) -> list[list[VideoFrame] | None]:
@@ -138,6 +141,9 @@ class FakeBody:
     """Sees nobody."""
 
     def __call__(self, frame: VideoFrame) -> None:
+        """See BodyDriver."""
+
+    def set_neutral(self) -> None:
         """See BodyDriver."""
 
     def close(self) -> None:

@@ -292,6 +292,9 @@ class Still:
     def reset(self, state: list[Identity | None], row: int) -> None:
         """Nothing to forget."""
 
+    def evict(self, state: list[Identity | None], row: int) -> None:
+        state[row] = None
+
     def step(self, state: list[Identity | None], signals: Sequence[Sequence[Signal] | None]) -> list[list[VideoFrame] | None]:
         def show(identity: Identity | None, row: Sequence[Signal]) -> list[VideoFrame]:
             assert identity is not None
@@ -318,11 +321,11 @@ def test_latency_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     assert latency.main(words) == 0
     line = last_line(capsys)
     assert [row["size"] for row in line["rows"]] == [[128, 128], [512, 512]]
-    names = {"generator", "preset", "backend", "precision", "size", "steps", "step_ms", "cpu_ms", "floor_ms"}
+    names = {"generator", "preset", "backend", "precision", "size", "steps", "laps", "step_ms", "cpu_ms", "floor_ms"}
     for row in line["rows"]:
         assert names <= set(row)
         assert set(row["step_ms"]) == set(row["cpu_ms"]) == P
-        assert row["steps"] == 4
+        assert (row["steps"], row["laps"]) == (1, 4)
         assert row["floor_ms"] > 0
     assert set(line["drivers"]) == {"face", "body", "speech"}
     assert all(set(driver["cpu_ms"]) == P for driver in line["drivers"].values())

@@ -90,6 +90,21 @@ def test_reset_equals_fresh(made: tuple[Generator, Identity]) -> None:
         np.testing.assert_array_equal(a[0].rgb, b[0].rgb)
 
 
+def test_a_released_row_is_nobody_s_and_given_away_once(made: tuple[Generator, Identity]) -> None:
+    generator, identity = made
+    asked = signals(generator.spec.chunk, 3, 0)
+    batch = Batch(generator, rows=2)
+    row = batch.admit(identity)
+    batch.step({row: asked})
+    batch.release(row)
+    batch.release(row)
+    with pytest.raises(AvatarError, match="no portrait is seated"):
+        batch.step({row: asked})
+    assert sorted([batch.admit(identity), batch.admit(identity)]) == [0, 1]
+    with pytest.raises(BatchFull):
+        batch.admit(identity)
+
+
 def test_a_signal_without_motion_shows_the_portrait_at_rest(made: tuple[Generator, Identity]) -> None:
     generator, identity = made
     spec = generator.spec

@@ -40,6 +40,9 @@ class Bare:
     def reset(self, state: Any, row: int) -> None:
         return None
 
+    def evict(self, state: Any, row: int) -> None:
+        return None
+
     def step(self, state: Any, signals: Sequence[Sequence[Signal] | None]) -> list[list[VideoFrame] | None]:
         return [None for _ in signals]
 

@@ -236,10 +236,15 @@ def test_an_open_jaw_takes_the_chin_along_and_leaves_the_brow(theatre: Theatre) 
 
 def test_scalars_shape_the_mouth(theatre: Theatre) -> None:
     left, right = topology.LIP_CORNERS[3]
-    still, wide = theatre.points(), theatre.points(mouth=[0, 0.2, 0, 0])
-    rounded, smiling = theatre.points(mouth=[0, 0, 1, 0]), theatre.points(mouth=[0, 0, 0, 1])
-    across = [float(p[right, 0] - p[left, 0]) for p in (still, wide, rounded)]
-    assert across[2] < 0.9 * across[0] < across[0] < 0.95 * across[1]
+    still, smiling = theatre.points(), theatre.points(mouth=[0, 0, 0, 1])
+
+    def across(*mouth: float) -> float:
+        points = theatre.points(mouth=list(mouth))
+        return float((points[right, 0] - points[left, 0]) / (still[right, 0] - still[left, 0]))
+
+    assert 1.15 < across(0, 0.2, 0, 0) < 1.22, "the width is a fraction of the portrait's own"
+    assert 0.85 < across(0, 0, 1, 0) < 0.97
+    assert across(0.13, -0.22, 0.88, 0) > 0.65, "an oo draws the mouth in once, not twice"
     assert smiling[left, 1] < still[left, 1] - 1.0
 
 
@@ -394,7 +399,8 @@ def test_features_of_another_version_are_refused(theatre: Theatre) -> None:
 def test_values_that_are_no_numbers_do_not_break_a_frame(theatre: Theatre) -> None:
     nan = float("nan")
     broken = moved(head=[nan, 0, 0, nan, 0, 0], mouth=[nan, nan, 0, 0], eyes=[nan, 1], gaze=[nan, 0])
-    theatre.frame(replace(broken, expression=np.full((478, 3), nan, np.float32)))
+    broken = replace(broken, expression=np.full((478, 3), nan, np.float32), expressed=np.full(2, nan, np.float32))
+    theatre.frame(replace(broken, body=np.full(6, nan, np.float32), confidence=np.full(3, nan, np.float32)))
     assert np.isfinite(theatre.last).all()
 
 

@@ -19,10 +19,9 @@ from hypothesis import strategies as st
 
 from engine.types import AvatarError, FloatArray
 from streaming import espeak
-from streaming.espeak import Espeak, find_binary, find_library, guess_voice
+from streaming.espeak import Espeak, find_library, guess_voice
 from streaming.tts import SENTENCE_LIMIT, TEXT_LIMIT, Piece, SpeechEndpoint, TtsSettings, WavReader, check_text, make_synthesizer, split_sentences
-
-needs_binary = pytest.mark.skipif(find_binary() is None, reason="the system's espeak-ng is not installed")
+from tests.conftest import require
 
 
 async def collect(pieces: AsyncIterator[Piece]) -> list[Piece]:
@@ -81,10 +80,11 @@ def test_the_script_chooses_the_voice() -> None:
 # -- espeak-ng --------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["library", pytest.param("binary", marks=needs_binary)])
+@pytest.fixture(params=["library", "binary"])
 def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The wheel's library, or the system's program."""
     if request.param == "binary":
+        require("espeak-ng")
         monkeypatch.setattr(espeak, "find_library", lambda: None)
     return str(request.param)
 
@@ -190,10 +190,10 @@ def test_without_espeak_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
         asyncio.run(collect(make_synthesizer().speak("Hello.")))
 
 
-@needs_binary
 def test_a_library_that_does_not_load_gives_way_to_the_system_s_program(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    require("espeak-ng")
     real = find_library()
     assert real is not None
     broken = tmp_path / "libespeak-ng.so"

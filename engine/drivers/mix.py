@@ -116,7 +116,14 @@ class Mixer:
         idle = self._idle.at(state.clock, speaking=state.speaking, stress=stress, no_blink_before=state.no_blink_before)
         _follow(state, camera, idle, lips, reading, before=before, jumped=jumped)
         _follow_body(state, body if drive != "voice" else None, idle, signal.time, before=before, step=step)
-        return replace(signal, motion=_shown(state), speech=reading.logmel if reading else None, pcm=reading.pcm if reading else None)
+        seen = body if body is not None and abs(signal.time - body.time) <= BODY_STALE else None
+        return replace(
+            signal,
+            motion=_shown(state),
+            body=seen.landmarks if seen else None,
+            speech=reading.logmel if reading else None,
+            pcm=reading.pcm if reading else None,
+        )
 
 
 def _camera(state: MixState, signal: Signal, drive: Drive, step: float) -> tuple[Motion | None, bool]:

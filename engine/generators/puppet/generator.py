@@ -42,7 +42,7 @@ class State:
 
 
 class Puppet:
-    """A 2.5D layered puppet. Input: `Signal.motion`. See `Generator` for the five verbs."""
+    """A 2.5D layered puppet. Input: `Signal.motion`. See `Generator` for the verbs."""
 
     def __init__(self, size: tuple[int, int] = (512, 512), *, rest: bool = True, respond: bool = True) -> None:
         """`size` (H, W) px.
@@ -57,7 +57,7 @@ class Puppet:
     # -- slow, once -----------------------------------------------------------------------------------------------------
 
     def prepare(self, portrait: UInt8Array) -> Identity:
-        """Portrait [H, W, 3] of any size -> Identity, in about 1.2 s of CPU. Raises AvatarError where no face is found."""
+        """Portrait [H, W, 3] of any size -> Identity, in 2 to 3 s of CPU. Raises AvatarError where no face is found."""
         height, width = self.spec.size
         how = cv2.INTER_AREA if portrait.shape[0] > height else cv2.INTER_CUBIC
         rgb = np.asarray(cv2.resize(portrait, (width, height), interpolation=how), np.uint8)
@@ -97,6 +97,10 @@ class Puppet:
 
     def reset(self, state: State, row: int) -> None:
         """Nothing to forget: a frame depends on its own signal alone."""
+
+    def evict(self, state: State, row: int) -> None:
+        """Let go of the portrait and its buffers."""
+        state.rows[row] = None
 
     def step(self, state: State, signals: Sequence[Sequence[Signal] | None]) -> list[list[VideoFrame] | None]:
         """One frame for every signal of every row; a signal without motion shows the portrait at rest."""

@@ -26,6 +26,8 @@ SMILES = 0.05
 """A lift of the corners, ocular distances, that is a smile and not the line of a mouth."""
 CORNER_DROP = 0.42
 """Share of the jaw's way that the corners of the mouth go down."""
+ROUND_NARROWS = 0.06
+"""A pucker draws in the corners by this part of the mouth's width, beside what the motion's own width says."""
 OPEN_NARROWS = 0.22
 """An open mouth is narrower by this part of its opening."""
 JAW_SHARE = 0.9
@@ -159,8 +161,9 @@ def move(features: Features, points: FloatArray, mouth: FloatArray, *, expressed
     if expressed < 1.0:
         width, rounded, smile = (x * (1.0 - expressed) for x in (width, rounded, smile))
         said = gap * (1.0 - expressed)
-        mouth_width = 0.45 * ocular
-        points += features.spread[:, None] * (right * (mouth_width * (width - 0.30 * rounded - OPEN_NARROWS * said)))
+        left_corner, right_corner = points[list(topology.LIP_CORNERS[3])]
+        half = float((right_corner - left_corner) @ right) / 2
+        points += features.spread[:, None] * (right * (half * (width - ROUND_NARROWS * rounded - OPEN_NARROWS * said)))
         points += features.corners.sum(1)[:, None] * (-down * (0.10 * ocular * smile))
         points += (features.corners[:, 1] - features.corners[:, 0])[:, None] * (right * (0.06 * ocular * max(smile, 0.0)))
         points += features.pucker[:, None] * (-away * (0.10 * ocular * rounded))

@@ -67,7 +67,8 @@ def corrected(features: Features, motion: Motion) -> Motion:
     wanted, company = np.array([*head[:3], lips[0], *(lids - 1.0)], np.float32), np.array([brows.mean(), lips[3]], np.float32)
     made = response.correct(features.response, features.coupling, wanted, company)
     head[:3], lips[0] = made[:3], made[3]
-    return replace(motion, head=head, mouth=lips, eyes=np.maximum(made[4:] + 1.0, 0.0), brows=brows)
+    sane = {name: np.nan_to_num(getattr(motion, name)) for name in ("gaze", "expressed", "body", "confidence")}
+    return replace(motion, head=head, mouth=lips, eyes=np.maximum(made[4:] + 1.0, 0.0), brows=brows, **sane)
 
 
 def place(features: Features, motion: Motion, *, rest: bool) -> Pose:
