@@ -526,7 +526,7 @@ def test_mouth_weights_are_shares(identity: Identity) -> None:
     for weights in (features.jaw, features.upper, features.lower, features.corners, features.pucker):
         assert weights.min() >= 0
         assert weights.max() <= 1 + 1e-5
-    assert mouth.profile(features).shape == features.lip_gap.shape
+    assert mouth.PROFILE.shape == features.lip_gap.shape
 
 
 @pytest.mark.parametrize("aperture", [0.0, 0.4, 0.75])

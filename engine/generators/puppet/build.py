@@ -54,6 +54,7 @@ def build(rgb: UInt8Array, landmarks: FloatArray) -> Features:
         spread=lips.spread,
         pucker=lips.pucker,
         smile_rest=lips.smile_rest,
+        straighten=lips.straighten,
         mouth_patch=inside.box,
         upper_teeth=inside.upper,
         lower_teeth=inside.lower,

@@ -48,6 +48,7 @@ class Features:
     spread: FloatArray  # [478] signed share of a change of the mouth's width
     pucker: FloatArray  # [478] share of protrusion
     smile_rest: FloatArray  # [2] the portrait's own smile: lift of the corners and widening beyond a relaxed mouth, ocular distances
+    straighten: FloatArray  # [9] ocular distances that each column of a smile's line goes down until it is straight
     mouth_patch: FloatArray  # [4] x0, y0, width, height of the mouth patches, px
     upper_teeth: UInt8Array  # [h, w, 4]
     lower_teeth: UInt8Array  # [h, w, 4] lower teeth and tongue: what rides the jaw
@@ -101,7 +102,8 @@ def blank() -> Features:
         frame=np.eye(3, dtype=np.float32), turn=np.eye(3, dtype=np.float32), pivot=floats(3), eyes_middle=floats(3),
         width=np.array(1, np.float32), ocular=np.array(1, np.float32), head_weight=floats(count), follow=floats(1, 36),
         jaw=floats(face), upper=floats(face, 9), lower=floats(face, 9), lip_gap=floats(9), corners=floats(face, 2), spread=floats(face),
-        pucker=floats(face), smile_rest=floats(2), mouth_patch=floats(4), upper_teeth=bytes_(4, 4, 4), lower_teeth=bytes_(4, 4, 4),
+        pucker=floats(face), smile_rest=floats(2), straighten=floats(9), mouth_patch=floats(4),
+        upper_teeth=bytes_(4, 4, 4), lower_teeth=bytes_(4, 4, 4),
         dark=floats(2, 3), shade=np.array(0, np.float32), lid_upper=floats(2, face, 7),
         lid_lower=floats(2, face, 7), eye_patch=floats(2, 4), eyeballs=bytes_(2, 4, 4, 3),
         lids=bytes_(2, 4, 4, 4), lash=floats(2, 3), iris=floats(2, 3) + 1,

@@ -38,6 +38,8 @@ LIP_OVER_TEETH = 0.06
 """The lower lip leaves the lower teeth behind by no more than this, ocular distances."""
 BOW = (0.12, 0.50)
 """How much narrower the lower lip gets, per ocular distance of lip gap beyond LIPS_ALONE: for a said and for a wholly expressed mouth."""
+PROFILE = np.sqrt(1.0 - np.linspace(-0.82, 0.82, 9, dtype=np.float32) ** 2)
+"""An opening mouth's gap by column, 1 in the middle."""
 JAW_BACK = 0.30
 """The chin swings back by this much of its way down (the jaw turns about the ears)."""
 
@@ -54,6 +56,7 @@ class MouthWeights:
     spread: FloatArray
     pucker: FloatArray
     smile_rest: FloatArray
+    straighten: FloatArray
 
 
 def _columns(u: FloatArray, knots: FloatArray, edge: float) -> FloatArray:
@@ -100,7 +103,8 @@ def weigh(head: Head) -> MouthWeights:
     lift = max(0.0, float(lips - v[list(topology.LIP_CORNERS[3])].mean()) - RELAXED_LIFT)
     wide = max(0.0, 2 * outer_edge - RELAXED_WIDTH)
     jaw, upper, lower, gap, corners, spread, pucker = (a.astype(np.float32) for a in (jaw, upper, lower, gap, corners, spread, pucker))
-    return MouthWeights(jaw, upper, lower, gap, corners, spread, pucker, smile_rest=np.array([lift, wide], np.float32))
+    straighten = _straighten(upper_line[:, 1], gap, corners[list(topology.UPPER_LIP[0])], lift)
+    return MouthWeights(jaw, upper, lower, gap, corners, spread, pucker, np.array([lift, wide], np.float32), straighten)
 
 
 def _jaw(u: FloatArray, v: FloatArray, below: npt.NDArray[np.bool_], middle: FloatArray, edge: float) -> FloatArray:
@@ -125,21 +129,15 @@ def freshness(features: Features, face: FloatArray) -> float:
     return min(1.0, change / FRESH)
 
 
-def profile(features: Features) -> FloatArray:
-    """[9] an opening mouth's gap by column, 1 in the middle."""
-    u = np.linspace(-0.82, 0.82, 9, dtype=np.float32)
-    shape: FloatArray = np.sqrt(1.0 - u * u)
-    return shape
+def _straighten(upper: FloatArray, gap: FloatArray, corners: FloatArray, lift: float) -> FloatArray:
+    """[9] ocular distances: how far each column of a smile's curved line must go down for the lips to meet in a straight one.
 
-
-def _straighten(features: Features) -> FloatArray:
-    """[9] ocular distances: how far each column of a smile's curved line must go down for the lips to meet in a straight one."""
-    down = features.frame[:, 1]
-    upper = features.rest[list(topology.UPPER_LIP[0])] @ down / features.ocular
-    line = upper + UPPER_SHARE * features.lip_gap
+    upper [9] height of the upper lip's columns, gap [9] under them, corners [9, 2] the corners' shares of them; lift of the smile.
+    """
+    line = upper + UPPER_SHARE * gap
     curve = line - np.linspace(line[0], line[-1], len(line))
-    ends = features.corners[list(topology.UPPER_LIP[0])].sum(1)
-    sag = max(float(curve[3:6].mean()), 0.0) * min(1.0, float(features.smile_rest[0]) / SMILES)
+    ends = corners.sum(1)
+    sag = max(float(curve[3:6].mean()), 0.0) * min(1.0, lift / SMILES)
     # The corners' own way down (see `move`) already carries the outer columns; the rest of the curve is taken out here.
     inner = np.clip(1.0 - ends - 0.5 * np.abs(np.linspace(-1, 1, len(line))) ** 4, 0, 1)
     flat: FloatArray = (sag * inner * (1 - curve / max(float(curve.max()), 1e-4))).astype(np.float32)
@@ -170,9 +168,9 @@ def move(features: Features, points: FloatArray, mouth: FloatArray, *, expressed
     own = features.lip_gap
     upper, lower = list(topology.UPPER_LIP[0]), list(topology.LOWER_LIP[0])
     if rest:
-        shift = _straighten(features) * (RELAX * ocular)
+        shift = features.straighten * (RELAX * ocular)
         points += ((features.upper + features.lower) @ shift)[:, None] * down
-    target = gap * profile(features) + (0.0 if rest and own[4] >= CLOSED else own)
+    target = gap * PROFILE + (0.0 if rest and own[4] >= CLOSED else own)
     present = (points[lower] - points[upper]) @ down / ocular
     chin = float((points[topology.CHIN] - features.rest[topology.CHIN]) @ down) / ocular
     lacking = max(JAW_SHARE * float((target - present)[3:6].mean()), CHIN_SHARE * (gap - LIPS_ALONE) - chin, 0.0)

@@ -20,6 +20,8 @@ EDGE_SHARE = 8
 """One pixel in so many can be softened."""
 SHARP = [*topology.BROWS[0], *topology.BROWS[1], *topology.EYE_CORNERS[0], *topology.EYE_CORNERS[1], *topology.LOWER_LIP[3], *topology.LIP_CORNERS[3]]
 """Points around what people look at."""
+TINY = 1e-6
+"""px²: keeps points that lie on one line from having no map."""
 GAZE_LIMIT = 0.35
 """Irises go this far, eye widths."""
 
@@ -83,7 +85,7 @@ def _eye(features: Features, canvas: Canvas, pose: Pose, motion: Motion, side: i
     """The eyeball under one pair of lids, and the look of the lids; flat [N, 2] the vertices at rest in portrait px."""
     near = [*topology.UPPER_LID[side], *topology.LOWER_LID[side], *topology.EYE_CORNERS[side]]
     half = features.eye_axis[side, 2:]
-    gaze = np.clip(np.nan_to_num(motion.gaze), -GAZE_LIMIT, GAZE_LIMIT) * 2
+    gaze = np.clip(motion.gaze, -GAZE_LIMIT, GAZE_LIMIT) * 2
     shift = gaze[0] * half + gaze[1] * np.array([-half[1], half[0]])
     opening = float(motion.eyes[side])
     shut = float(np.clip((eyes.SHUT_FROM - opening) / (eyes.SHUT_FROM - eyes.SHUT_TO), 0.0, 1.0))
@@ -138,8 +140,14 @@ def _mouth(features: Features, canvas: Canvas, pose: Pose, flat: FloatArray) -> 
 
 def affine(source: FloatArray, target: FloatArray) -> FloatArray:
     """[2, 3] the affine map that takes source [N, 2] to target [N, 2] in the least squares sense."""
-    design = np.concatenate([source, np.ones((len(source), 1), np.float32)], 1)
-    return np.ascontiguousarray(np.linalg.lstsq(design, target, rcond=None)[0].T, np.float32)
+    count = len(source)
+    middle, goal = source.sum(0) / count, target.sum(0) / count
+    away = source - middle
+    (xx, xy), (_, yy) = (away.T @ away).tolist()
+    xx, yy = xx + TINY, yy + TINY
+    inverse = np.array([[yy, -xy], [-xy, xx]], np.float32) / (xx * yy - xy * xy)  # of a 2 x 2 matrix: LAPACK takes longer to start
+    linear = (target - goal).T @ away @ inverse
+    return np.concatenate([linear, (goal - linear @ middle)[:, None]], 1).astype(np.float32)
 
 
 def bounds(points: FloatArray, room: float = 2.0) -> FloatArray:

@@ -60,14 +60,20 @@ def soft(value: float, limit: float) -> float:
     return float(np.sign(value)) * (knee + (limit - knee) * float(np.tanh(over / (limit - knee))))
 
 
+def finite(values: FloatArray) -> FloatArray:
+    """A copy whose values that are no numbers are 0 (np.nan_to_num takes ten times as long on a few values)."""
+    kept: FloatArray = np.where(np.isfinite(values), values, 0).astype(np.float32, copy=False)
+    return kept
+
+
 def corrected(features: Features, motion: Motion) -> Motion:
     """The motion that a tracker will read as the given one on this portrait. Values that are no numbers count as 0."""
     parts = (motion.head, motion.mouth, motion.eyes, motion.brows)
-    head, lips, lids, brows = (np.nan_to_num(np.array(part, np.float32)) for part in parts)
+    head, lips, lids, brows = (finite(part) for part in parts)
     wanted, company = np.array([*head[:3], lips[0], *(lids - 1.0)], np.float32), np.array([brows.mean(), lips[3]], np.float32)
     made = response.correct(features.response, features.coupling, wanted, company)
     head[:3], lips[0] = made[:3], made[3]
-    sane = {name: np.nan_to_num(getattr(motion, name)) for name in ("gaze", "expressed", "body", "confidence")}
+    sane = {name: finite(getattr(motion, name)) for name in ("gaze", "expressed", "body", "confidence")}
     return replace(motion, head=head, mouth=lips, eyes=np.maximum(made[4:] + 1.0, 0.0), brows=brows, **sane)
 
 
@@ -112,7 +118,7 @@ def _face(features: Features, motion: Motion, *, rest: bool) -> tuple[FloatArray
 
 def gate(features: Features, expression: FloatArray) -> FloatArray:
     """[478, 3] px in camera space: the driver's expression as far as it may move this portrait."""
-    held = np.nan_to_num(expression) * features.width
+    held = finite(expression) * features.width
     size = np.linalg.norm(held, axis=1, keepdims=True)
     limit = EXPRESSION_LIMIT * float(features.width)
     held = held * (limit * np.tanh(size / limit) / np.maximum(size, 1e-6))
