@@ -4,27 +4,40 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from engine.types import AvatarError
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from engine.config import Background
     from engine.persona import Persona
-    from engine.types import Drive, Generator
+    from engine.types import Generator
 
 BENCHES = {"latency": "latency", "loopback": "loopback", "capacity": "throughput", "quality": "quality"}
 """Name on the command line -> module in benchmarks."""
+BENCH_HELP = """one of
+  latency    what a frame costs: generators, drivers, the whole chain
+  loopback   motion to photon through real peers on this machine
+  capacity   sessions until frames are late
+  quality    how well the portrait follows a clip
+`avatar bench NAME --help` explains the options of each"""
+RARELY = 10.0
+"""s between two lines of progress where nobody looks at a terminal."""
+PACKAGE = "avatar-engine"
+INSTALL = "run `make venv` in the checkout (or pip install --no-deps -r requirements.txt), then `avatar doctor`"
 
 
 def serve(args: argparse.Namespace) -> int:
     """Start the server and print its address."""
+    from engine.persona import show
     from streaming.server import serve as run
     from streaming.settings import ServerSettings
 
+    if args.persona:
+        show(args.persona)  # a name that is not there is told before the long loading
     run(
         ServerSettings(
             host=args.host,
@@ -55,16 +68,33 @@ def render(args: argparse.Namespace) -> int:
     """Drive a portrait with a clip or a sound file and write a video."""
     from engine.config import OperatorSettings, SessionSettings
     from engine.generators import load
-    from engine.media import probe
+    from engine.offline import keep_apart, natural_drive
     from engine.offline import render as run
 
-    clip = probe(args.drive)
-    generator = load(args.generator)
-    persona = _persona(generator, args)
-    drive: Drive = args.drive_mode or ("camera" if clip.has_video else "voice")
+    backdrop = None if args.background in ("keep", "blur") else args.background
+    keep_apart(args.out, args.drive, args.portrait, backdrop, args.record_signals)
+    drive = args.drive_mode or natural_drive(args.drive)
     settings = SessionSettings(drive=drive, background=_background(args), track_body=not args.no_body)
-    frames = run(generator, persona, args.drive, args.out, settings=settings, operator=OperatorSettings(badge=args.badge), progress=_bar)
-    print(f"\nWrote {frames} frames to {args.out}.")
+    generator = load(args.generator)
+    notices: list[str] = []
+    bar = _Bar()
+    try:
+        frames = run(
+            generator,
+            _persona(generator, args),
+            args.drive,
+            args.out,
+            settings=settings,
+            operator=OperatorSettings(badge=args.badge),
+            progress=bar,
+            notice=notices.append,
+            record=args.record_signals,
+        )
+    finally:
+        bar.end()
+    for notice in notices:
+        print(f"avatar: {notice}", file=sys.stderr)
+    print(f"Wrote {frames} frames to {args.out}.")
     return 0
 
 
@@ -91,6 +121,9 @@ def bench(args: argparse.Namespace) -> int:
     """Run a benchmark: a table, then one JSON line."""
     from importlib import import_module
 
+    if args.benchmark is None:
+        args.help()
+        return 0
     main_of: Callable[[list[str]], int] = import_module(f"benchmarks.{BENCHES[args.benchmark]}").main
     return main_of(args.rest)
 
@@ -119,6 +152,7 @@ def _persona(generator: Generator, args: argparse.Namespace) -> Persona:
 def _background(args: argparse.Namespace) -> Background:
     from engine.config import Background
     from engine.picture import read_picture
+    from engine.types import AvatarError
 
     value: str = args.background
     if value in ("keep", "blur"):
@@ -132,16 +166,50 @@ def _background(args: argparse.Namespace) -> Background:
     return Background(kind="picture", picture=read_picture(value))
 
 
-def _bar(done: int, total: int) -> None:
-    if sys.stderr.isatty() or done == total:
-        filled = round(30 * done / max(total, 1))
-        print(f"\r{'#' * filled}{'.' * (30 - filled)} {done}/{total}", end="", file=sys.stderr, flush=True)
+class _Bar:
+    """Progress on standard error: a bar in a terminal, a line now and then in a log."""
+
+    def __init__(self) -> None:
+        self._live = sys.stderr.isatty()
+        self._told = time.monotonic()
+        self._open = False
+
+    def __call__(self, done: int, total: int) -> None:
+        """`total` 0: nobody knows how many there will be."""
+        filled = round(30 * done / total) if total else 0
+        text = f"{'#' * filled}{'.' * (30 - filled)} {done}/{total}" if total else f"{done} frames"
+        if self._live:
+            print(f"\r{text}", end="", file=sys.stderr, flush=True)
+            self._open = True
+        elif time.monotonic() - self._told > RARELY:
+            self._told = time.monotonic()
+            print(text, file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """Leave the bar's line."""
+        if self._open:
+            print(file=sys.stderr)
+
+
+class _Version(argparse.Action):
+    """`--version`, looked up only when asked."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            found = version(PACKAGE)
+        except PackageNotFoundError:
+            found = "(not installed: " + INSTALL + ")"
+        print(f"avatar {found}")
+        parser.exit()
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="avatar", description="One portrait, a webcam or a microphone, and a browser: the portrait moves and speaks, live."
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", required=True)
 
     p = commands.add_parser("serve", help="start the server and print its address")
@@ -174,13 +242,14 @@ def _parser() -> argparse.ArgumentParser:
     who = p.add_mutually_exclusive_group()
     who.add_argument("--portrait", help="a picture with one face (default: the built-in portrait)")
     who.add_argument("--persona", help="a saved persona")
-    p.add_argument("--drive", required=True, help="a video clip or a sound file")
-    p.add_argument("-o", "--out", required=True, help="the MP4 or WebM to write")
+    p.add_argument("--drive", required=True, help="a video clip, a sound file, or recorded signals (.npz)")
+    p.add_argument("-o", "--out", required=True, help="the .mp4, .m4v, .mov or .webm to write")
     p.add_argument("--drive-mode", choices=["camera", "voice", "auto"], help="who moves the face (default: the picture where there is one)")
     p.add_argument("--background", default="keep", metavar="keep|blur|#rrggbb|FILE")
     p.add_argument("--generator", default="puppet")
     p.add_argument("--no-body", action="store_true", help="leave the shoulders still")
     p.add_argument("--badge", action="store_true", help="a visible 'AI' badge")
+    p.add_argument("--record-signals", metavar="FILE.npz", help="also keep what was read from the face (not the shoulders), to drive with later")
     p.set_defaults(run=render)
 
     p = commands.add_parser("persona", help="keep portraits ready to go live")
@@ -195,26 +264,60 @@ def _parser() -> argparse.ArgumentParser:
         actions.add_parser(name, help=text).add_argument("name")
     p.set_defaults(run=persona)
 
-    p = commands.add_parser("bench", help="measure: latency, loopback, capacity, quality", add_help=False)
-    p.add_argument("benchmark", choices=sorted(BENCHES))
-    p.add_argument("rest", nargs=argparse.REMAINDER)
-    p.set_defaults(run=bench)
+    p = commands.add_parser(
+        "bench", help="measure: latency, loopback, capacity, quality", epilog=BENCH_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("benchmark", nargs="?", choices=sorted(BENCHES))
+    p.add_argument("rest", nargs=argparse.REMAINDER, help="its own options")
+    p.set_defaults(run=bench, help=p.print_help)
 
     commands.add_parser("doctor", help="what is installed, what works, what to do").set_defaults(run=doctor)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command -> exit status. A person's mistake is one sentence and status 2, never a traceback."""
+    """Run a command -> exit status. A person's mistake is one sentence and status 2, never a traceback.
+
+    What nobody foresaw is a sentence and status 1; AVATAR_DEBUG=1 shows where it happened.
+    """
     args = _parser().parse_args(argv)
     try:
+        from engine.types import AvatarError
+    except Exception as error:  # NumPy is missing, or damaged in a way that may raise anything
+        print(f"avatar: NumPy, which everything needs, does not load ({_named(error)}): {INSTALL}.", file=sys.stderr)
+        return 2
+    try:
         status: int = args.run(args)
+        sys.stdout.flush()
     except AvatarError as error:
         print(f"avatar: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # `avatar persona list | head`: whoever read has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if os.environ.get("AVATAR_DEBUG"):
+            raise
+        print(f"avatar: {_unforeseen(error)}", file=sys.stderr)
+        return 1
     return status
+
+
+def _unforeseen(error: Exception) -> str:
+    if isinstance(error, ImportError):
+        return f"A part is missing or damaged ({error}): {INSTALL}."
+    if isinstance(error, MemoryError):
+        return "The memory of this machine is not enough for that; use a smaller picture or a shorter file."
+    if isinstance(error, OSError):
+        where = f" '{error.filename}'" if error.filename else ""
+        return f"The system refused{where} ({error.strerror or error}); check the path, its permissions and the room on the disk."
+    return f"Something went wrong inside ({_named(error)}); set AVATAR_DEBUG=1 to see where, and report it."
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0] if str(error) else type(error).__name__
 
 
 if __name__ == "__main__":

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from engine.batch import Batch
 from engine.config import OperatorSettings, SessionSettings
-from engine.media import Clip, Writer, audio_samples, probe, video_frames
+from engine.media import Writer, audio_samples, first_picture_time, probe, video_frames
 from engine.persona import Persona
 from engine.session import Session
-from engine.types import AudioChunk, AvatarError, Generator, VideoFrame
+from engine.types import AudioChunk, AvatarError, Drive, FloatArray, Generator, Signal, VideoFrame
 
 SOUND_RATE = 48_000
 """Hz of the rendered file's sound."""
 SOUND_STEP = SOUND_RATE // 50
 """Samples a push: 20 ms, as a live microphone would."""
+AUDIBLE = 1e-4
+"""Samples above this are sound: -80 dB of full scale, under the noise of any microphone."""
+FEW_FACES = 0.5
+"""Share of frames with a face below which it is said, since the idle motion of the rest is no mistake of the portrait's."""
+BODY_EVERY = 3
+"""Camera frames a body reading serves: shoulders move slowly, and the pose landmarks cost five times the face mesh."""
+RECORDING = ".npz"
+"""Suffix of recorded signals, see engine.drivers.replay."""
 
 Progress = Callable[[int, int], None]
-"""(frames done, frames expected) after every frame."""
+"""(frames done, frames expected, 0 where nobody knows) after every frame."""
 
 
 def render(
@@ -32,43 +44,129 @@ def render(
     settings: SessionSettings | None = None,
     operator: OperatorSettings | None = None,
     progress: Progress | None = None,
+    notice: Callable[[str], None] | None = None,
+    record: str | Path | None = None,
 ) -> int:
-    """Drive a persona with a clip or a sound file and write the result -> number of frames.
+    """Drive a persona with a clip, a sound file or recorded signals (.npz) and write the result -> number of frames.
 
-    A file with video drives with its camera unless `settings.drive` is "voice"; a sound file drives with its voice. Raises
-    AvatarError for a file that cannot drive, before anything is written.
+    A file with video drives with its camera unless `settings.drive` is "voice"; a sound file drives with its voice. `notice` is told
+    what is worth knowing about a result that is no mistake; `record`: an .npz that the face's signals are written to. Raises AvatarError
+    for a file that cannot drive or be written, before anything is rendered, and for a camera drive without a face.
     """
+    keep_apart(out, drive, record)
+    if record is not None:
+        keep_apart(record, drive)
+    with contextlib.ExitStack() as stack:
+        recorder = None if record is None else stack.enter_context(_Recorder(Path(record)))
+        writer = stack.enter_context(Writer(out, audio_rate=SOUND_RATE))
+        settings = settings or SessionSettings(drive=natural_drive(drive))
+        source = _open(Path(drive), settings)
+        watch = None if settings.drive == "voice" else _Watch(source.face, keep=recorder is not None)
+        if recorder is not None and watch is None:
+            raise AvatarError("A voice leaves no signals of a face to record; leave out --record-signals or drive with the camera.")
+        session = Session(Batch(generator, rows=1), persona, settings=settings, operator=operator, face=watch)
+        stack.callback(session.close)
+        if not len(source.sound):
+            writer.audio_rate = None
+        frames = _voice(session, source.sound) if watch is None else _camera(session, source)
+        expected = round(len(source.sound) / SOUND_RATE * generator.spec.fps) if watch is None else source.count
+        done = heard = 0
+        for frame in frames:
+            # Sound and picture go into the file side by side: a player need not seek, and the writer need not hold all of one back.
+            until = max(heard, round(frame.time * SOUND_RATE))
+            writer.write_audio(AudioChunk(source.sound[heard:until], SOUND_RATE, heard / SOUND_RATE))
+            heard = until
+            writer.write_frame(frame)
+            done += 1
+            if progress is not None:
+                progress(done, expected and max(expected, done))
+        writer.write_audio(AudioChunk(source.sound[heard:], SOUND_RATE, heard / SOUND_RATE))
+        if watch is not None:
+            _judge(watch, Path(drive).name, spoken=settings.drive == "auto" and source.audible, notice=notice)
+            if recorder is not None:
+                recorder.signals = watch.signals
+    return done
+
+
+def natural_drive(drive: str | Path) -> Drive:
+    """Who moves the face where nobody says: the picture where there is one."""
+    return "camera" if _recorded(Path(drive)) or probe(drive).has_video else "voice"
+
+
+def keep_apart(out: str | Path, *inputs: str | Path | None) -> None:
+    """Raise AvatarError where a file that is read (or written besides) is the one to write: it would be lost."""
+    for name in inputs:
+        if name is None:
+            continue
+        with contextlib.suppress(OSError, ValueError):  # a file that is not there is told elsewhere
+            same = Path(out).absolute() == Path(name).absolute() or os.path.samefile(out, name)
+            if same:
+                raise AvatarError(f"'{out}' is named twice, and writing it would destroy '{name}'; write to another file.")
+
+
+# -- what drives ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """An opened drive; pictures and sound on one clock whose 0 is the first picture, or the first sound where there is no picture."""
+
+    frames: Callable[[], Iterator[VideoFrame]]
+    count: int  # frames, an estimate; 0 where nobody knows
+    sound: FloatArray  # [N] at SOUND_RATE
+    face: Any = None  # the driver that reads the frames; None: the session's own
+
+    @property
+    def audible(self) -> bool:
+        return bool(np.any(np.abs(self.sound) > AUDIBLE))
+
+
+def _recorded(drive: Path) -> bool:
+    return drive.suffix.lower() == RECORDING
+
+
+def _open(drive: Path, settings: SessionSettings) -> _Source:
+    if _recorded(drive):
+        return _open_recording(drive, settings)
     clip = probe(drive)
-    settings = settings or SessionSettings(drive="camera" if clip.has_video else "voice")
     if settings.drive != "voice" and not clip.has_video:
-        raise AvatarError(f"'{clip.path.name}' has no video; drive with the voice instead (--drive-mode voice).")
-    sound = audio_samples(drive, rate=SOUND_RATE) if clip.has_audio else np.zeros(0, np.float32)
-    if settings.drive == "voice" and not np.any(np.abs(sound) > 1e-4):
-        raise AvatarError(f"'{clip.path.name}' is silent, so there is nothing for the lips to say; choose a file with speech.")
-    session = Session(Batch(generator, rows=1), persona, settings=settings, operator=operator)
-    try:
-        with Writer(out, audio_rate=SOUND_RATE if len(sound) else None) as writer:
-            source = _voice(session, sound) if settings.drive == "voice" else _camera(session, clip, sound)
-            expected = round(len(sound) / SOUND_RATE * generator.spec.fps) if settings.drive == "voice" else clip.frames
-            done = 0
-            for frame in source:
-                writer.write_frame(frame)
-                done += 1
-                if progress is not None:
-                    progress(done, max(expected, done))
-            for chunk in _chunks(sound):
-                writer.write_audio(chunk)
-        return done
-    finally:
-        session.close()
+        raise AvatarError(f"'{drive.name}' has no video; drive with the voice instead (--drive-mode voice).")
+    sound = np.zeros(0, np.float32)
+    if clip.has_audio:
+        try:
+            sound = audio_samples(drive, rate=SOUND_RATE, origin=first_picture_time(drive) if clip.has_video else None)
+        except AvatarError:
+            if settings.drive != "camera":  # which needs no sound, so that an empty track is none
+                raise
+    source = _Source(lambda: video_frames(drive), clip.frames, sound)
+    if settings.drive == "voice" and not source.audible:
+        raise AvatarError(f"'{drive.name}' is silent, so there is nothing for the lips to say; choose a file with speech.")
+    return source
 
 
-def _chunks(sound: np.ndarray[tuple[int], np.dtype[np.float32]]) -> Iterator[AudioChunk]:
+def _open_recording(drive: Path, settings: SessionSettings) -> _Source:
+    from engine.drivers import replay
+
+    if settings.drive == "voice":
+        raise AvatarError(f"'{drive.name}' holds no voice, only signals of a face; leave out --drive-mode voice.")
+    face = replay.ReplayDriver(drive, loop=False)
+    times = [signal.time for signal in replay.load(drive)]
+    if not np.all(np.isfinite(times)) or np.any(np.diff(times) <= 0):
+        raise AvatarError(f"The times in the recording {drive} do not go forward; record it again.")
+    blank = np.zeros((2, 2, 3), np.uint8)
+    frames = [VideoFrame(blank, time - times[0], number) for number, time in enumerate(times, 1)]
+    return _Source(lambda: iter(frames), len(frames), np.zeros(0, np.float32), face)
+
+
+# -- what is done with it -------------------------------------------------------------------------------------------------
+
+
+def _chunks(sound: FloatArray) -> Iterator[AudioChunk]:
     for start in range(0, len(sound), SOUND_STEP):
         yield AudioChunk(sound[start : start + SOUND_STEP], SOUND_RATE, start / SOUND_RATE)
 
 
-def _voice(session: Session, sound: np.ndarray[tuple[int], np.dtype[np.float32]]) -> Iterator[VideoFrame]:
+def _voice(session: Session, sound: FloatArray) -> Iterator[VideoFrame]:
     # Half a second of silence at the end lets the look-ahead run out and the lips close.
     tail = np.zeros(SOUND_RATE // 2, np.float32)
     length = len(sound) / SOUND_RATE
@@ -77,22 +175,83 @@ def _voice(session: Session, sound: np.ndarray[tuple[int], np.dtype[np.float32]]
             yield from (frame for frame in output.frames if 0.0 <= frame.time < length)
 
 
-def _camera(session: Session, clip: Clip, sound: np.ndarray[tuple[int], np.dtype[np.float32]]) -> Iterator[VideoFrame]:
-    chunks = _chunks(sound)
+def _camera(session: Session, source: _Source) -> Iterator[VideoFrame]:
+    chunks = _chunks(source.sound)
     heard = 0.0
-    for number, frame in enumerate(video_frames(clip.path)):
+    for number, frame in enumerate(source.frames()):
         while session.settings.drive == "auto" and heard < frame.time + session.window.look_ahead:
             chunk = next(chunks, None)
             if chunk is None:
                 break
             session.hear(chunk)
             heard = chunk.time + chunk.duration
-        if session.settings.track_body and number % BODY_EVERY == 0:
+        if session.settings.track_body and source.face is None and number % BODY_EVERY == 0:
             session.track_body(frame)
         output = session.push_video(frame)
         if output is not None:
             yield from output.frames
 
 
-BODY_EVERY = 3
-"""Camera frames a body reading serves: shoulders move slowly, and the pose landmarks cost five times the face mesh."""
+class _Watch:
+    """A face driver that counts where it sees a face, and keeps its signals on request."""
+
+    def __init__(self, face: Any, *, keep: bool) -> None:
+        from engine.drivers.face import FaceDriver
+
+        self._face = face or FaceDriver()
+        self._keep = keep
+        self.frames = self.seen = 0
+        self.signals: list[Signal] = []
+
+    def __call__(self, frame: VideoFrame) -> Signal:
+        signal: Signal = self._face(frame)
+        self.frames += 1
+        self.seen += signal.motion is not None and float(signal.motion.confidence[0]) > 0.0
+        if self._keep:
+            self.signals.append(signal)
+        return signal
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._face, name)
+
+
+def _judge(watch: _Watch, name: str, *, spoken: bool, notice: Callable[[str], None] | None) -> None:
+    share = watch.seen / max(1, watch.frames)
+    if not watch.seen and watch.frames and not spoken:
+        raise AvatarError(f"No face was found in '{name}', so there is nothing to follow; choose a clip with a face, larger and better lit.")
+    if share < FEW_FACES and notice is not None:
+        notice(f"A face was found in only {share:.0%} of the frames of '{name}'; in the others the portrait idles.")
+
+
+class _Recorder:
+    """Writes signals when the rendering has gone well; told before it begins where it cannot."""
+
+    def __init__(self, path: Path) -> None:
+        self.signals: list[Signal] = []
+        self._path = path
+        self._partial = path.with_name(f".{path.stem[:60]}-{os.getpid()}.part") if path.name else path
+        if not _recorded(path):
+            raise AvatarError(f"Signals are recorded in an {RECORDING} file; name it so instead of '{path}'.")
+        if path.is_dir():
+            raise AvatarError(f"'{path}' is a folder; name a file in it, such as {path / ('signals' + RECORDING)}.")
+
+    def __enter__(self) -> _Recorder:
+        self._attempt(self._partial.touch)
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        from engine.drivers.replay import save
+
+        try:
+            if kind is None:
+                self._attempt(lambda: save(self._partial, self.signals))
+                self._attempt(lambda: self._partial.replace(self._path))
+        finally:
+            with contextlib.suppress(OSError):
+                self._partial.unlink(missing_ok=True)
+
+    def _attempt(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except OSError as error:
+            raise AvatarError(f"'{self._path}' cannot be written ({error.strerror or error}); record elsewhere.") from error

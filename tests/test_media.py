@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import resource
+import shutil
+import struct
 import wave
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 
-from engine.media import AI_NOTICE, Writer, audio_samples, probe, video_frames
+from engine.media import AI_NOTICE, Writer, audio_samples, first_picture_time, probe, video_frames
 from engine.types import AudioChunk, AvatarError, FloatArray, VideoFrame
 
 RATE = 48_000
@@ -111,3 +117,183 @@ def test_a_truncated_clip_gives_what_it_has(tmp_path: Path) -> None:
     cut = tmp_path / "cut.webm"
     cut.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
     assert 1 <= len(list(video_frames(cut))) <= 60
+
+
+# -- one clock for picture and sound ---------------------------------------------------------------------------------------
+
+
+def write_offset_clip(path: Path, *, picture_at: float, sound: list[tuple[float, FloatArray]], layout: str = "mono") -> Path:
+    """A clip whose picture (ten frames) begins at `picture_at` s and whose pieces of sound stand at their own times."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=30)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        video.codec_context.time_base = Fraction(1, 90_000)
+        audio = container.add_stream("libopus" if path.suffix == ".mkv" else "aac", rate=RATE)
+        audio.codec_context.layout = layout
+        for k in range(10):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 20 * k, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = round((picture_at + k / 30) * 90_000), Fraction(1, 90_000)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        for start, samples in sound:
+            piece = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+            piece.sample_rate, piece.pts, piece.time_base = RATE, round(start * RATE), Fraction(1, RATE)
+            container.mux(audio.encode(piece))
+        container.mux(audio.encode(None))
+    return path
+
+
+def beginnings(samples: FloatArray, rate: int) -> list[float]:
+    """s at which sound begins after at least 50 ms of silence."""
+    loud = np.abs(samples) > 0.1
+    starts = [k for k in np.flatnonzero(loud) if not loud[max(0, k - rate // 20) : k].any()]
+    return [k / rate for k in starts]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize(("picture_at", "sound_at"), [(0.0, 0.4), (0.4, 0.0), (1.0, 1.25)])
+def test_sound_that_begins_elsewhere_keeps_its_place_beside_the_picture(tmp_path: Path, suffix: str, picture_at: float, sound_at: float) -> None:
+    silence = np.zeros(RATE // 2, np.float32)
+    path = write_offset_clip(tmp_path / f"clip{suffix}", picture_at=picture_at, sound=[(sound_at, np.concatenate([silence, tone(0.5)]))])
+    origin = first_picture_time(path)
+    heard = audio_samples(path, rate=16_000, origin=origin)
+    assert beginnings(heard, 16_000) == pytest.approx([sound_at + 0.5 - picture_at], abs=0.01)
+    assert next(video_frames(path)).time == 0.0
+
+
+def test_a_gap_in_the_sound_stays_a_gap(tmp_path: Path) -> None:
+    # 48 000 samples are whole Opus packets, so that none holds sound of both sides of the gap.
+    path = write_offset_clip(tmp_path / "clip.mkv", picture_at=0.0, sound=[(0.0, tone(1.0)), (2.5, tone(1.0))])
+    heard = audio_samples(path, rate=16_000, origin=0.0)
+    assert beginnings(heard, 16_000) == pytest.approx([0.0, 2.5], abs=0.02)
+    assert len(heard) / 16_000 == pytest.approx(3.5, abs=0.05)
+
+
+def test_sound_without_a_gap_is_not_cut_into_pieces(tmp_path: Path) -> None:
+    path = write_offset_clip(tmp_path / "clip.mkv", picture_at=0.0, sound=[(0.0, tone(2.0))])
+    heard = audio_samples(path, rate=16_000)
+    spectrum = np.abs(np.fft.rfft(heard[1600:30_400] * np.hanning(28_800)))
+    near = int(np.argmax(spectrum))
+    assert near * 16_000 / 28_800 == pytest.approx(440, abs=1)
+    assert spectrum[: near - 20].max() < spectrum[near] / 300, "seams would click"
+
+
+def test_a_phone_held_upright_is_seen_upright(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4"
+    picture = np.zeros((96, 128, 3), np.uint8)
+    picture[:48, :64] = 250  # bright where the left is up
+    with Writer(path) as writer:
+        for k in range(3):
+            writer.write_frame(VideoFrame(picture, k / 30))
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 4 + 4 + 36  # version and flags, then 36 bytes before the matrix (ISO 14496-12, 8.3.2)
+    assert struct.unpack_from(">i", data, at) == (0x10000,)
+    struct.pack_into(">9i", data, at, 0, 0x10000, 0, -0x10000, 0, 0, 96 << 16, 0, 0x40000000)  # a quarter turn clockwise
+    path.write_bytes(data)
+    seen = next(video_frames(path)).rgb
+    assert seen.shape == (128, 96, 3)
+    assert seen[20, 72].mean() > 200, "the bright corner went from the left to the right"
+    assert seen[20, 24].mean() < 50
+
+
+def test_a_cover_picture_is_no_video(tmp_path: Path) -> None:
+    path = tmp_path / "song.mp4"
+    with av.open(str(path), "w") as container:
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt, cover.disposition = 64, 64, "yuvj420p", av.stream.Disposition.attached_pic
+        audio = container.add_stream("aac", rate=RATE)
+        audio.codec_context.layout = "mono"
+        container.mux(cover.encode(av.VideoFrame(64, 64, "yuvj420p")))
+        piece = av.AudioFrame.from_ndarray(tone(0.5)[None], format="fltp", layout="mono")
+        piece.sample_rate = RATE
+        container.mux([*audio.encode(piece), *audio.encode(None)])
+    assert (probe(path).has_video, probe(path).has_audio) == (False, True)
+
+
+# -- where nothing can be written ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("", "no name"),
+        ("folder.mp4", "is a folder"),
+        ("/proc/o.mp4", "cannot be written"),
+        ("/dev/null", "no ordinary file"),
+        ("o.avi", "only .mp4"),
+        ("o.mkv", "only .mp4"),
+        ("o.gif", "only .mp4"),
+        ("x" * 300 + ".mp4", "cannot be written"),
+    ],
+)
+def test_a_place_where_nothing_can_be_written_is_told_at_once(tmp_path: Path, name: str, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.mp4").mkdir()
+    with pytest.raises(AvatarError, match=sentence):
+        Writer(name)
+    assert [file.name for file in tmp_path.iterdir()] == ["folder.mp4"]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("OUT.WEBM", "matroska,webm"), ("out.MP4", "mov,mp4"), ("out.mov", "mov,mp4"), ("out", "mov,mp4")])
+def test_the_suffix_says_what_is_written(tmp_path: Path, name: str, kind: str) -> None:
+    path = write_clip(tmp_path / name, times=[0.0, 0.1], sound=0.2)
+    with av.open(str(path)) as container:
+        assert container.format.name.startswith(kind)
+
+
+@contextmanager
+def disk_of(size: int) -> Iterator[None]:
+    """No file grows beyond `size` bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+@pytest.mark.parametrize("size", [100, 30_000])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, suffix: str, size: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8)
+    with pytest.raises(AvatarError, match="cannot be written"), disk_of(size), Writer(tmp_path / f"clip{suffix}", audio_rate=RATE) as writer:
+        for k in range(10):
+            writer.write_frame(VideoFrame(np.roll(noise, 7 * k), k / 30))
+        writer.write_audio(AudioChunk(tone(0.3), RATE, 0.0))
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- what is not opened ----------------------------------------------------------------------------------------------------
+
+
+def test_a_playlist_opens_no_other_file(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", times=[0.0, 0.1])
+    playlist = tmp_path / "list.mp4"
+    playlist.write_text(f"ffconcat version 1.0\nfile {clip.name}\n")
+    with pytest.raises(AvatarError, match="not a media file"):
+        probe(playlist)
+    playlist.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{clip.name}\n#EXT-X-ENDLIST\n")
+    with pytest.raises(AvatarError, match="not a media file"):
+        probe(playlist)
+
+
+def test_a_name_with_a_colon_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(write_clip(tmp_path / "clip.mp4", times=[0.0, 0.1]), "http:clip.mp4")
+    assert probe("http:clip.mp4").has_video
+    write_clip(Path("http:out.mp4"), times=[0.0, 0.1])
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".avif", ".bmp"])
+def test_a_still_picture_drives_nothing(tmp_path: Path, suffix: str) -> None:
+    from PIL import Image
+
+    path = tmp_path / f"still{suffix}"
+    Image.new("RGB", (80, 80), (200, 30, 30)).save(path)
+    with pytest.raises(AvatarError, match="still picture"):
+        probe(path)
+
+
+def test_a_folder_drives_nothing(tmp_path: Path) -> None:
+    with pytest.raises(AvatarError, match="is a folder"):
+        probe(tmp_path)
