@@ -103,6 +103,11 @@ class ServerSettings:
             raise AvatarError("A server needs room for at least one session: give --max-sessions 1 or more.")
         if not 1 <= self.port <= 65535:
             raise AvatarError(f"{self.port} is not a port: choose one between 1 and 65535.")
+        if self.carry_strip < 0:
+            raise AvatarError(f"{self.carry_strip} rows cannot be copied: give --carry-strip 0 or more.")
         for url in self.ice_servers:
             if not url.startswith(("stun:", "turn:", "turns:")):
                 raise AvatarError(f"'{url}' is not an ICE server: write stun:host:port or turn:user:password@host:port.")
+            credentials, at, _ = url.partition(":")[2].rpartition("@")
+            if not url.startswith("stun:") and not (at and all(credentials.partition(":"))):
+                raise AvatarError(f"'{url}' names no user and password, without which no TURN server relays: write turn:user:password@host:port.")
