@@ -1,12 +1,14 @@
 """A persona: a portrait, whose it is and with what consent, and what a generator computed from it once.
 
 On disk a persona is a folder of its name with `portrait.png`, `manifest.json` and, for every generator that has prepared it, a cache of
-arrays. Portrait and manifest are the truth; caches are made again when the code, the generator or its weights have changed.
+arrays. Portrait and manifest are the truth; caches are made again when the code they come from (SCENE_SOURCES and every file in the
+generator's folder), MediaPipe's version, the generator's spec or its weights have changed.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import io
 import json
 import logging
@@ -32,8 +34,10 @@ ASSETS = Path(__file__).parent / "assets"
 PORTRAIT, MANIFEST = "portrait.png", "manifest.json"
 MANIFEST_VERSION = 1
 LONGEST_NAME = 64
-SCENE_SOURCES = ("composite.py", "blend.py", "drivers/matte.py", "drivers/portrait.py", "drivers/tracker.py")
-"""Code that a cached scene comes from, beside this file."""
+LONGEST_NAME_BYTES = 240
+"""UTF-8 bytes of a name: file systems take 255, and a script outside of Latin has up to four a letter."""
+SCENE_SOURCES = ("persona.py", "composite.py", "blend.py", "picture.py", "pose.py", "types.py", "drivers/*.py")
+"""Code that the cached scene and, through the drivers, every generator's features come from; patterns in this folder."""
 
 _Arrays = dict[str, npt.NDArray[Any]]
 _log = logging.getLogger(__name__)
@@ -67,6 +71,7 @@ def make_persona(
     `consent`: who agreed to what, in the words of whoever brings the picture; `source`: where it is from. Raises AvatarError where the
     portrait cannot be driven, and for a kept persona where the name is unfit or taken.
     """
+    consent = _consent(consent)
     place = None if folder is None else _place(name, folder)
     if place is not None:
         name = place.name
@@ -98,7 +103,8 @@ def create(generator: Generator, portrait: Path, *, name: str, consent: str | No
     from engine.picture import read_picture
 
     home = folder or personas_folder()
-    _place(name, home)  # a bad name is refused before the work
+    _place(name, home)  # a bad name is refused before the work, and so are empty words
+    _consent(consent)
     return make_persona(generator, read_picture(portrait), name=name, consent=consent, source=Path(portrait).name, folder=home)
 
 
@@ -184,11 +190,20 @@ def _place(name: str, home: Path) -> Path:
     """The folder of a name. Only letters, digits, spaces, '-' and '_': no name leads anywhere else on the disk."""
     name = unicodedata.normalize("NFC", name)
     fit = 0 < len(name) <= LONGEST_NAME and name[0].isalnum() and name == name.strip() and all(c.isalnum() or c in " -_" for c in name)
+    if fit and len(name.encode()) > LONGEST_NAME_BYTES:
+        raise AvatarError(f"The name '{name}' is too long for a folder's; use at most {LONGEST_NAME_BYTES // 4} letters of that script.")
     if not fit:
         raise AvatarError(
             f"A persona's name is 1 to {LONGEST_NAME} letters, digits, spaces, '-' or '_' and starts with a letter or digit; rename it."
         )
     return home / name
+
+
+def _consent(statement: str | None) -> str | None:
+    """The statement without blanks around it; None where nobody was asked for one. Raises AvatarError for one that says nothing."""
+    if statement is not None and not (statement := statement.strip()):
+        raise AvatarError("The statement of consent is empty; say who agreed to what, such as 'I am the person in the picture'.")
+    return statement
 
 
 def _existing(name: str, home: Path) -> Path:
@@ -271,13 +286,28 @@ def _weights(generator: Generator) -> str | None:
 
 
 def _cache_key(generator: Generator, portrait: str) -> str:
-    """sha256 of all that the cached arrays depend on: the portrait's digest, the generator, its weights, and the code of both halves."""
-    digest = hashlib.sha256(f"{portrait} {generator.spec} {_weights(generator)}".encode())
+    """sha256 of all that the cached arrays depend on: the portrait's digest, the generator, its weights, the code of both halves, the tracker."""
+    digest = hashlib.sha256(f"{portrait} {generator.spec} {_weights(generator)} {_tracker()}".encode())
+    for path in _sources(generator):
+        digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _sources(generator: Generator) -> list[Path]:
+    """Every file that the cached arrays come from. A generator of another package is its own file."""
     here = Path(__file__).parent
     own = Path(str(sys.modules[type(generator).__module__].__file__))
-    for path in [*(here / name for name in SCENE_SOURCES), *(sorted(own.parent.glob("*.py")) if here in own.parents else [own])]:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    files = [path for pattern in SCENE_SOURCES for path in sorted(here.glob(pattern))]
+    folder = [path for path in sorted(own.parent.rglob("*")) if path.is_file() and "__pycache__" not in path.parts] if here in own.parents else [own]
+    return files + folder
+
+
+def _tracker() -> str:
+    """MediaPipe's version: its models come with it."""
+    try:
+        return importlib.metadata.version("mediapipe")
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
 
 
 def _write_cache(place: Path, manifest: dict[str, Any], generator: Generator, key: str, scene: Scene, identity: Identity) -> None:

@@ -109,10 +109,52 @@ def test_other_weights_or_size_are_prepared_anew_and_cached(home: Path) -> None:
 
 
 def test_changed_code_is_prepared_anew(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(persona, "SCENE_SOURCES", (*persona.SCENE_SOURCES, "types.py"))
+    monkeypatch.setattr(persona, "SCENE_SOURCES", (*persona.SCENE_SOURCES, "config.py"))
     generator = Stamp()
     load_persona(generator, "Eileen", folder=home)
     assert generator.prepared == 1
+
+
+def test_a_cache_depends_on_all_the_code_it_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Follows the imports: what the framing of a portrait and the puppet load from this engine is hashed."""
+    import subprocess
+    import sys
+
+    from engine.generators import load
+
+    code = "import sys, engine.composite, engine.drivers.portrait, engine.generators.puppet.generator; print(*sorted(sys.modules))"
+    root = Path(persona.__file__).parent.parent
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout.split()
+    engine = {root.joinpath(*name.split(".")).with_suffix(".py") for name in loaded if name.startswith("engine.")}
+    neutral = {root / "engine" / name for name in ("batch.py", "config.py")}  # settings and seats: nothing that is cached
+    hashed = set(persona._sources(load("puppet")))
+    assert {path for path in engine if path.is_file()} - neutral <= hashed
+    assert set((root / "engine" / "drivers").glob("*.py")) <= hashed
+
+    before = persona._cache_key(Stamp(), "portrait")
+    assert persona._cache_key(Stamp(), "portrait") == before
+    monkeypatch.setattr(persona, "_tracker", lambda: "0.10.99")
+    assert persona._cache_key(Stamp(), "portrait") != before
+
+
+@pytest.mark.parametrize("consent", ["", "  ", "\n\t"])
+def test_consent_that_says_nothing_is_refused(tmp_path: Path, consent: str) -> None:
+    with pytest.raises(AvatarError, match="consent is empty"):
+        make_persona(Stamp(), RGB, name="a", consent=consent, folder=tmp_path)
+    with pytest.raises(AvatarError, match="consent is empty"):
+        create(Stamp(), tmp_path / "absent.png", name="a", consent=consent, folder=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_long_name_in_another_script(tmp_path: Path) -> None:
+    letter = "\U00020000"  # a Han character of four bytes: 64 of them are 256
+    for act in (show, remove, read_portrait):
+        with pytest.raises(AvatarError, match="at most 60 letters"):
+            act(letter * 64, folder=tmp_path)
+    with pytest.raises(AvatarError, match="at most 60 letters"):
+        make_persona(Stamp(), RGB, name=letter * 61, folder=tmp_path)
+    assert make_persona(Stamp(), RGB, name=letter * 60, folder=tmp_path).name == letter * 60
+    assert load_persona(Stamp(), letter * 60, folder=tmp_path).name == letter * 60
 
 
 def test_a_generator_that_cannot_be_cached_still_works(tmp_path: Path) -> None:
