@@ -163,6 +163,32 @@ class Generator(Protocol):
         ...
 
 
+class FaceSource(Protocol):
+    """What drives a face: pictures -> calibrated signals of one person. MediaPipe's is `drivers/face.py`; a newer tracker, a recording or
+    a test takes its place by these verbs. One a session; called from one thread at a time."""
+
+    @property
+    def neutral_state(self) -> str:
+        """ "searching" until the person's neutral is found, then "set"."""
+        ...
+
+    def __call__(self, frame: VideoFrame) -> Signal:
+        """A picture -> what is known of its instant; `motion.confidence` is 0 where no face is seen."""
+        ...
+
+    def set_neutral(self) -> None:
+        """Take the present face as the neutral one."""
+        ...
+
+    def reset(self) -> None:
+        """Forget the person."""
+        ...
+
+    def close(self) -> None:
+        """Free the tracker."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Output:
     """What must leave together."""

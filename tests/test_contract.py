@@ -1,16 +1,20 @@
-"""Every generator of the registry keeps the same contract; a new one is tested by its line there."""
+"""Every generator of the registry keeps the same contract, and so does whatever drives a face; a new generator is tested by its line there."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from engine import generators
 from engine.batch import Batch, BatchFull
+from engine.drivers.face import FaceDriver
+from engine.drivers.replay import ReplayDriver, save
 from engine.persona import demo_portrait
-from engine.types import AvatarError, Generator, Identity, Signal, still_motion
+from engine.types import AvatarError, FaceSource, Generator, Identity, Signal, VideoFrame, still_motion
 
 ROWS = 3
 
@@ -139,3 +143,29 @@ def test_a_full_batch_refuses_and_a_released_row_serves_again(made: tuple[Genera
         batch.admit(identity)
     batch.release(first)
     assert batch.admit(identity) == first
+
+
+@pytest.fixture(params=["camera", "recording"])
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FaceSource]:
+    driver = FaceDriver()
+    if request.param == "recording":
+        save(tmp_path / "signals.npz", [driver(VideoFrame(demo_portrait(), k / 30, k + 1)) for k in range(3)])
+        driver.close()
+        yield ReplayDriver(tmp_path / "signals.npz")
+        return
+    yield driver
+    driver.close()
+
+
+def test_whatever_drives_a_face_keeps_the_same_contract(source: FaceSource) -> None:
+    assert source.neutral_state in ("searching", "set")
+    for k in range(5):
+        signal = source(VideoFrame(demo_portrait(), 7.0 + k / 30, 100 + k))
+        assert (signal.time, signal.id) == (7.0 + k / 30, 100 + k)
+        assert signal.motion is not None
+        assert signal.motion.confidence[0] > 0.5
+        assert np.isfinite(signal.motion.head).all()
+        if k == 1:
+            source.set_neutral()
+        if k == 3:
+            source.reset()

@@ -147,7 +147,8 @@ def affine(source: FloatArray, target: FloatArray) -> FloatArray:
     xx, yy = xx + TINY, yy + TINY
     inverse = np.array([[yy, -xy], [-xy, xx]], np.float32) / (xx * yy - xy * xy)  # of a 2 x 2 matrix: LAPACK takes longer to start
     linear = (target - goal).T @ away @ inverse
-    return np.concatenate([linear, (goal - linear @ middle)[:, None]], 1).astype(np.float32)
+    found: FloatArray = np.concatenate([linear, (goal - linear @ middle)[:, None]], 1).astype(np.float32)
+    return found
 
 
 def bounds(points: FloatArray, room: float = 2.0) -> FloatArray:
