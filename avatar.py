@@ -134,7 +134,7 @@ def doctor(args: argparse.Namespace) -> int:
 
     checks = examine()
     for check in checks:
-        mark = {True: "ok     ", False: "MISSING", None: "absent "}[check.ok]
+        mark = {True: "ok     ", False: "PROBLEM", None: "absent "}[check.ok]
         print(f"{mark} {check.part:32s} {check.detail}")
     return 1 if any(check.ok is False for check in checks) else 0
 

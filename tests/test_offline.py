@@ -149,21 +149,6 @@ def test_the_sound_keeps_its_place_beside_the_picture(
     assert beginnings(audio_samples(out, rate=RATE, origin=0.0), RATE) == pytest.approx([sound_at + 0.5 - picture_at], abs=0.012)
 
 
-def test_sound_and_picture_lie_side_by_side_in_the_file(puppet: tuple[Generator, Persona], tmp_path: Path) -> None:
-    import av
-
-    sound = tone(6.0, hertz=180.0) * (np.arange(6 * RATE) % 12_000 < 7_000)
-    out = tmp_path / "out.mp4"
-    render(*puppet, write_wav(tmp_path / "a.wav", sound, rate=RATE), out, settings=SessionSettings(drive="voice"))
-    with av.open(str(out)) as container:
-        packets = [packet for packet in container.demux() if packet.pos and packet.dts is not None]
-        packets.sort(key=lambda packet: packet.pos or 0)
-        reached = {"video": 0.0, "audio": 0.0}
-        for packet in packets:
-            reached[packet.stream.type] = float((packet.dts or 0) * packet.time_base)
-            assert abs(reached["video"] - reached["audio"]) < 1.5
-
-
 def test_the_writer_gets_sound_and_picture_in_turn(puppet: tuple[Generator, Persona], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reached = [0.0, 0.0]
     lead: list[float] = []
