@@ -64,6 +64,8 @@ def probe(path: str | Path) -> Clip:
             raise AvatarError(f"'{path.name}' is {duration / 3600:.1f} hours long; at most {MOST_SECONDS / 3600:.0f} hours are read.")
         fps = float(video[0].average_rate or 0) if video else 0.0
         frames = (video[0].frames or round(duration * fps)) if video else 0
+        if container.format.name == "gif" and frames == 1:
+            raise AvatarError(_still(path))
         return Clip(path, duration, fps, frames, bool(video), bool(audio))
 
 
@@ -346,16 +348,19 @@ def _open(path: Path) -> InputContainer:
         raise AvatarError(f"'{path}' cannot be read ({error.strerror or error}); check its name and permissions.") from error
     if not head:
         raise AvatarError(f"'{path.name}' is empty; choose another file.")
-    still = f"'{path.name}' is a still picture, which moves nothing; choose a video clip or a sound file."
     if head[4:8] == b"ftyp" and any(brand in head[8:] for brand in STILL_BRANDS):
-        raise AvatarError(still)
+        raise AvatarError(_still(path))
     try:
         # "file:" keeps a name with a colon from being taken for an address.
         return av.open(f"file:{path}", metadata_errors="ignore", options={"format_whitelist": FORMATS, "protocol_whitelist": "file"})
     except (FFmpegError, ValueError) as error:
         if head.startswith(STILL_HEADS) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
-            raise AvatarError(still) from error
+            raise AvatarError(_still(path)) from error
         raise AvatarError(f"'{path.name}' is not a media file that can be read; use MP4, WebM, MOV, WAV, FLAC, MP3 or OGG.") from error
+
+
+def _still(path: Path) -> str:
+    return f"'{path.name}' is a still picture, which moves nothing; choose a video clip or a sound file."
 
 
 def _pictures(container: InputContainer) -> list[Any]:

@@ -284,7 +284,7 @@ def test_a_name_with_a_colon_is_a_file(tmp_path: Path, monkeypatch: pytest.Monke
     write_clip(Path("http:out.mp4"), times=[0.0, 0.1])
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".avif", ".bmp"])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".avif", ".bmp", ".gif"])
 def test_a_still_picture_drives_nothing(tmp_path: Path, suffix: str) -> None:
     from PIL import Image
 
