@@ -5,6 +5,7 @@ Nothing here touches the event loop; results leave through callbacks that the se
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import sys
@@ -19,12 +20,16 @@ from engine.batch import Batch
 from engine.session import Session, render
 from engine.types import AvatarError, Generator, Output, Signal, VideoFrame
 
+logger = logging.getLogger(__name__)
+
 TICK = 0.02
 """s after which a generator thread looks round even when nobody woke it."""
 ROUNDS = 4
 """Frames of one session made in a row before others are looked at: more are only due after a stall."""
 BODY_NICE = 5
 """How much lower the priority of body tracking is: it must never delay a face."""
+APART = 10.0
+"""s that the sessions of a failed call are stepped one by one at most; where one fails alone and goes, the others are together at once."""
 T = TypeVar("T")
 
 
@@ -77,7 +82,10 @@ class MeteredBatch(Batch):
 
 
 class Stepper:
-    """One thread, one batch. `together`: all sessions in one call (an accelerator); else one after another, each delivered at once."""
+    """One thread, one batch. `together`: all sessions in one call (an accelerator); else one after another, each delivered at once.
+
+    Whatever a session does, stepping or ending, takes nothing with it but itself.
+    """
 
     def __init__(
         self, generator: Generator, *, rows: int, together: bool = False, name: str = "generator", clock: Callable[[], float] = time.monotonic
@@ -93,6 +101,7 @@ class Stepper:
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._awake = threading.Event()
         self._stopping = False
+        self._apart_until = float("-inf")  # s of the clock, until which sessions are stepped one by one all the same
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -106,7 +115,7 @@ class Stepper:
         self._awake.set()
 
     def call(self, job: Callable[[Batch], T]) -> Future[T]:
-        """Run `job(batch)` on this thread between two steps; any thread."""
+        """Run `job(batch)` on this thread between two steps, from a job of its own at once; any thread."""
         future: Future[T] = Future()
 
         def run() -> None:
@@ -117,8 +126,11 @@ class Stepper:
             except BaseException as error:
                 future.set_exception(error)
 
-        self._jobs.put(run)
-        self.wake()
+        if threading.current_thread() is self._thread:
+            run()
+        else:
+            self._jobs.put(run)
+            self.wake()
         return future
 
     def seat(self, seat: Seat) -> Future[None]:
@@ -143,9 +155,14 @@ class Stepper:
         return self._batch
 
     def _remove(self, seat: Seat) -> None:
-        if seat in self._seats:
-            self._seats.remove(seat)
+        if seat not in self._seats:
+            return
+        self._seats.remove(seat)
+        self._apart_until = float("-inf")  # whoever is left may do better together
+        try:
             seat.shut()
+        except Exception:
+            logger.exception("A session could not be closed in order.")
 
     def _run(self) -> None:
         while not self._stopping:
@@ -155,7 +172,8 @@ class Stepper:
                 self._jobs.get()()
             started = time.perf_counter()
             seats = [seat for seat in list(self._seats) if not seat.resting and self._listen(seat)]
-            for group in [seats] if self.together else [[seat] for seat in seats]:
+            together = self.together and self._clock() >= self._apart_until
+            for group in [seats] if together else [[seat] for seat in seats]:
                 for _ in range(ROUNDS):
                     if not self._step(group):
                         break
@@ -184,22 +202,29 @@ class Stepper:
             self._isolate(group, error)
             return False
         times = StepTimes(batch.last_step, max(0.0, time.perf_counter() - started - batch.last_step))
-        for seat in group:
-            if (output := outputs.get(seat.session.row)) is not None:
+        for seat in list(group):
+            if (output := outputs.get(seat.session.row)) is None:
+                continue
+            try:
                 seat.deliver(output, times)
+            except Exception as error:  # as above
+                group.remove(seat)
+                self._isolate([seat], error)
         return bool(outputs)
 
     def _isolate(self, group: list[Seat], error: Exception) -> None:
         """One session of the group failed: find out which by stepping each alone; the next signals will tell."""
         if len(group) > 1:
-            self.together = False
+            logger.warning("A step of %d sessions failed (%r); they are stepped one by one.", len(group), error)
+            self._apart_until = self._clock() + APART
             return
         seat = group[0]
-        self._seats.remove(seat)
+        logger.error("A session cannot go on.", exc_info=error)
+        self._remove(seat)
         try:
-            seat.shut()
-        finally:
             seat.failed(error)
+        except Exception:
+            logger.exception("Nobody could be told that a session has ended.")
 
 
 class Pool:
@@ -215,7 +240,7 @@ class Pool:
             thread.start()
 
     def submit(self, job: Callable[[], None]) -> None:
-        """Run a job soon. A caller has at most one in here at a time, so the queue is as long as there are sessions."""
+        """Run a job soon. Sessions bring their next picture only when the last one is done, so that hardly anything waits."""
         self._jobs.put(job)
 
     def stop(self, timeout: float = 2.0) -> None:
