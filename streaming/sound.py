@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from engine.drivers.speech import LOOK_AHEAD, SpeechDriver
 from engine.types import AudioChunk, FloatArray
 from streaming.pacing import BLOCK, BLOCK_SECONDS, MAX_BEND, RATE
 
@@ -32,6 +33,10 @@ GUARD = 0.008
 PHASE_TOLERANCE = 0.005
 """s by which the ticks may lie beside the best phase: a drift of 50 ppm takes a minute and a half for that."""
 PHASE_PACKETS = 25
+BARGE_VOICED = 0.6
+"""Voicedness of the microphone that counts as speech ..."""
+BARGE_BLOCKS = 6
+"""... and blocks of 20 ms in a row of it that interrupt an utterance."""
 Pcm16 = npt.NDArray[np.int16]
 
 
@@ -135,11 +140,37 @@ class Phase:
 
 
 @dataclass(slots=True)
+class BargeIn:
+    """Hears the microphone alone while the avatar says something, to notice a person who speaks over it."""
+
+    _ears: SpeechDriver | None = None
+    _voiced: int = 0  # blocks in a row
+
+    def hears(self, chunk: AudioChunk) -> bool:
+        """One block of the microphone -> whether it is the one that makes it an interruption."""
+        if self._ears is None:
+            self._ears = SpeechDriver()
+        self._ears.hear(chunk)
+        voiced = self._ears.at(chunk.time + chunk.duration - LOOK_AHEAD).voiced
+        self._voiced = self._voiced + 1 if voiced > BARGE_VOICED else 0
+        return self._voiced == BARGE_BLOCKS
+
+    def rest(self) -> None:
+        """Nothing is being said."""
+        self._ears, self._voiced = None, 0
+
+
+@dataclass(slots=True)
 class Utterance:
     """Something the avatar says; samples are added while it is already speaking."""
 
     pcm: deque[Pcm16] = field(default_factory=deque)
     done: bool = False  # nothing more will be added
+
+    @property
+    def seconds(self) -> float:
+        """Of sound that is there and was not taken."""
+        return sum(map(len, self.pcm)) / RATE
 
     def take(self, count: int) -> FloatArray:
         """[at most count] samples, -1..1."""
@@ -180,6 +211,16 @@ class SoundStream:
     def speaking(self) -> bool:
         """Whether something is being said or still to be said."""
         return bool(self._queue)
+
+    @property
+    def utterances(self) -> int:
+        """How many are being said or still to be said."""
+        return len(self._queue)
+
+    @property
+    def seconds(self) -> float:
+        """Of utterances' sound that is there and still to be said."""
+        return sum(utterance.seconds for utterance in self._queue)
 
     def hear(self, chunk: AudioChunk, *, now: float) -> None:
         """A microphone packet with its capture time."""
