@@ -102,6 +102,7 @@ def test_a_gap_is_given_up_and_the_stream_goes_on_at_a_key_picture() -> None:
     assert feed(buffer, picture(2, 16)) == []
     assert [f.timestamp for f in feed(buffer, picture(3, 19, key=True) + picture(4, 22))] == [9000, 12000]
     assert buffer.given_up == 1
+    assert buffer.withheld == 1, "the whole picture before the key picture"
 
 
 def test_a_key_picture_behind_a_gap_is_enough() -> None:

@@ -24,7 +24,7 @@ import pytest
 
 from streaming import rtc
 from streaming.rtc import clock, decode, encoders, jitter, nack, readers, remb
-from streaming.rtc.receive import Unwrapper
+from streaming.rtc.receive import RTCRtpReceiver, Unwrapper, received_losses
 from tests.peers import LOCAL, frame_at
 from tests.test_rtc_buffers import Time, packet, sound
 
@@ -252,5 +252,27 @@ def test_received_sound_is_bounded_and_mono() -> None:
         assert chunk.pcm.dtype == np.float32
         assert np.allclose(chunk.pcm, 0.25)
         assert chunk.rate == 48_000
+
+    asyncio.run(main())
+
+
+def test_what_a_receiver_gives_up_is_told_by_its_cause() -> None:
+    async def main() -> None:
+        transport: Any = SimpleNamespace(state="connected")
+        elsewhere: Any = SimpleNamespace(state="connected")
+        video, audio, other = RTCRtpReceiver("video", transport), RTCRtpReceiver("audio", transport), RTCRtpReceiver("video", elsewhere)
+        track = readers.RemoteTrack("video")
+        video._track = track
+        for k in range(readers.VIDEO_QUEUE + 3):
+            await track._queue.put(frame_at(k))
+        for receiver, limit in ((video, decode.VIDEO_LIMIT), (audio, decode.AUDIO_LIMIT), (other, decode.VIDEO_LIMIT)):
+            for k in range(limit + 1):
+                receiver.waiting.put(k)
+        losses = received_losses(transport)
+        assert {cause: count for cause, count in losses.items() if count} == {
+            "camera_unread": 3,
+            "camera_decoder": decode.VIDEO_LIMIT + 1,
+            "mic_decoder": decode.AUDIO_LIMIT + 1,
+        }
 
     asyncio.run(main())

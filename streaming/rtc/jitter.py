@@ -78,6 +78,7 @@ class _Buffer:
         self._ready: deque[Frame] = deque()
         self._begun = False  # something was released, so that nothing older is of use
         self.given_up = 0  # gaps that were not repaired in time
+        self.withheld = 0  # pictures passed over because no key picture had come yet
 
     def _unwrap(self, sequence: int) -> int:
         return self._newest + ((sequence - self._newest + 0x8000) & 0xFFFF) - 0x8000
@@ -208,6 +209,7 @@ class VideoBuffer(_Buffer):
             if self._parts and packet.timestamp != self._timestamp:
                 self._release()  # the marker was missing
             if self._await_key and not self._parts and not self._key_found(packet):
+                self.withheld += packet.marker
                 continue
             self._parts.append(data)
             self._timestamp, self._payload_type = packet.timestamp, packet.payload_type

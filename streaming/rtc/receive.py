@@ -11,6 +11,8 @@ import asyncio
 import contextlib
 import math
 import time
+import weakref
+from collections import Counter
 from typing import Any
 
 import aiortc.rtcrtpreceiver as upstream
@@ -33,6 +35,7 @@ LOSSES_TO_RELEASE = 10
 """Packets asked for again after which the seeded estimate is not held any longer."""
 PLI_SPACING = 0.3
 """s between two requests for a key picture while pictures are withheld."""
+_receivers: weakref.WeakSet[RTCRtpReceiver] = weakref.WeakSet()
 
 
 class Unwrapper:
@@ -81,6 +84,7 @@ class RTCRtpReceiver(upstream.RTCRtpReceiver):
         self._media_ssrc: int | None = None
         self._pli_at = float("-inf")
         self._heard_at = float("-inf")
+        _receivers.add(self)
 
     def configure(self, settings: RtcSettings) -> None:
         """Take the settings of the connection; before anything is received."""
@@ -104,6 +108,17 @@ class RTCRtpReceiver(upstream.RTCRtpReceiver):
         # The smallest round trip, as the clock's offset is that of the luckiest packet: a queue in either direction is not in it.
         round_trip = self.sender.rate.rtt_min if self.sender is not None else math.inf
         return self.clock.capture(self.times.rtp(pts), time.monotonic(), round_trip if math.isfinite(round_trip) else 0.0)
+
+    def losses(self) -> dict[str, int]:
+        """What arrived, or should have, and was given up so far, by cause."""
+        what = "camera" if self.kind == "video" else "mic"
+        unread = self.__track.dropped if isinstance(self.__track, RemoteTrack) else 0
+        return {
+            f"{what}_gaps": self.buffer.given_up,  # packets that nobody repaired in time
+            f"{what}_withheld": self.buffer.withheld,
+            f"{what}_decoder": self.waiting.dropped,  # the decoder was too slow
+            f"{what}_unread": unread,  # decoded, and nobody came for it
+        }
 
     # -- packets -----------------------------------------------------------------------------------------------------------
 
@@ -178,3 +193,12 @@ class RTCRtpReceiver(upstream.RTCRtpReceiver):
     async def _send_rtcp_pli(self, media_ssrc: int) -> None:
         self._pli_at = time.monotonic()
         await super()._send_rtcp_pli(media_ssrc)
+
+
+def received_losses(transport: RTCDtlsTransport) -> Counter[str]:
+    """What all receivers of one connection have given up so far, by cause. `transport`: the one they share, as browsers bundle everything."""
+    losses: Counter[str] = Counter()
+    for receiver in list(_receivers):
+        if receiver.transport is transport:
+            losses.update(receiver.losses())
+    return losses

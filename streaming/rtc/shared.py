@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from aiortc import MediaStreamTrack
@@ -48,20 +49,21 @@ class ViewerTrack(MediaStreamTrack):
     def give(self, picture: Encoded) -> None:
         """Called by the encoder with each picture."""
         if self._await_key and (not picture.keyframe or time.monotonic() < self._rest_until):
-            self.skipped += 1
+            self._skip(1)
             if time.monotonic() >= self._rest_until:
                 self._owner.request_keyframe()
             return
         self._await_key = False
         self._queue.append(picture)
         if len(self._queue) > QUEUE:
-            self.skipped += len(self._queue)
+            self._skip(len(self._queue))
             self._queue.clear()
             self._await_key = True
         self._arrived.set()
 
     def fall_behind(self) -> None:
         """The sender's link is full: rest, then go on at a key picture."""
+        self._skip(len(self._queue) + 1)  # the picture that the sender holds as well
         self._queue.clear()
         self._await_key = True
         self._rest_until = time.monotonic() + REST
@@ -84,6 +86,10 @@ class ViewerTrack(MediaStreamTrack):
             await self._arrived.wait()
         return self._queue.popleft()
 
+    def _skip(self, count: int) -> None:
+        self.skipped += count
+        self._owner.on_drop("viewer", count)
+
     def stop(self) -> None:
         super().stop()
         self._owner.leave(self)
@@ -98,8 +104,12 @@ class SharedEncoder:
     asked for, and leaves by itself when its connection closes.
     """
 
-    def __init__(self, *, codec: str = "H264", settings: RtcSettings = DEFAULTS) -> None:
+    def __init__(
+        self, *, codec: str = "H264", settings: RtcSettings = DEFAULTS, on_drop: Callable[[str, int], None] = lambda cause, count: None
+    ) -> None:
+        """`on_drop(cause, pictures)`: "viewer_encoder", the encoder was busy; "viewer", one viewer's link was full or its key picture awaited."""
         self.codec = codec
+        self.on_drop = on_drop
         self.settings = settings
         self.encoded = 0
         self.skipped = 0  # pictures that came while one was still being encoded
@@ -123,7 +133,7 @@ class SharedEncoder:
         """Key pictures made."""
         return self._keys.sent
 
-    def track(self) -> MediaStreamTrack:
+    def track(self) -> ViewerTrack:
         """A track for one viewer."""
         viewer = ViewerTrack(self)
         self._viewers.add(viewer)
@@ -151,6 +161,7 @@ class SharedEncoder:
             return
         if self._busy:
             self.skipped += 1
+            self.on_drop("viewer_encoder", 1)
             return
         self._busy = True
         try:
