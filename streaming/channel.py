@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import time
 from collections.abc import Callable
 from typing import Any, get_args
@@ -23,7 +24,10 @@ from aiortc.exceptions import InvalidStateError
 from engine.config import Background
 from engine.types import AvatarError, Drive
 from streaming.live import Live
+from streaming.rtc.receive import received_losses
 from streaming.uploads import Uploads
+
+logger = logging.getLogger(__name__)
 
 PAIRS_SECONDS = 0.1
 """s between two messages with pairs: 10 a second."""
@@ -63,6 +67,8 @@ class Channel:
     def open(self, channel: RTCDataChannel) -> None:
         """The channel is there."""
         self._channel = channel
+        transport = channel.transport.transport
+        self.live.losses = lambda: received_losses(transport)
         self._opened.set()
         channel.on("message", self._on_message)
         spec = self.live.stepper.generator.spec
@@ -146,11 +152,16 @@ class Channel:
                 message = json.loads(data)
             except (ValueError, RecursionError):
                 raise AvatarError("That message is not JSON.") from None
-            if not isinstance(message, dict) or message.get("type") not in self._handlers:
+            kind = message.get("type") if isinstance(message, dict) else None
+            handler = self._handlers.get(kind) if isinstance(kind, str) else None
+            if handler is None:
                 raise AvatarError("The server does not know that message; reload the page, it may be older than the server.")
-            self._handlers[message["type"]](message)
+            handler(message)
         except AvatarError as error:
             self.notice(str(error), "error")
+        except Exception as error:  # this runs inside aiortc's receiving loop, which would end, and the connection with it
+            logger.exception("A message of the page could not be followed.")
+            self.notice(f"The server could not do that because of an internal error ({type(error).__name__}).", "error")
 
     def _ping(self, message: dict[str, Any]) -> None:
         self.send({"type": "pong", "t": message.get("t"), "server_time": time.monotonic()})

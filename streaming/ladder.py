@@ -1,13 +1,14 @@
 """What gives way when a session falls behind, in which order, and how it comes back. Pure: no clock.
 
 The rungs, each keeping what the ones before took away: 0 everything · 1 camera frames beyond 24 a second are dropped and
-shoulders are tracked half as often · 2 faces are tracked on every second frame (held between), shoulders once a second ·
-3 three quarters of the size · 4 half of it · 5 15 frames a second · 6 ten.
+shoulders are tracked half as often · 2 faces are tracked on every second frame, 12 times a second (held between), shoulders once a
+second · 3 three quarters of the size · 4 half of it · 5 twelve frames a second, the tracked ones · 6 eight.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +28,8 @@ RUNGS = (
     Rung("tracking slowed", fps=24.0, body_every=24, track_every=2),
     Rung("picture at 3/4", fps=24.0, body_every=24, track_every=2, output_scale=0.75),
     Rung("picture at 1/2", fps=24.0, body_every=24, track_every=2, output_scale=0.5),
-    Rung("15 frames a second", fps=15.0, body_every=15, track_every=1, output_scale=0.5),
-    Rung("10 frames a second", fps=10.0, body_every=10, track_every=1, output_scale=0.5),
+    Rung("12 frames a second", fps=12.0, body_every=12, output_scale=0.5),
+    Rung("8 frames a second", fps=8.0, body_every=8, output_scale=0.5),
 )
 BEHIND = 0.85
 """Share of the wanted frames below which a second counts as falling behind."""
@@ -46,6 +47,18 @@ LONGEST_WAIT = 120
 """Seconds of room asked for at most, after failed tries; each doubles it."""
 WARM_UP = 3
 """Seconds at the start and after every step that are not judged."""
+SHORTEST_LOOK = 0.5
+"""s between two looks that say something."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A session's counters at one instant."""
+
+    time: float  # s
+    camera: int = 0  # pictures that came
+    sent: int = 0  # pictures that were encoded and sent, or left out because the link (not this machine) was full
+    worked: Mapping[str, float] = field(default_factory=dict)  # thread or stage -> s of work so far
 
 
 @dataclass(slots=True)
@@ -60,11 +73,25 @@ class Ladder:
     _patience: int = UP_AFTER
     _since_up: int = RELAPSE
     _grace: int = WARM_UP
+    _last: Look | None = None
 
     @property
     def rung(self) -> Rung:
         """What is allowed now."""
         return RUNGS[self.index]
+
+    def judge(self, look: Look, *, fps: float, follows_camera: bool) -> bool:
+        """Compare with the last look, about a second ago -> whether the rung changed. `fps`: of the generator."""
+        last = self._last
+        if last is not None and look.time - last.time < SHORTEST_LOOK:
+            return False
+        self._last = look
+        if last is None or look.sent < last.sent:  # a new connection counts from 0
+            return False
+        span = look.time - last.time
+        wanted = min(fps, (look.camera - last.camera) / span) if follows_camera else fps
+        busy = max((worked - last.worked.get(name, worked) for name, worked in look.worked.items()), default=0.0) / span
+        return self.observe(wanted=wanted, made=(look.sent - last.sent) / span, busy=min(1.0, busy))
 
     def observe(self, *, wanted: float, made: float, busy: float) -> bool:
         """One second has passed: frames wanted and made in it, busy share (0..1) of the busiest thread -> whether the rung changed."""

@@ -10,24 +10,25 @@ import asyncio
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.drivers.speech import LOOK_AHEAD, SpeechDriver
+from engine.drivers.speech import LOOK_AHEAD
 from engine.persona import Persona
 from engine.session import Session
 from engine.types import AudioChunk, Drive, FloatArray, Output, VideoFrame
 from streaming.chat import Chat
-from streaming.ladder import Ladder
+from streaming.ladder import Ladder, Look
 from streaming.outlet import Outlet
 from streaming.pacing import RATE, Pacer
 from streaming.rtc import ReceivedVideo
-from streaming.sound import Phase, SoundStream
+from streaming.sound import BargeIn, Phase, SoundStream
 from streaming.speaker import Speaker
 from streaming.stats import Stats
 from streaming.tracking import Tracking
+from streaming.tracks import AvatarVideo
 from streaming.worker import Stepper, StepTimes, sentence
 
 if TYPE_CHECKING:
@@ -37,10 +38,6 @@ SOUND_WAITING = 100
 """Blocks of 20 ms a stalled worker may leave unheard: 2 s."""
 FACE_LOST = 0.5
 """s without a face after which the page is told."""
-BARGE_VOICED = 0.6
-"""Voicedness of the microphone that counts as speech ..."""
-BARGE_BLOCKS = 6
-"""... and blocks of 20 ms in a row of it that interrupt an utterance."""
 CAPTURE_JUMP = 1.0
 """s between capture and arrival that is not believed (a sender's clock that jumped)."""
 
@@ -72,20 +69,18 @@ class Live:
         self.on_event: Callable[[dict[str, Any]], None] = lambda _: None  # messages for the page; set by the peer
         self.on_failed: Callable[[str], None] = lambda _: None  # the session died; set by the studio
         self.link: Callable[[], dict[str, Any]] = dict  # what the connection says of itself; set by the peer
+        self.losses: Callable[[], Mapping[str, int]] = dict  # what it has received and given up, by cause; set by its channel
         self.barge_in = True
         self.return_voice = False
-        self.face_state = "lost"
         self._told: dict[str, Any] = {}
-        self._face_seen = 0.0
+        self._face_seen = float("-inf")  # s
         self._studio = studio
         self._loop = asyncio.get_running_loop()
         self.tracking = Tracking(self, faces=studio.pool, bodies=studio.bodies)
         self._captured = float("-inf")
         self._camera_due = 0.0
         self._to_hear: deque[tuple[FloatArray, int]] = deque(maxlen=SOUND_WAITING)
-        self._ears: SpeechDriver | None = None  # hears the microphone alone while something is being said
-        self._voiced = 0
-        self._judged = (time.monotonic(), 0, 0, 0.0)  # time, frames sent, camera frames, busy seconds at the last look
+        self._barging = BargeIn()
 
     @property
     def resting(self) -> bool:
@@ -141,6 +136,8 @@ class Live:
             if block[1].any():
                 self._said_until = (start + block.shape[1]) / RATE
             if not self.echo:
+                if len(self._to_hear) == SOUND_WAITING and not self.resting:
+                    self.stats.drop("hearing")
                 self._to_hear.append((block, start))
         if self._to_hear:
             self.stepper.wake()
@@ -156,20 +153,10 @@ class Live:
         while self._to_hear:
             block, start = self._to_hear.popleft()
             self.session.hear(AudioChunk(block.sum(axis=0), RATE, start / RATE))
-            if self.barge_in and self.sound.speaking:
-                self._watch_mic(AudioChunk(block[0], RATE, start / RATE))
-            elif self._ears is not None:
-                self._ears, self._voiced = None, 0
-
-    def _watch_mic(self, chunk: AudioChunk) -> None:
-        """Somebody who speaks over the avatar interrupts it."""
-        if self._ears is None:
-            self._ears = SpeechDriver()
-        self._ears.hear(chunk)
-        voiced = self._ears.at(chunk.time + chunk.duration - LOOK_AHEAD).voiced
-        self._voiced = self._voiced + 1 if voiced > BARGE_VOICED else 0
-        if self._voiced == BARGE_BLOCKS:
-            self.post(self.interrupt)
+            if not (self.barge_in and self.sound.speaking):
+                self._barging.rest()
+            elif self._barging.hears(AudioChunk(block[0], RATE, start / RATE)):
+                self.post(self.interrupt)
 
     def deliver(self, output: Output, times: StepTimes) -> None:
         """See worker.Seat."""
@@ -203,12 +190,9 @@ class Live:
         self.pacer.put(output, now=now)
         self.outlet.poke()
 
-    def tracked(self, confidence: float) -> None:
-        """A camera picture was tracked; 0 where no face was seen."""
-        now = time.monotonic()
-        if confidence > 0.0:
-            self._face_seen = now
-        self.face_state = "seen" if now - self._face_seen < FACE_LOST else "lost"
+    def saw_face(self) -> None:
+        """A face was seen in a camera picture."""
+        self._face_seen = time.monotonic()
 
     def _fail(self, reason: str) -> None:
         if not self._failed:
@@ -224,6 +208,8 @@ class Live:
     def tell_state(self, *, always: bool = False) -> None:
         """Send the page what it shows as state, where it has changed."""
         state = {"speaking": self.speaking, "drive": self.drive, "face": self.face_state, "neutral": self.neutral_state}
+        if state["face"] == "lost":
+            self.tracking.face_lost()
         if always or state != self._told:
             self._told = state
             self.on_event({"type": "state", **state})
@@ -236,9 +222,14 @@ class Live:
         return self.session.settings.drive
 
     @property
+    def face_state(self) -> str:
+        """ "seen" or "lost"."""
+        return "seen" if time.monotonic() - self._face_seen < FACE_LOST else "lost"
+
+    @property
     def neutral_state(self) -> str:
-        """ "set" once the face driver has chosen its neutral."""
-        return "set" if getattr(self.session.face, "calibrated", True) else "searching"
+        """ "set" once the face driver has chosen its neutral, else "searching"."""
+        return self.session.neutral_state
 
     @property
     def speaking(self) -> bool:
@@ -259,30 +250,32 @@ class Live:
         """Once a second: does the session keep up? The ladder decides what gives way."""
         if self.resting or self.closed:
             return
-        now, sent, camera, busy = time.monotonic(), self.stats.counts["sent"], self.stats.counts["camera"], self._studio.load()
-        before, sent_before, camera_before, busy_before = self._judged
-        span = now - before
-        worked = max(busy.get(self.stepper.name, 0.0), busy["tracker"])
-        self._judged = (now, sent, camera, worked)
-        fps = self.stepper.generator.spec.fps
-        wanted = min(fps, (camera - camera_before) / span) if self.pacer.grid == "camera" else fps
-        if span < 0.5 or not self.ladder.observe(wanted=wanted, made=(sent - sent_before) / span, busy=min(1.0, (worked - busy_before) / span)):
-            return
-        rung = self.ladder.rung
-        self.session.configure(track_every=rung.track_every, output_scale=rung.output_scale)
-        self.session.window.fps = min(fps, rung.fps)
+        link, busy = self.link(), self._studio.load()
+        # What the sender took on, not what the pacer let go: an encoder that is too slow shows only there.
+        sent = link["frames_sent"] + link["frames_skipped"] if link else self.stats.counts["sent"]
+        worked = {name: busy[name] for name in (self.stepper.name, "tracker") if name in busy}
+        worked["encoder"] = max((sink.busy for sink in self.outlet.sinks if isinstance(sink, AvatarVideo)), default=0.0)
+        spec = self.stepper.generator.spec
+        look = Look(time.monotonic(), self.stats.counts["camera"], sent, worked)
+        if self.ladder.judge(look, fps=spec.fps, follows_camera=self.pacer.grid == "camera"):
+            rung = self.ladder.rung
+            self.session.configure(track_every=rung.track_every, output_scale=rung.output_scale)
+            self.session.window.fps = min(spec.fps, rung.fps)
+
+    def _count_drops(self, link: Mapping[str, Any]) -> None:
+        """Bring together what others count."""
+        sound = {"mic": self.sound.mic.dropped, "mic_late": self.sound.late}
+        totals = {**sound, "window": self.session.window.dropped, "link": link.get("frames_skipped", 0), **self.losses()}
+        for cause, total in totals.items():
+            self.stats.drop_total(cause, total)
 
     def snapshot(self) -> dict[str, Any]:
         """For /stats and the page."""
-        now = time.monotonic()
-        snapshot = self.stats.snapshot(now)
-        drops = {**snapshot["drops"], "mic": self.sound.mic.dropped, "mic_late": self.sound.late, "window": self.session.window.dropped}
-        link = self.link()
-        drops["link"] = link.get("frames_skipped", 0)
-        snapshot["drops"] = {cause: count for cause, count in drops.items() if count}
+        now, link = time.monotonic(), self.link()
+        self._count_drops(link)
         playhead = self.pacer.playhead
         return {
-            **snapshot,
+            **self.stats.snapshot(now),
             "link": link,
             "ladder": {"rung": self.ladder.index, "name": self.ladder.rung.name, "why": self.ladder.why, "steps": self.ladder.steps},
             "persona": self.persona.name,

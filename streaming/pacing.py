@@ -235,7 +235,6 @@ class Pacer:
     _queue: deque[tuple[Picture, float]] = field(default_factory=deque)  # (picture, earliest time to leave on the camera grid)
     _lags: deque[float] = field(default_factory=lambda: deque(maxlen=LAG_SAMPLES))  # s from sound time to leaving (camera) or to being ready (voice)
     _sound_lags: deque[float] = field(default_factory=lambda: deque(maxlen=SOUND_SAMPLES))  # s: the least lag at which a block would have been whole
-    _sent: float = float("-inf")
 
     def __post_init__(self) -> None:
         self.playhead.target = self.declared_lag
@@ -304,7 +303,7 @@ class Pacer:
         picture, earliest = entry
         if picture.grid == "camera":
             return earliest
-        # Half a frame early at most: the picture nearest to its sound, not always the one before.
+        # Its sound leaves when the playhead, which stands `lag` behind the clock, gets there.
         return picture.sound_time + self.playhead.lag(now)
 
     def _left(self, picture: Picture, now: float) -> None:
@@ -319,7 +318,6 @@ class Pacer:
         stats.counts["sent"] += 1
         if stats.first_sent is None:
             stats.first_sent = now
-        self._sent = now
 
     def _aim(self) -> None:
         """Move the aimed lag to the measured one: the median on the camera grid (pictures leave on their own time), p95 on the voice grid."""

@@ -51,12 +51,13 @@ class Stats:
 
     stages: dict[str, deque[float]] = field(default_factory=lambda: {name: deque(maxlen=WINDOW) for name in STAGES})  # ms
     drops: Counter[str] = field(default_factory=Counter)  # cause -> count
-    counts: Counter[str] = field(default_factory=Counter)  # what passed: camera, tracked, rendered, sent, heard
+    counts: Counter[str] = field(default_factory=Counter)  # what passed: camera, tracked, rendered, sent
     camera: Rate = field(default_factory=Rate)
     sent: Rate = field(default_factory=Rate)
     av_offset: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))  # ms, sound minus picture at the instant of leaving
     started: float = 0.0
     first_sent: float | None = None
+    _totals: Counter[str] = field(default_factory=Counter)  # of `drop_total`, at the last look
 
     def stage(self, name: str, seconds: float) -> None:
         """One measured duration, in seconds."""
@@ -66,6 +67,11 @@ class Stats:
         """Something was thrown away, and why."""
         if count > 0:
             self.drops[cause] += count
+
+    def drop_total(self, cause: str, total: int) -> None:
+        """A count that somebody else keeps: what it grew by since the last look is added; one that fell has begun anew."""
+        before, self._totals[cause] = self._totals[cause], total
+        self.drop(cause, total - before if total >= before else total)
 
     def snapshot(self, now: float) -> dict[str, Any]:
         """A JSON-ready picture of the last seconds; ms to two places."""
@@ -83,6 +89,11 @@ class Stats:
         }
 
 
+def _digits(value: float) -> str:
+    """All of them: a counter that is rounded to six digits stands still for a while and then jumps."""
+    return str(int(value)) if isinstance(value, int) else repr(float(value))
+
+
 def prometheus(server: dict[str, float], sessions: dict[str, dict[str, Any]]) -> str:
     """Text exposition format 0.0.4. `server`: plain gauges; `sessions`: short id -> snapshot."""
     lines: list[str] = []
@@ -90,7 +101,7 @@ def prometheus(server: dict[str, float], sessions: dict[str, dict[str, Any]]) ->
     def family(name: str, kind: str, text: str, samples: list[tuple[str, float]]) -> None:
         if samples:
             lines.extend((f"# HELP avatar_{name} {text}", f"# TYPE avatar_{name} {kind}"))
-            lines.extend(f"avatar_{name}{labels} {value:g}" for labels, value in samples)
+            lines.extend(f"avatar_{name}{labels} {_digits(value)}" for labels, value in samples)
 
     for name, value in server.items():
         kind = "counter" if name.endswith("_total") else "gauge"

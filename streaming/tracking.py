@@ -10,12 +10,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.types import UInt8Array, VideoFrame
+from engine.drivers.calibrate import CHOSEN_FRAMES, CHOSEN_PATIENCE
+from engine.types import Signal, UInt8Array, VideoFrame
 from streaming.rtc import ReceivedVideo
 from streaming.worker import Pool
 
 if TYPE_CHECKING:
     from streaming.live import Live
+
+NEUTRAL_FRAMES = CHOSEN_FRAMES + CHOSEN_PATIENCE + 1
+"""Pictures with a face after which a neutral that was asked for has been taken for certain, blinks passed over."""
+NO_FACE = "There is no face in view, so no neutral could be set; look into the camera and try again."
 
 
 class Tracking:
@@ -30,6 +35,9 @@ class Tracking:
         self._face_lock = threading.Lock()  # held while a face job uses the session
         self._body_lock = threading.Lock()  # held from the moment a body job is handed in
         self._frames = 0
+        self._last: Signal | None = None
+        self._neutral_asked = False  # a neutral is being taken, and the person waits to hear of it
+        self._neutral_needs = 0  # pictures with a face until it has been taken
 
     def bring(self, received: ReceivedVideo) -> None:
         """A camera picture; the one that still waits for a tracker gives way to it and is counted."""
@@ -43,14 +51,24 @@ class Tracking:
         self._faces.submit(self._track)
 
     def set_neutral(self) -> None:
-        """Take the driver's present face as the neutral one."""
+        """Take the person's face of the next moments as the neutral one; they are told when it has been taken, or that it was not."""
+        if self._live.face_state != "seen":
+            self._live.tell(NO_FACE, "error")
+            return
+        if not self._neutral_asked:
+            self._neutral_asked = True
+            self._faces.submit(self._choose_neutral)
 
-        def job() -> None:
-            with self._face_lock:
-                if not self._live.closed:
-                    self._live.session.set_neutral()
+    def face_lost(self) -> None:
+        """Nobody is to be seen: a neutral that was being taken is given up."""
+        if self._neutral_asked:
+            self._neutral_asked = False
+            self._live.tell(NO_FACE, "error")
 
-        self._faces.submit(job)
+    def _neutral_taken(self) -> None:
+        if self._neutral_asked:
+            self._neutral_asked = False
+            self._live.tell("Neutral set.")
 
     @contextmanager
     def idle(self) -> Iterator[None]:
@@ -60,6 +78,16 @@ class Tracking:
 
     # -- jobs (pool threads) -------------------------------------------------------------------------------------------
 
+    def _choose_neutral(self) -> None:
+        live = self._live
+        try:
+            with self._face_lock:
+                if not live.closed:
+                    live.session.set_neutral()
+                    self._neutral_needs = NEUTRAL_FRAMES
+        except Exception as error:  # a tracker that fails ends its own session, no other
+            live.failed(error)
+
     def _track(self) -> None:
         with self._lock:
             received, self._slot = self._slot, None
@@ -68,7 +96,7 @@ class Tracking:
                 return
         try:
             self._track_face(received)
-        except Exception as error:  # a tracker that fails ends its own session, no other
+        except Exception as error:  # as above
             self._live.failed(error)
             return
         with self._lock:
@@ -87,10 +115,18 @@ class Tracking:
             self._frames += 1
             frame = VideoFrame(camera_rgb(received, live.settings.limits.camera_pixels), received.capture, self._frames)
             signal = live.session.track(frame, now=time.monotonic())
+            seen = signal.motion is not None and float(signal.motion.confidence[0]) > 0.0
+            held = self._last is not None and signal.motion is self._last.motion  # see face.HeldFace
+            self._last = signal
+            if self._neutral_needs and seen and not held:
+                self._neutral_needs -= 1
+                if not self._neutral_needs:
+                    live.post(self._neutral_taken)
         live.stepper.wake()
         live.stats.stage("track", time.monotonic() - started)
         live.stats.counts["tracked"] += 1
-        live.post(live.tracked, 0.0 if signal.motion is None else float(signal.motion.confidence[0]))
+        if seen:
+            live.post(live.saw_face)
         due = self._frames % live.ladder.rung.body_every == 0
         if due and live.session.settings.track_body and self._body_lock.acquire(blocking=False):
             self._bodies.submit(lambda: self._track_body(frame))

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from fractions import Fraction
+from time import monotonic
 from typing import Any, Protocol
 
 import av
@@ -47,7 +48,10 @@ def video_frame(picture: Picture) -> av.VideoFrame:
 
 
 class AvatarVideo(MediaStreamTrack):
-    """The avatar's pictures; a picture that the encoder did not fetch in time gives way to the next and is counted."""
+    """The avatar's pictures; a picture that the encoder did not fetch in time gives way to the next and is counted.
+
+    `busy`: s in which whoever fetches was at work so far, from a picture to the wish for the next one: encoding, above all.
+    """
 
     kind = "video"
 
@@ -56,10 +60,12 @@ class AvatarVideo(MediaStreamTrack):
         super().__init__()
         self._on_drop = on_drop
         self._on_sent = on_sent
+        self.busy = 0.0
         self._slot: tuple[Picture, float] | None = None
         self._there = asyncio.Event()
         self._origin: float | None = None
         self._last_pts = -1
+        self._fetched: float | None = None  # when the last picture was handed over
 
     def picture(self, picture: Picture, *, now: float) -> None:
         """See Sink."""
@@ -75,6 +81,9 @@ class AvatarVideo(MediaStreamTrack):
         """The next picture, stamped with the instant at which it left the pacer."""
         if self.readyState != "live":
             raise MediaStreamError
+        if self._fetched is not None:
+            self.busy += monotonic() - self._fetched
+            self._fetched = None
         await self._there.wait()
         if self._slot is None:  # stopped
             raise MediaStreamError
@@ -89,6 +98,7 @@ class AvatarVideo(MediaStreamTrack):
         frame.pts, frame.time_base = pts, VIDEO_BASE
         if self._on_sent is not None:
             self._on_sent(picture, pts, now)
+        self._fetched = monotonic()
         return frame
 
     def stop(self) -> None:

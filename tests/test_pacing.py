@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,12 +13,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.batch import Batch
+from engine.config import SessionSettings
+from engine.session import Session, render
 from engine.types import AudioChunk, FloatArray, Grid, Output, VideoFrame
 from engine.window import Window
-from streaming.ladder import DOWN_AFTER, RUNGS, UP_AFTER, WARM_UP, Ladder
+from streaming.ladder import DOWN_AFTER, RUNGS, UP_AFTER, WARM_UP, Ladder, Look
 from streaming.pacing import BLOCK, BLOCK_SECONDS, RATE, Pacer, Picture, Playhead, SoundRing
 from streaming.sound import MIC_LATEST, Microphone, Phase, SoundStream, Utterance
 from streaming.stats import Stats, prometheus, quantiles
+from tests.fakes import FakeGenerator, fake_persona
+from tests.voices import vowel
 
 PIXEL = np.zeros((2, 2, 3), np.uint8)
 START = 1000.0
@@ -395,6 +401,46 @@ def test_the_ladder_goes_down_in_the_documented_order_and_back_up() -> None:
     assert ladder.index == 0
 
 
+def test_no_rung_gives_back_what_one_before_it_took() -> None:
+    for before, after in itertools.pairwise(RUNGS):
+        for rate in ("fps", "output_scale"):
+            assert getattr(after, rate) <= getattr(before, rate)
+        fps = min(before.fps, 30.0), min(after.fps, 30.0)
+        assert fps[1] / after.track_every <= fps[0] / before.track_every, f"{after.name}: faces a second"
+        assert fps[1] / after.body_every <= fps[0] / before.body_every, f"{after.name}: shoulders a second"
+
+
+def test_an_encoder_that_is_too_slow_is_seen() -> None:
+    """The pacer lets 30 pictures a second go; x264 manages 14 of 512 px, more of smaller ones."""
+    ladder = Ladder()
+    now, sent, worked, rungs = START, 0.0, 0.0, [0]
+    for _ in range(200):
+        can = 14.0 / ladder.rung.output_scale**2
+        made = min(30.0, ladder.rung.fps, can)
+        now, sent, worked = now + 1.0, sent + made, worked + made / can
+        look = Look(now, sent=round(sent), worked={"generator_0": 500.0 + 0.1 * (now - START), "encoder": worked})
+        if ladder.judge(look, fps=30.0, follows_camera=False):
+            rungs.append(ladder.index)
+    assert [rung for rung in rungs if rung <= 3][:4] == [0, 1, 2, 3]
+    assert set(rungs[4:]) <= {3, 4}, "at 3/4 it just keeps up, and its busy encoder leaves no room to climb"
+    assert "frames a second" in ladder.why
+
+
+def test_a_busy_thread_shows_beside_one_that_has_worked_longer() -> None:
+    ladder = Ladder(index=3)
+    for k in range(60):
+        worked = {"generator_0": 1000.0 + 0.1 * k, "tracker": 0.9 * k}
+        ladder.judge(Look(START + k, sent=24 * k, worked=worked), fps=30.0, follows_camera=False)
+    assert ladder.index == 3
+
+
+def test_a_new_connection_counts_from_nothing_and_is_no_falling_behind() -> None:
+    ladder = Ladder()
+    for k in range(60):
+        ladder.judge(Look(START + k, camera=30 * k, sent=30 * (k % 20)), fps=30.0, follows_camera=True)
+    assert ladder.steps == 0
+
+
 def test_a_bad_second_now_and_then_changes_nothing() -> None:
     ladder = Ladder()
     assert seconds(ladder, WARM_UP) == 0
@@ -411,7 +457,7 @@ def test_a_slow_camera_is_not_falling_behind() -> None:
 def test_a_second_cut_a_frame_short_still_counts_as_keeping_up() -> None:
     ladder = Ladder(index=len(RUNGS) - 1)
     for k in range(40):
-        ladder.observe(wanted=30.0, made=9.0 + k % 2, busy=0.1)
+        ladder.observe(wanted=30.0, made=7.0 + k % 2, busy=0.1)
     assert ladder.index < len(RUNGS) - 1
 
 
@@ -518,3 +564,32 @@ def test_a_stalling_generator_recovers_without_a_queue() -> None:
     assert np.abs(offsets).max() < 20.0
     assert np.quantile(gaps, 0.99) < 0.05
     assert len(chain.pacer._queue) < 8
+
+
+def test_interrupting_closes_the_lips_with_the_sound() -> None:
+    """A real session in virtual time: it sings, is interrupted, and no open mouth leaves any more than sound does."""
+    generator = FakeGenerator()
+    session = Session(Batch(generator, rows=1), fake_persona(generator, "red"), settings=SessionSettings(drive="voice"))
+    pacer = Pacer(Stats(started=START), fps=30.0, declared_lag=0.2)
+    sung = np.repeat(vowel("a", pitch=120, seconds=4.0), RATE // 16_000)
+    heard, asked, open_mouths, loud = 0, START + 2.0, list[float](), list[float]()
+    for k in range(600):
+        now = START + 0.005 * k
+        if k == 400:
+            session.interrupt()
+            pacer.interrupt(now=now)
+        while (START * RATE + heard + BLOCK) / RATE <= now:
+            block = sung[heard : heard + BLOCK] if now < asked else np.zeros(BLOCK, np.float32)
+            session.hear(AudioChunk(block, RATE, START + heard / RATE))
+            pacer.sound(np.stack([np.zeros(BLOCK, np.float32), block]), round(START * RATE) + heard)
+            heard += BLOCK
+        if (made := render(session.batch, [session], now=now).get(session.row)) is not None:
+            pacer.put(made, now=now + 0.01)
+        picture = pacer.picture(now=now)
+        if picture is not None and picture.rgb is not None and picture.rgb.min(axis=2).max() == 255:
+            open_mouths.append(now)
+        if k % 4 == 0 and np.abs(pacer.block(now=now)).max() > 0.01:
+            loud.append(now)
+    session.close()
+    for last in (max(open_mouths), max(loud)):
+        assert asked - 0.1 < last < asked + 0.1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 
 import numpy as np
@@ -12,8 +13,10 @@ import pytest
 
 from streaming.api import DESK
 from streaming.settings import Limits, ServerSettings
-from tests.caller import SETTINGS, colour_of, house, live, near, until
+from streaming.tts import Piece
+from tests.caller import SETTINGS, Caller, colour_of, house, live, near, until
 from tests.fakes import Camera, FakeFace, FakeGenerator, FakeSpeech, Seen, Voice, fake_studio
+from tests.voices import vowel
 
 ECHO = replace(SETTINGS, allow_echo=True)
 
@@ -234,6 +237,10 @@ def test_malformed_messages_are_answered_in_words_and_change_nothing() -> None:
         "[]",
         "{}",
         '{"type":"explode"}',
+        '{"type":[]}',
+        '{"type":{"a":1}}',
+        '{"type":null}',
+        '{"type":"set","background":{"kind":[]}}',
         '{"type":"set","drive":"rocket"}',
         '{"type":"set","background":{"kind":"colour","colour":"green"}}',
         '{"type":"set","background":{"kind":"picture","picture":"../../etc/passwd"}}',
@@ -260,6 +267,53 @@ def test_malformed_messages_are_answered_in_words_and_change_nothing() -> None:
                 caller.send(type="ping", t=8)
             await asyncio.sleep(0.3)
             assert len(caller.heard("pong")) < 60
+
+    live(story)
+
+
+def test_a_fault_behind_a_message_is_told_and_ends_nothing() -> None:
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    async def story() -> None:
+        async with house(SETTINGS) as home:
+            caller = await home.call()
+            await until(lambda: caller.heard("hello"))
+            home.app[DESK].live(caller.session).interrupt = broken  # type: ignore[method-assign]
+            caller.send(type="interrupt")
+            await until(lambda: caller.heard("notice"))
+            assert "ZeroDivisionError" in caller.heard("notice")[0]["text"]
+            caller.send(type="ping", t=7)
+            await until(lambda: caller.heard("pong"))
+
+    live(story)
+
+
+def test_interrupting_closes_the_lips_within_200_ms() -> None:
+    """The fake avatar shows a white bar as long as its mouth is open."""
+    sung = vowel("a", pitch=120, seconds=8.0)
+
+    class Singer(FakeSpeech):
+        async def speak(self, text: str, *, voice: str | None = None) -> AsyncGenerator[Piece, None]:
+            for k in range(0, len(sung), 1600):
+                yield Piece(sung[k : k + 1600], 16_000)
+
+    def open_mouths(caller: Caller) -> list[float]:
+        return [at for at, colour in caller.frames if colour.min() > 45]
+
+    async def story() -> None:
+        async with house(SETTINGS, studio=fake_studio(SETTINGS, speech=Singer())) as home:
+            caller = await home.call(camera=None, offer={"drive": "voice", "persona": "red"})
+            await until(lambda: len(caller.frames) > 5)
+            await caller.post("/human", sessionid=caller.session, text="Aah", type="echo")
+            await until(lambda: len(open_mouths(caller)) > 15)
+            asked = time.monotonic()
+            caller.send(type="interrupt")
+            await asyncio.sleep(0.8)
+            last = max(open_mouths(caller))
+            assert last > asked - 0.15, "it was still speaking"
+            assert last < asked + 0.2
+            assert len([at for at, _ in caller.frames if at > asked + 0.3]) > 5, "the picture goes on"
 
     live(story)
 
