@@ -21,7 +21,7 @@ from streaming.settings import ServerSettings
 from streaming.soundfile import decode_sound
 from streaming.stats import prometheus
 from streaming.uploads import decode_upload
-from streaming.web_files import preview_jpeg, static_file
+from streaming.web_files import static_file
 
 DESK = web.AppKey("desk", Desk)
 GATES = web.AppKey("gates", dict[str, Gate])
@@ -255,14 +255,10 @@ async def personas(request: web.Request) -> web.Response:
 
 async def preview(request: web.Request) -> web.Response:
     """A portrait's picture."""
-    studio = request.app[DESK].studio
-    await studio.ready()
-    name = request.match_info["name"]
+    studio, name = request.app[DESK].studio, request.match_info["name"]
     if name not in await studio.persona_names():
         raise Unknown(f"There is no persona called '{name}'; GET /personas lists the ones there are.")
-    persona = await studio.persona(name)
-    jpeg = await _in_thread(request, lambda: preview_jpeg(persona.scene.picture))
-    return web.Response(body=jpeg, content_type="image/jpeg", headers={"Cache-Control": "max-age=60"})
+    return web.Response(body=await studio.preview(name), content_type="image/jpeg", headers={"Cache-Control": "max-age=60"})
 
 
 # -- looking at the server -----------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,19 +16,25 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from engine.batch import Batch
 from engine.config import OperatorSettings, SessionSettings
 from engine.generators import load
-from engine.persona import Persona, demo_portrait, list_personas, load_persona, make_persona
+from engine.persona import PORTRAIT, Persona, demo_portrait, list_personas, load_persona, make_persona, personas_folder, read_portrait
 from engine.session import Session
 from engine.types import AudioChunk, AvatarError, Drive, Generator, VideoFrame
 from streaming.face import HeldFace
 from streaming.live import Live
 from streaming.pacing import RATE
+from streaming.rtc.encoders import nvenc_works
 from streaming.settings import ServerSettings
 from streaming.tts import Synthesizer, TtsSettings, make_synthesizer
-from streaming.worker import Pool, Stepper
+from streaming.web_files import preview_jpeg
+from streaming.worker import BODY_NICE, Pool, Stepper
 
 RETRY_AFTER = 10
 """s a refused client is told to wait."""
 DEMO = "demo"
+PREVIEWS = 64
+"""Previews kept, about 20 kB each."""
+Stamp = tuple[int, int, int]
+"""Of a persona's portrait on disk: inode, time of change in ns, bytes."""
 
 
 class Full(AvatarError):
@@ -71,10 +78,12 @@ class Studio:
         cores = max(1, min(os.cpu_count() or 1, settings.max_sessions))
         self._workers = 1 if settings.accelerator else settings.workers or cores
         self.pool = Pool("tracker", threads=settings.trackers or cores)
-        self.bodies = Pool("body", threads=1, nice=5)
+        self.bodies = Pool("body", threads=1, nice=BODY_NICE)
         self.executor = ThreadPoolExecutor(4, thread_name_prefix="io")
-        self._personas: dict[str, Persona] = {}
+        self._between: set[Live] = set()  # sessions that are being seated or freed: they hold a place and have nothing to show
+        self._personas: dict[str, tuple[Stamp | None, Persona]] = {}
         self._persona_lock = asyncio.Lock()
+        self._previews: OrderedDict[str, tuple[Stamp | None, bytes]] = OrderedDict()
 
     # -- start and end -------------------------------------------------------------------------------------------------
 
@@ -109,6 +118,7 @@ class Studio:
             session.push_video(VideoFrame(portrait, k / 30, k + 1))
         session.push_audio(AudioChunk(np.zeros(RATE // 2, np.float32), RATE, 1.0))
         session.close()
+        nvenc_works()  # remembers its answer; asked first by an encoder, it would hold up the event loop
 
     @property
     def loaded(self) -> bool:
@@ -118,7 +128,7 @@ class Studio:
     @property
     def full(self) -> bool:
         """Whether every seat is taken."""
-        return len(self.sessions) >= self.settings.max_sessions
+        return len(self.sessions) + len(self._between) >= self.settings.max_sessions
 
     def load(self) -> dict[str, float]:
         """Busy seconds so far: of each generator thread, of the trackers, of body tracking."""
@@ -145,13 +155,46 @@ class Studio:
         return self._generator
 
     async def persona(self, name: str | None) -> Persona:
-        """A persona by name, prepared once. None: the built-in one."""
+        """A persona by name, prepared once and again where it was changed on disk. None: the built-in one. Raises AvatarError."""
         key = name or DEMO
+        loop = asyncio.get_running_loop()
+        stamp = await loop.run_in_executor(self.executor, self._stamp, key)
+        known = self._personas.get(key)
+        if known is not None and known[0] == stamp:
+            return known[1]
         async with self._persona_lock:
-            if key not in self._personas:
-                loop = asyncio.get_running_loop()
-                self._personas[key] = await loop.run_in_executor(self.executor, self._make_persona, self.generator, key)
-            return self._personas[key]
+            known = self._personas.get(key)
+            if known is None or known[0] != stamp:
+                self._personas.pop(key, None)
+                persona = await loop.run_in_executor(self.executor, self._make_persona, self.generator, key)
+                known = self._personas[key] = (stamp, persona)
+            return known[1]
+
+    def _stamp(self, name: str) -> Stamp | None:
+        """What tells whether a kept persona is still the one that was read; None for one that is not on disk. `name` may be anything."""
+        folder = self.settings.persona_dir or personas_folder()
+        if name == DEMO or name not in list_personas(folder=folder):
+            return None
+        try:
+            found = (folder / name / PORTRAIT).stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns, found.st_size
+
+    async def preview(self, name: str) -> bytes:
+        """A persona's portrait as a small JPEG; needs no generator and holds nobody up. Raises AvatarError."""
+
+        def work() -> bytes:
+            stamp = self._stamp(name)
+            if (kept := self._previews.get(name)) is not None and kept[0] == stamp:
+                return kept[1]
+            jpeg = preview_jpeg(demo_portrait() if name == DEMO else read_portrait(name, folder=self.settings.persona_dir))
+            self._previews[name] = (stamp, jpeg)
+            while len(self._previews) > PREVIEWS:
+                self._previews.popitem(last=False)
+            return jpeg
+
+        return await asyncio.get_running_loop().run_in_executor(self.executor, work)
 
     def _read_persona(self, generator: Generator, name: str) -> Persona:
         if name == DEMO:
@@ -174,16 +217,20 @@ class Studio:
         if self.full:
             self.refused += 1
             raise Full(f"All {self.settings.max_sessions} places are taken; try again in {RETRY_AFTER} seconds.")
-        stepper = min(self._steppers, key=lambda s: sum(live.stepper is s for live in self.sessions.values()))
+        seated = [*self.sessions.values(), *self._between]
+        stepper = min(self._steppers, key=lambda s: sum(live.stepper is s for live in seated))
         live = Live(persona, studio=self, stepper=stepper, echo=echo)
-        self.sessions[live.id] = live
         live.on_failed = lambda reason: self.on_ended(live, reason)
+        self._between.add(live)
         try:
             live.session = await asyncio.wrap_future(stepper.call(lambda batch: self._seat(batch, live, drive)))
         except BaseException:
-            self.sessions.pop(live.id, None)
             live.close()
+            stepper.leave(live)  # who gave up waiting may have been seated all the same
             raise
+        finally:
+            self._between.discard(live)
+        self.sessions[live.id] = live
         live.outlet.start()
         return live
 
@@ -204,6 +251,10 @@ class Studio:
     async def end(self, live: Live) -> None:
         """Free everything a session holds; harmless twice."""
         self.sessions.pop(live.id, None)
+        self._between.add(live)
         live.close()
-        await asyncio.get_running_loop().run_in_executor(self.executor, live.wait_idle)
-        await asyncio.wrap_future(live.stepper.leave(live))
+        try:
+            await asyncio.get_running_loop().run_in_executor(self.executor, live.wait_idle)
+            await asyncio.wrap_future(live.stepper.leave(live))
+        finally:
+            self._between.discard(live)
