@@ -1,27 +1,27 @@
 // The way to the server: requests, the peer connection, the data channel, and getting all of it back after a loss.
 // Every failure leaves here as a Trouble: a title and a sentence a person can act on.
 
+import { tabKeeps } from "./keep.js";
+
 export class Trouble extends Error {
-  /** kind: camera | microphone | token | full | portrait | offline | server | insecure | device | refused */
+  /** kind: camera | microphone | token | full | portrait | offline | server | insecure | browser | refused */
   constructor(kind, title, text, extra = {}) {
     super(text);
     Object.assign(this, { kind, title, text, ...extra });
   }
 }
 
-const TOKEN_KEY = "avatar.token";
-
 /** A token in the address (#token=…) is kept for this tab and taken out of the address bar. */
 export function readToken() {
   const given = new URLSearchParams(location.hash.slice(1)).get("token");
   if (given) {
-    sessionStorage.setItem(TOKEN_KEY, given);
+    setToken(given);
     history.replaceState(null, "", location.pathname + location.search);
   }
-  return sessionStorage.getItem(TOKEN_KEY) || "";
+  return tabKeeps.get("token", "");
 }
 
-export const setToken = (token) => sessionStorage.setItem(TOKEN_KEY, token);
+export const setToken = (token) => tabKeeps.set("token", token);
 
 const authorised = (headers = {}) => {
   const token = readToken();
@@ -129,6 +129,7 @@ const CONNECT_MS = 12000;
 const BACKOFF_MS = [400, 1000, 2000, 4000, 8000, 15000];
 const MOST_WAIT_MS = 500; // what the picture may wait for the sound
 const MAX_UPLINK_BITS = 2_500_000;
+const SEAT_MS = 8000; // what a new offer waits for the seat of the one before
 
 /** One session. Events: state {state, trouble?, wait?}, message, stream, open. States: connecting, live, lost, ended, failed. */
 export class Link extends EventTarget {
@@ -140,6 +141,9 @@ export class Link extends EventTarget {
     this.resume = ""; // the server's token for getting this session back
     this.state = "ended";
     this.attempt = 0;
+    this.turn = 0; // the newest one counts; whoever holds an older one was stopped or overtaken
+    this.trying = 0; // the turn that `tryNow` is busy with
+    this.leaving = Promise.resolve(); // settles when no seat is held or asked for any more
   }
 
   emit(type, detail) {
@@ -154,15 +158,18 @@ export class Link extends EventTarget {
   /** Opens the session; raises Trouble where the first attempt fails. */
   async start() {
     this.attempt = 0;
-    this.sessionid = this.resume = "";
+    this.free();
     this.wanted = true;
     this.become("connecting");
+    const connecting = this.connect();
+    const { turn } = this;
     try {
-      await this.connect();
+      await connecting;
     } catch (trouble) {
-      if (!this.wanted) return;
+      if (turn !== this.turn) return;
       this.wanted = false;
       this.drop();
+      this.free();
       this.become("failed", { trouble });
     }
   }
@@ -171,9 +178,14 @@ export class Link extends EventTarget {
     this.wanted = false;
     clearTimeout(this.retryTimer);
     this.drop();
-    if (this.sessionid) hangUp(`/offer/${this.sessionid}`);
-    this.sessionid = this.resume = "";
+    this.free();
     this.become("ended");
+  }
+
+  /** Gives the seat back, if there is one. */
+  free() {
+    if (this.sessionid) this.leaving = Promise.allSettled([this.leaving, hangUp(`/offer/${this.sessionid}`)]);
+    this.sessionid = this.resume = "";
   }
 
   /** Puts a track (or nothing) on its way, also while live. */
@@ -191,7 +203,11 @@ export class Link extends EventTarget {
 
   async connect() {
     this.drop();
-    const pc = new RTCPeerConnection({ iceServers: await iceServers() });
+    const { turn } = this;
+    if (!globalThis.RTCPeerConnection) throw new Trouble("browser", "This browser cannot do live video", "WebRTC is missing or switched off in it. Allow it, or open this page in a current Chrome, Edge, Firefox or Safari.");
+    const servers = await iceServers();
+    if (turn !== this.turn) return;
+    const pc = new RTCPeerConnection({ iceServers: servers });
     this.pc = pc;
     const outgoing = new MediaStream();
     const add = (kind, track, encodings) => pc.addTransceiver(track || kind, { direction: "sendrecv", streams: [outgoing], sendEncodings: encodings }).sender;
@@ -208,18 +224,30 @@ export class Link extends EventTarget {
     up.catch(() => {}); // it is awaited below, if the offer gets that far
     await pc.setLocalDescription();
     await gathered(pc);
-    const { sdp, type } = pc.localDescription;
+    // A server with one place is full while it still holds ours; one that does not answer is asked anyway.
+    await Promise.race([this.leaving, new Promise((resolve) => setTimeout(resolve, SEAT_MS))]);
+    if (turn !== this.turn) return;
+    const asking = this.ask(pc.localDescription, turn);
+    this.leaving = Promise.allSettled([this.leaving, asking]);
+    const answer = await asking;
+    if (!answer) return;
+    await pc.setRemoteDescription({ sdp: apart(answer.sdp), type: answer.type });
+    await up;
+    if (turn !== this.turn) return;
+    this.attempt = 0;
+    this.become("live");
+  }
+
+  /** Sends the offer. An answer that comes after its turn gives its seat back and is null. */
+  async ask({ sdp, type }, turn) {
     const answer = await request("/offer", { json: { sdp, type, ...this.describe(), ...(this.resume ? { resume: this.resume } : {}) } });
-    if (pc !== this.pc) {
-      if (!this.wanted) hangUp(`/offer/${answer.sessionid}`); // stopped while the answer was on its way
-      return;
+    if (turn !== this.turn) {
+      await hangUp(`/offer/${answer.sessionid}`);
+      return null;
     }
     this.sessionid = answer.sessionid;
     this.resume = answer.resume || answer.sessionid;
-    await pc.setRemoteDescription({ sdp: apart(answer.sdp), type: answer.type });
-    await up;
-    this.attempt = 0;
-    this.become("live");
+    return answer;
   }
 
   /** Follows the connection's life; resolves when the data channel is open. */
@@ -233,13 +261,16 @@ export class Link extends EventTarget {
         () => reject(new Trouble("offline", "No connection came about", "The server answers, but no media gets through. A firewall may be in the way; the operator can name a TURN server.")),
         CONNECT_MS,
       );
+      this.abandon = () => {
+        clearTimeout(limit);
+        reject(new Trouble("offline", "The connection was given up", "Press Start to try again."));
+      };
       channel.addEventListener("open", () => {
         clearTimeout(limit);
         this.beat(pc);
         this.emit("open");
         resolve();
       });
-      pc.addEventListener("signalingstatechange", () => pc.signalingState === "closed" && clearTimeout(limit));
     });
   }
 
@@ -255,7 +286,6 @@ export class Link extends EventTarget {
 
   hear(message) {
     this.heard = performance.now();
-    if (message.type === "bye") this.over = message.reason || "";
     this.emit("message", message);
   }
 
@@ -274,13 +304,14 @@ export class Link extends EventTarget {
 
   /** Tries to get the session back at once. */
   async tryNow() {
-    if (!this.wanted || this.trying) return;
+    if (this.state !== "lost" || this.trying === this.turn) return;
     clearTimeout(this.retryTimer);
-    this.trying = true;
+    const connecting = this.connect();
+    const turn = (this.trying = this.turn);
     try {
-      await this.connect();
+      await connecting;
     } catch (trouble) {
-      if (!this.wanted) return;
+      if (turn !== this.turn) return;
       this.drop();
       if (trouble.status === 404) this.resume = "";
       if (["token", "refused", "portrait"].includes(trouble.kind)) {
@@ -288,7 +319,7 @@ export class Link extends EventTarget {
         this.become("failed", { trouble });
       } else this.retry((trouble.retryAfter || 0) * 1000);
     } finally {
-      this.trying = false;
+      if (this.trying === turn) this.trying = 0;
     }
   }
 
@@ -306,10 +337,13 @@ export class Link extends EventTarget {
     else receivers.video.jitterBufferTarget = Math.min(MOST_WAIT_MS, Math.round((1000 * (delay - delayBefore)) / (count - countBefore) / 10) * 10);
   }
 
+  /** Ends whatever is open or under way here; the seat on the server stays. */
   drop() {
+    this.turn += 1;
     clearInterval(this.pulse);
     this.waited = null;
     const { pc } = this;
+    this.abandon?.();
     this.pc = this.channel = this.senders = null;
     pc?.close();
   }
@@ -317,7 +351,7 @@ export class Link extends EventTarget {
 
 /** Frees a seat at once: a connection's own goodbye can get lost, and a page that closes has no time to see whether it did. */
 export function hangUp(path) {
-  fetch(path, { method: "DELETE", headers: authorised(), keepalive: true }).catch(() => {});
+  return fetch(path, { method: "DELETE", headers: authorised(), keepalive: true }).catch(() => {});
 }
 
 /** The STUN and TURN servers that the operator named, if any; a server without that answer has none. */
@@ -325,6 +359,12 @@ let known;
 export async function iceServers() {
   known ??= (await request("/healthz")).ice_servers || [];
   return known;
+}
+
+/** Whether the server asks for a token: who has none is not told its ICE servers. A tab may hold one that nobody needs any more. */
+export async function asksForToken() {
+  const { ice_servers: told } = await fetch("/healthz").then((response) => response.json()).catch(() => ({}));
+  return !told;
 }
 
 export const megabytes = (bytes) => `${(bytes / MEGABYTE).toFixed(1)} MB`;
