@@ -1,14 +1,15 @@
 // The page: what a person presses, and what they see and hear of it. The connection lives in link.js, the measuring in
 // meter.js, the choice of a portrait in portraits.js.
 
-import { Link, Trouble, megabytes, openDevice, readToken, request, setToken, upload } from "./link.js";
+import { browserKeeps as store, tabKeeps } from "./keep.js";
+import { Link, Trouble, asksForToken, megabytes, openDevice, readToken, request, setToken, upload } from "./link.js";
 import { Meter, drawChart, parts } from "./meter.js";
 import { Portraits } from "./portraits.js";
 
 const $ = (id) => document.getElementById(id);
-const store = { get: (key, otherwise) => JSON.parse(localStorage.getItem(`avatar.${key}`) ?? "null") ?? otherwise, set: (key, value) => localStorage.setItem(`avatar.${key}`, JSON.stringify(value)) };
 
-const SEAT_MS = 500; // the server frees the old session's place before the new one asks for it
+const SETTLING_MS = 4000; // how long "hold still" stands where no answer comes
+const RECOVER_TRIES = 5; // seconds that a server gets to finish a recording
 
 /** What each drive is for, which devices it needs, and what the server calls it. */
 const DRIVES = {
@@ -26,7 +27,9 @@ const app = {
   background: { kind: "keep" },
   micMuted: false,
   speaking: false,
-  recording: 0,
+  recording: 0, // since when
+  recorded: "", // the session that is, or was, recorded
+  settling: 0, // the timer of "hold still" after Set neutral
 };
 
 const video = $("avatar");
@@ -36,22 +39,31 @@ const link = new Link({ describe: () => ({ ...(portraits.chosen?.upload ? { port
 
 // -- what is said -------------------------------------------------------------------------------------------------------------
 
-const NOTICE_MS = { info: 6000, warning: 9000, error: 12000 };
+const NOTICE_MS = { info: 6000, warning: 9000 }; // an error stays until it is dismissed
+const MOST_NOTICES = 3; // that go by themselves
 
 function notify(text, { level = "info", href, action, download } = {}) {
-  for (const old of $("notices").children) if (old.querySelector("p").textContent === text) old.remove();
-  while ($("notices").children.length > 2) $("notices").firstChild.remove();
+  for (const old of [...$("notices").children]) if (old.querySelector("p").textContent === text) old.remove();
+  const passing = $("notices").querySelectorAll(".notice:not([data-level=error])");
+  if (passing.length >= MOST_NOTICES) passing[0].remove();
   const box = Object.assign(document.createElement("div"), { className: "notice" });
   box.dataset.level = level;
   box.append(Object.assign(document.createElement("p"), { textContent: text }));
   if (href) box.append(Object.assign(document.createElement("a"), { textContent: action, href, download: download || "" }));
   const close = Object.assign(document.createElement("button"), { type: "button", ariaLabel: "Dismiss" });
   close.innerHTML = '<svg aria-hidden="true"><use href="#i-close"/></svg>';
-  close.addEventListener("click", () => box.remove());
+  close.addEventListener("click", () => dismiss(box));
   box.append(close);
   $("notices").append(box);
-  const fade = () => setTimeout(() => (box.matches(":hover, :focus-within") ? fade() : box.remove()), NOTICE_MS[level]);
-  if (!href) fade();
+  const fade = () => setTimeout(() => (box.matches(":hover, :focus-within") ? fade() : box.remove()), NOTICE_MS[level] || NOTICE_MS.info);
+  if (!href && level !== "error") fade();
+}
+
+/** Takes a message away; whoever closed it with the keyboard goes on at the next one, or at Start. */
+function dismiss(box) {
+  const focused = box.contains(document.activeElement);
+  box.remove();
+  if (focused) ($("notices").querySelector("button") || $("start")).focus({ preventScroll: true });
 }
 
 function report(error) {
@@ -99,8 +111,10 @@ function showState(state) {
   $("mic-mute").disabled = !app.tracks.microphone;
   $("play-audio").disabled = !app.audio;
   $("invite").hidden = state !== "ended" && state !== "idle";
-  $("share").hidden = !link.sessionid;
-  $("share-idle").hidden = Boolean(link.sessionid);
+  if (!running) {
+    $("share").hidden = true;
+    $("share-idle").hidden = false;
+  }
   if (!live) hint();
   if (state === "ended" || state === "failed") {
     video.hidden = true;
@@ -198,7 +212,13 @@ async function start() {
 }
 
 async function stop() {
+  const { sessionid } = link;
   if (app.recording) await endRecording().catch(report);
+  if (link.sessionid === sessionid) leave(); // else it was stopped meanwhile, and perhaps started again
+}
+
+/** Frees the seat and the devices at once: a page that goes away has no time to wait for anything. */
+function leave() {
   link.stop();
   for (const what of ["camera", "microphone"]) setDevice(what, null);
   card("");
@@ -240,10 +260,6 @@ link.addEventListener("state", ({ detail: { state, trouble, wait } }) => {
     card("Connection lost", navigator.onLine ? `Trying to get it back; next try in ${seconds} s. Your portrait and settings are kept.` : "This computer is offline. It goes on by itself when the network is back.", { spinner: true, action: ["Try now", () => link.tryNow()] });
   }
   if (state === "live") {
-    const token = readToken();
-    const view = `${location.origin}/view?sessionid=${link.sessionid}${token ? `#token=${encodeURIComponent(token)}` : ""}`;
-    $("view-url").value = $("view-open").href = view;
-    $("whep-url").value = `${location.origin}/whep?sessionid=${link.sessionid}`;
     app.firstFrames = meter.count;
     arrangeDevices().catch(report); // the drive may have been changed while it connected
   }
@@ -272,7 +288,10 @@ link.addEventListener("open", () => {
 });
 
 addEventListener("online", () => link.state === "lost" && link.tryNow());
-addEventListener("pagehide", stop);
+addEventListener("pagehide", leave);
+addEventListener("beforeunload", (event) => {
+  if (app.recording) event.preventDefault(); // the browser asks whether to leave
+});
 
 const tell = (name, value) => link.send({ type: "set", [name]: value });
 
@@ -285,14 +304,25 @@ const heard = {
     app.stats = message;
     if (message.speaking !== undefined) showSpeaking(message.speaking);
   },
-  hello: ({ limits }) => limits?.text && ($("words").maxLength = limits.text),
+  hello: ({ limits, view, sessionid }) => {
+    meter.meet();
+    if (limits?.text) $("words").maxLength = limits.text;
+    app.face = app.neutral = undefined; // of the session before
+    if (app.recording && sessionid !== app.recorded) endRecording().catch(report); // the session that was recorded is over
+    share(view || sessionid);
+  },
   state: (message) => {
     if (message.speaking !== undefined) showSpeaking(message.speaking);
     if (message.face !== undefined) app.face = message.face;
+    if (message.neutral === "set" && app.neutral !== "set") settled();
     if (message.neutral !== undefined) app.neutral = message.neutral;
     showFace();
   },
-  notice: ({ level, text }) => notify(text, { level }),
+  notice: ({ level, text }) => {
+    settled();
+    showFace();
+    notify(text, { level });
+  },
   bye: async ({ reason }) => {
     if (link.state !== "live") return;
     await stop();
@@ -301,6 +331,16 @@ const heard = {
 };
 link.addEventListener("message", ({ detail }) => heard[detail.type]?.(detail));
 
+/** Links for those who only watch. `name`: what the server lets them in by, which opens nothing else. */
+async function share(name) {
+  const token = readToken();
+  const secret = token && (await asksForToken()) ? `#token=${encodeURIComponent(token)}` : "";
+  $("view-url").value = $("view-open").href = `${location.origin}/view?sessionid=${name}${secret}`;
+  $("whep-url").value = `${location.origin}/whep?sessionid=${name}`;
+  $("share").hidden = !link.sessionid;
+  $("share-idle").hidden = Boolean(link.sessionid);
+}
+
 function showSpeaking(speaking) {
   app.speaking = speaking;
   $("chip-speaking").hidden = !speaking;
@@ -308,9 +348,26 @@ function showSpeaking(speaking) {
 
 function showFace() {
   if (!DRIVES[app.drive].needs.includes("camera") || link.state !== "live") return hint();
-  if (app.face === "lost") return hint("I cannot see your face. Move into the picture, or turn a light on in front of you.");
-  if (app.neutral === "searching") return hint("Look straight ahead with a relaxed face for a moment.");
+  if (app.face === "lost") return hint(`I cannot see your face. Move into the picture, or turn a light on in front of you${app.settling ? "; then press Set neutral again" : ""}.`);
+  if (app.settling) return hint("Hold still and look straight ahead…");
+  if (app.neutral === "searching") return hint("Look straight ahead for a moment so that the avatar learns your neutral face.");
   hint();
+}
+
+/** Asks for a new neutral. Whether there is one is for the server to say, in a state or a notice. */
+function setNeutral() {
+  if (!link.send({ type: "neutral" })) return;
+  settled();
+  app.settling = setTimeout(() => {
+    settled();
+    showFace();
+  }, SETTLING_MS);
+  showFace();
+}
+
+function settled() {
+  clearTimeout(app.settling);
+  app.settling = 0;
 }
 
 /** How loud the microphone is, as a bar under its button: the simplest answer to "does it hear me?". */
@@ -336,7 +393,8 @@ function tick() {
   $("chip-rate").hidden = !fps;
   const brief = `${Math.round(fps)} fps${delay && Number.isFinite(p50) ? ` · ${Math.round(p50)} ms` : ""}`;
   $("chip-rate").textContent = brief;
-  $("glance").textContent = delay && Number.isFinite(p50) ? `${brief} ${delay}` : brief;
+  if (!meter.sees) $("glance").textContent = "This browser does not tell when a picture is shown";
+  else $("glance").textContent = delay && Number.isFinite(p50) ? `${brief} ${delay}` : brief;
   if (app.recording) showRecordTime();
   if ($("performance").open) showPerformance(reading);
 }
@@ -346,7 +404,7 @@ function showPerformance(reading) {
   const stats = app.stats || {};
   const kind = DRIVES[app.drive].needs.includes("camera") ? "motion" : app.drive === "microphone" ? "voice" : "sound";
   for (const [id, which] of [["n-p50", "median"], ["n-p95", "95 of 100"]]) $(id).nextElementSibling.textContent = `${kind} to photon, ${which}`;
-  $("n-fps").textContent = fps.toFixed(fps < 10 ? 1 : 0);
+  $("n-fps").textContent = Number.isFinite(fps) ? fps.toFixed(fps < 10 ? 1 : 0) : "–";
   $("n-p50").textContent = ms(p50);
   $("n-p95").textContent = ms(p95);
   $("n-av").textContent = ms(stats.av_offset_ms?.p50);
@@ -372,22 +430,48 @@ function showPerformance(reading) {
   $("drops").textContent = describeDrops(stats);
 }
 
-/** What the server counts, in words. */
+/** What the server counts as left out, in words. */
 const CAUSES = {
   camera: "camera pictures overtaken by newer ones",
   camera_fps: "camera pictures above the rate limit",
-  window: "pictures that came too late for their place",
-  voice: "pieces of sound that came too late",
-  encoder: "pictures overtaken before they were sent",
-  mic: "pieces of the microphone's sound",
-  mic_late: "late pieces of the microphone's sound",
+  camera_gaps: "packets of the camera's picture, lost on the way",
+  camera_withheld: "camera pictures between a loss and the next whole picture",
+  camera_decoder: "camera pictures that came faster than they could be decoded",
+  camera_unread: "camera pictures that nobody came for",
+  window: "camera pictures that came too late for their place",
+  slot: "finished pictures overtaken by newer ones",
+  late: "finished pictures that came too late for their sound",
+  queue: "finished pictures that waited too long for their sound",
+  grid: "finished pictures of the drive before this one",
+  interrupt: "finished pictures, by Interrupt",
+  encoder: "pictures overtaken before they were encoded",
+  link: "pictures that the connection was too slow for",
+  voice: "pieces of sound that could not be sent in time",
+  viewer_encoder: "pictures for viewers, overtaken before they were encoded",
+  viewer_voice: "pieces of sound that could not be sent to a viewer in time",
+  mic: "pieces of the microphone's sound, too late or too many at once",
+  mic_late: "pieces of the microphone's sound that were waited for in vain",
+  mic_gaps: "packets of the microphone's sound, lost on the way",
+  mic_withheld: "pieces of the microphone's sound after a loss",
+  mic_decoder: "pieces of the microphone's sound that came faster than they could be decoded",
+  mic_unread: "pieces of the microphone's sound that nobody came for",
+  hearing: "pieces of sound that the lips have not heard",
   sound_starved: "gaps in the returned sound",
+  ticks: "pieces of sound, while the server stood still",
+  record: "pictures missing in the recording",
+  record_limit: "recordings ended at their longest",
   channel: "numbers for this panel",
+  messages: "messages of this page above the rate limit",
 };
 
 function describeDrops({ drops = {}, ladder, camera_fps: cameraFps }) {
-  const lost = Object.entries(drops).filter(([, count]) => count).map(([cause, count]) => `${count} ${CAUSES[cause] || cause.replaceAll("_", " ")}`);
-  const lines = [lost.length ? `Left out so far: ${lost.join(", ")}.` : "Nothing was left out."];
+  const counts = new Map();
+  for (const [cause, count] of Object.entries(drops)) {
+    const words = CAUSES[cause] || "things that this page has no word for";
+    if (count) counts.set(words, (counts.get(words) || 0) + count);
+  }
+  const lost = [...counts].map(([words, count]) => `${words} (${count})`);
+  const lines = [lost.length ? `Left out so far: ${lost.join("; ")}.` : "Nothing was left out."];
   if (Number.isFinite(cameraFps) && cameraFps) lines.push(`The camera delivers ${Math.round(cameraFps)} pictures a second.`);
   const rung = ladder?.rung ?? ladder;
   if (rung) lines.push(`The server is busy and has stepped this session down: ${ladder.name || ladder.text || `step ${rung}`}.`);
@@ -520,6 +604,8 @@ async function beginRecording() {
   await busy($("record"), async () => {
     await request("/record", { json: { sessionid: link.sessionid, type: "start_record" } });
     app.recording = Date.now();
+    app.recorded = link.sessionid;
+    tabKeeps.set("recording", app.recorded);
     press($("record"), true, ["#i-record", "#i-stop"], ["Record", "Stop rec."]);
     $("chip-record").hidden = false;
     showRecordTime();
@@ -527,12 +613,21 @@ async function beginRecording() {
 }
 
 async function endRecording() {
-  const { sessionid } = link;
+  const sessionid = app.recorded;
   app.recording = 0;
   press($("record"), false, ["#i-record", "#i-stop"], ["Record", "Stop rec."]);
   $("chip-record").hidden = true;
-  await request("/record", { json: { sessionid, type: "end_record" } });
+  // Where the session has ended its recording has too, and the file is there all the same.
+  const refused = await request("/record", { json: { sessionid, type: "end_record" } }).then(() => null, (trouble) => trouble);
+  await fetchRecording(sessionid).catch((trouble) => {
+    throw refused || trouble;
+  });
+}
+
+/** Brings a finished recording here. Raises Trouble. */
+async function fetchRecording(sessionid) {
   const file = await request(`/record/${sessionid}`, { as: "blob" });
+  if (tabKeeps.get("recording") === sessionid) tabKeeps.set("recording", "");
   const href = URL.createObjectURL(file);
   const download = recordName();
   const item = document.createElement("li");
@@ -543,6 +638,19 @@ async function endRecording() {
   $("recording-list").prepend(item);
   $("recordings").hidden = false;
   notify("The recording is ready.", { href, action: "Download", download });
+}
+
+/** This tab was closed or loaded again while it recorded: the server ends the file with the session, and may still be at it. */
+async function recoverRecording() {
+  const sessionid = tabKeeps.get("recording", "");
+  for (let tries = 0; sessionid && tries < RECOVER_TRIES; tries += 1) {
+    try {
+      return await fetchRecording(sessionid);
+    } catch {
+      await new Promise((resolve) => setTimeout(resolve, 1000));
+    }
+  }
+  if (!app.recording) tabKeeps.set("recording", "");
 }
 
 function showRecordTime() {
@@ -561,8 +669,7 @@ portraits.addEventListener("choose", async ({ detail: { choice } }) => {
   if (["live", "lost", "connecting"].includes(link.state)) {
     if (app.recording) await endRecording().catch(report);
     link.stop();
-    card("Changing the portrait", "One moment.", { spinner: true });
-    setTimeout(start, SEAT_MS);
+    start();
   } else if (link.state === "failed" || $("stage").dataset.state === "failed") {
     card("");
     showState("ended");
@@ -597,7 +704,7 @@ on("sound", "click", () => {
   video.muted = !video.muted;
   showSound();
 });
-on("neutral", "click", () => link.send({ type: "neutral" }) && notify("Neutral set: this is now the resting face."));
+on("neutral", "click", setNeutral);
 on("interrupt", "click", interrupt);
 on("record", "click", () => (app.recording ? endRecording() : beginRecording()));
 on("full", "click", () => (document.fullscreenElement ? document.exitFullscreen() : $("stage-frame").requestFullscreen?.()));
@@ -657,6 +764,7 @@ $("portrait-dialog").querySelector("form").addEventListener("submit", (event) =>
 
 const KEYS = { s: "start", m: "mic-mute", v: "sound", n: "neutral", i: "interrupt", r: "record", f: "full" };
 addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && !event.isComposing && !document.querySelector("dialog[open]") && $("notices").lastChild) return dismiss($("notices").lastChild);
   if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
   if (event.target.closest?.("textarea, select, input:not([type=radio], [type=checkbox])") || !$("use-keys").checked) return;
   const key = event.key.toLowerCase();
@@ -695,9 +803,11 @@ if (!document.fullscreenEnabled) $("full").hidden = true;
 meter.report = (frames) => link.send({ type: "shown", frames });
 chooseDrive(DRIVES[store.get("drive", "camera")] ? store.get("drive", "camera") : "camera");
 showState("idle");
-navigator.mediaDevices?.addEventListener?.("devicechange", listDevices);
-listDevices();
-loadPortraits();
+navigator.mediaDevices?.addEventListener?.("devicechange", () => listDevices().catch(() => {}));
+listDevices().catch(() => {}); // the default ones remain
+loadPortraits().catch(report);
+recoverRecording();
 setInterval(tick, 1000);
 setInterval(() => showLevel().catch(() => {}), 250);
 setInterval(() => link.align(isAudible()).catch(() => {}), 500);
+pageStarted();

@@ -22,19 +22,27 @@ export class Meter {
   constructor(video) {
     this.video = video;
     this.report = () => {};
+    this.sees = "requestVideoFrameCallback" in video; // else the browser does not tell when which frame is displayed
     this.reset();
-    this.watch();
+    if (this.sees) this.watch();
+    else video.addEventListener("timeupdate", () => (this.count += 1)); // enough to know that there is a picture
   }
 
   reset() {
+    this.times = []; // when frames were displayed
+    this.history = []; // {fps, p50, p95}
+    this.count = 0; // frames displayed since the start
+    this.meet();
+  }
+
+  /** A connection begins, perhaps to a server that was started anew: its clock and its RTP times have nothing to do with the last one's. */
+  meet() {
     this.clocks = []; // [round trip ms, server ms - page ms]
+    this.offset = undefined; // server ms - page ms
     this.frames = new Map(); // rtp -> {displayed, received}, not yet matched
     this.pairs = new Map(); // rtp -> [capture, sent], not yet matched
     this.samples = []; // {at, total, network, display}
-    this.times = []; // when frames were displayed
-    this.history = []; // {fps, p50, p95}
     this.unsent = [];
-    this.count = 0; // frames displayed since the start
   }
 
   watch() {
@@ -57,7 +65,6 @@ export class Meter {
     this.clocks.push([now - t, serverTime * 1000 - (now + t) / 2]);
     if (this.clocks.length > CLOCK_SAMPLES) this.clocks.shift();
     this.offset = this.clocks.reduce((best, one) => (one[0] < best[0] ? one : best))[1];
-    this.trip = quantile(this.clocks.map(([trip]) => trip), 0.5);
   }
 
   /** Pairs of the data channel: [rtp, server capture s, server sent s]. */
@@ -88,7 +95,7 @@ export class Meter {
     const totals = this.samples.map(({ total }) => total);
     const part = (name) => quantile(this.samples.map((one) => one[name]), 0.5);
     const reading = {
-      fps: this.times.length / 2,
+      fps: this.sees ? this.times.length / 2 : NaN,
       p50: quantile(totals, 0.5),
       p95: quantile(totals, 0.95),
       network: Math.max(0, part("network")),
