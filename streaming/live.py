@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 SOUND_WAITING = 100
 """Blocks of 20 ms a stalled worker may leave unheard: 2 s."""
 FACE_LOST = 0.5
-"""s without a face after which the page is told."""
+"""s of pictures without a face after which the page is told."""
+CAMERA_LOST = 2.0
+"""s without a picture after which it is told as well; a busy machine looks at one now and then."""
 CAPTURE_JUMP = 1.0
 """s between capture and arrival that is not believed (a sender's clock that jumped)."""
 
@@ -74,6 +76,7 @@ class Live:
         self.return_voice = False
         self._told: dict[str, Any] = {}
         self._face_seen = float("-inf")  # s
+        self._face_in_view = False  # in the picture that was tracked last
         self._studio = studio
         self._loop = asyncio.get_running_loop()
         self.tracking = Tracking(self, faces=studio.pool, bodies=studio.bodies)
@@ -190,9 +193,11 @@ class Live:
         self.pacer.put(output, now=now)
         self.outlet.poke()
 
-    def saw_face(self) -> None:
-        """A face was seen in a camera picture."""
-        self._face_seen = time.monotonic()
+    def tracked(self, seen: bool) -> None:
+        """A camera picture was tracked, and a face seen in it or not."""
+        self._face_in_view = seen
+        if seen:
+            self._face_seen = time.monotonic()
 
     def _fail(self, reason: str) -> None:
         if not self._failed:
@@ -224,7 +229,7 @@ class Live:
     @property
     def face_state(self) -> str:
         """ "seen" or "lost"."""
-        return "seen" if time.monotonic() - self._face_seen < FACE_LOST else "lost"
+        return "seen" if time.monotonic() - self._face_seen < (CAMERA_LOST if self._face_in_view else FACE_LOST) else "lost"
 
     @property
     def neutral_state(self) -> str:

@@ -125,8 +125,7 @@ class Tracking:
         live.stepper.wake()
         live.stats.stage("track", time.monotonic() - started)
         live.stats.counts["tracked"] += 1
-        if seen:
-            live.post(live.saw_face)
+        live.post(live.tracked, seen)
         due = self._frames % live.ladder.rung.body_every == 0
         if due and live.session.settings.track_body and self._body_lock.acquire(blocking=False):
             self._bodies.submit(lambda: self._track_body(frame))

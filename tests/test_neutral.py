@@ -133,6 +133,20 @@ def test_a_camera_that_stops_has_lost_the_face() -> None:
     live(story)
 
 
+def test_a_machine_that_looks_seldom_has_not_lost_the_face() -> None:
+    async def story() -> None:
+        async with house(SETTINGS) as home:
+            caller = await home.call(camera=None)
+            session = home.app[DESK].live(caller.session)
+            session.tracked(True)
+            session._face_seen -= 1.0
+            assert session.face_state == "seen"
+            session.tracked(False)
+            assert session.face_state == "lost"
+
+    live(story)
+
+
 def test_a_chosen_neutral_is_taken_within_the_pictures_that_are_counted() -> None:
     """Even from somebody whose eyes are closed all the time."""
     shape = np.random.default_rng(1).random((478, 3))
