@@ -18,7 +18,7 @@ from engine.config import OperatorSettings, SessionSettings
 from engine.drivers.mix import Mixer
 from engine.drivers.speech import LOOK_AHEAD, SpeechDriver
 from engine.persona import Persona
-from engine.types import AudioChunk, Output, Signal, VideoFrame
+from engine.types import AudioChunk, FaceSource, Output, Signal, VideoFrame
 from engine.window import Due, Window
 
 HEARD_AT_ONCE = 0.1
@@ -39,7 +39,7 @@ class Session:
         *,
         settings: SessionSettings | None = None,
         operator: OperatorSettings | None = None,
-        face: Any = None,
+        face: FaceSource | None = None,
         body: Any = None,
         seed: int = 0,
     ) -> None:
@@ -62,7 +62,7 @@ class Session:
 
     def track(self, frame: VideoFrame, *, now: float | None = None) -> Signal:
         """Read face and head from a camera frame and put the signal on the grid (tracking thread, about 5 ms)."""
-        signal: Signal = self.face(frame)
+        signal = self.face(frame)
         if self.operator.carry_strip:
             signal = replace(signal, image=frame.rgb)
         with self._lock:
@@ -86,7 +86,7 @@ class Session:
     @property
     def neutral_state(self) -> str:
         """ "searching" or "set"; asking makes no driver, also after `close`."""
-        return "searching" if self._face is None else str(getattr(self._face, "neutral_state", "set"))
+        return "searching" if self._face is None else self._face.neutral_state
 
     def set_neutral(self) -> None:
         """Take the driver's present face and shoulders as the neutral ones."""
@@ -161,7 +161,7 @@ class Session:
     # -- drivers, made on first use -------------------------------------------------------------------------------------
 
     @property
-    def face(self) -> Any:
+    def face(self) -> FaceSource:
         """The face driver of this session."""
         if self._face is None:
             from engine.drivers.face import FaceDriver

@@ -25,7 +25,7 @@ class Broadcast:
         self.live = live
         self.rtc = rtc
         self.viewers: dict[str, tuple[PeerConnection, AvatarVoice]] = {}
-        self._encoder = SharedEncoder(codec=CODEC, settings=rtc)
+        self._encoder = SharedEncoder(codec=CODEC, settings=rtc, on_drop=live.stats.drop)
         self._slot: tuple[Picture, float] | None = None
         self._there = asyncio.Event()
         self._origin: float | None = None

@@ -13,8 +13,9 @@ from engine.drivers.measure import measure
 from engine.session import Session
 from engine.types import Signal, VideoFrame
 from streaming.api import DESK
+from streaming.face import HeldFace
 from streaming.tracking import NEUTRAL_FRAMES, NO_FACE
-from tests.caller import SETTINGS, house, live, until
+from tests.caller import SETTINGS, Caller, House, house, live, until
 from tests.fakes import Camera, FakeFace, FakeGenerator, fake_persona, fake_studio
 
 SEARCH = 25
@@ -49,6 +50,14 @@ class Searching(FakeFace):
         self.taking = NEUTRAL_FRAMES - 1
 
 
+def looked_through(home: House, caller: Caller) -> Searching:
+    """The driver of a caller's session."""
+    face = home.app[DESK].live(caller.session).session.face
+    assert isinstance(face, HeldFace)
+    assert isinstance(face.driver, Searching)
+    return face.driver
+
+
 def test_the_page_is_told_when_the_neutral_is_found() -> None:
     async def story() -> None:
         async with house(SETTINGS, studio=fake_studio(SETTINGS, face=Searching)) as home:
@@ -57,7 +66,7 @@ def test_the_page_is_told_when_the_neutral_is_found() -> None:
             told = [message["neutral"] for message in caller.heard("state")]
             assert told[0] == "searching"
             assert told == sorted(told), "searching, then set, and never back"
-            driver = home.app[DESK].live(caller.session).session.face.driver
+            driver = looked_through(home, caller)
             assert driver.looked >= SEARCH
             assert home.app[DESK].live(caller.session).snapshot()["neutral"] == "set"
 
@@ -69,7 +78,7 @@ def test_a_neutral_that_is_asked_for_is_told_once_it_has_been_taken() -> None:
         async with house(SETTINGS, studio=fake_studio(SETTINGS, face=Searching)) as home:
             caller = await home.call()
             await until(lambda: caller.heard("state") and caller.heard("state")[-1]["face"] == "seen")
-            driver = home.app[DESK].live(caller.session).session.face.driver
+            driver = looked_through(home, caller)
             caller.send(type="neutral")
             caller.send(type="neutral")
             await until(lambda: driver.taking)
@@ -95,7 +104,7 @@ def test_a_held_picture_does_not_count_for_the_neutral() -> None:
             session.configure(track_every=3)
             caller.send(type="neutral")
             await until(lambda: caller.heard("notice"))
-            assert session.face.driver.taken == 1
+            assert looked_through(home, caller).taken == 1
 
     live(story)
 
@@ -112,7 +121,7 @@ def test_without_a_face_no_neutral_is_set_and_a_sentence_says_so() -> None:
             assert caller.heard("notice")[0]["level"] == "error"
             camera.level = 128
             await until(lambda: caller.heard("state")[-1]["face"] == "seen")
-            driver = home.app[DESK].live(caller.session).session.face.driver
+            driver = looked_through(home, caller)
             camera.level = 0
             caller.send(type="neutral")  # the face goes before it could be taken
             await until(lambda: len(caller.heard("notice")) == 2)
