@@ -194,6 +194,12 @@ async def go_live(page: Page) -> None:
     await page.wait(LIVE)
 
 
+async def view_address(page: Page) -> str:
+    """The link for viewers, once the server has said what lets them in."""
+    await page.wait("!document.querySelector('#share').hidden")
+    return str(await page.evaluate("document.querySelector('#view-url').value"))
+
+
 async def until(what: Callable[[], object], *, seconds: float = 5.0) -> None:
     """Until it is true of the server."""
     for _ in range(round(seconds / 0.05)):
@@ -408,7 +414,7 @@ def test_a_viewer_sees_the_picture_alone(desk: Desk) -> None:
         page = await desk.open()
         await go_live(page)
         assert desk.browser
-        viewer = await desk.browser.open(await page.evaluate("document.querySelector('#view-url').value"), width=640, height=640)
+        viewer = await desk.browser.open(await view_address(page), width=640, height=640)
         await viewer.wait("document.querySelector('#avatar').getVideoPlaybackQuality().totalVideoFrames > 15")
         assert await viewer.text("body") == ""
         assert await viewer.evaluate("getComputedStyle(document.body).backgroundColor") == "rgba(0, 0, 0, 0)"
@@ -436,7 +442,7 @@ def test_a_hidden_viewer_stays_connected(desk: Desk) -> None:
         page = await desk.open()
         await go_live(page)
         assert desk.browser
-        viewer = await desk.browser.open(await page.evaluate("document.querySelector('#view-url').value"), width=320, height=320, before=PEERS_KEPT)
+        viewer = await desk.browser.open(await view_address(page), width=320, height=320, before=PEERS_KEPT)
         await viewer.wait("document.querySelector('#avatar').videoWidth")
         await desk.browser.call("Target.createTarget", url="about:blank", browserContextId=viewer.context)
         await viewer.wait("document.visibilityState === 'hidden'")
@@ -465,7 +471,7 @@ def test_an_overtaken_viewer_frees_its_place(desk: Desk) -> None:
     async def story() -> None:
         page = await desk.open()
         await go_live(page)
-        address = await page.evaluate("document.querySelector('#view-url').value")
+        address = await view_address(page)
         assert desk.browser
         viewer = await desk.browser.open(address, width=320, height=320, before=PEERS_KEPT + SLOW_FIRST.replace("PATH", "/whep"))
         await viewer.wait("window.slow")
@@ -496,7 +502,7 @@ def test_a_silent_viewer_says_how_to_hear(desk: Desk) -> None:
     async def story() -> None:
         page = await desk.open()
         await go_live(page)
-        address = await page.evaluate("document.querySelector('#view-url').value")
+        address = await view_address(page)
         assert desk.browser
         quiet = await desk.browser.open(address.replace("?", "?quiet&"), width=320, height=320, before=AUTOPLAY_FORBIDDEN)
         viewer = await desk.browser.open(address, width=640, height=640, before=AUTOPLAY_FORBIDDEN)
@@ -565,7 +571,7 @@ def test_a_page_without_storage_or_frame_times_works(desk: Desk) -> None:
         assert await page.evaluate("document.querySelector('#chip-rate').hidden")
         await page.screenshot("blind")
         assert desk.browser
-        address = await page.evaluate("document.querySelector('#view-url').value")
+        address = await view_address(page)
         viewer = await desk.browser.open(address, width=640, height=640, before=STORELESS + BLIND)
         await viewer.wait("document.querySelector('#avatar').style.visibility === 'visible'")
         await page.click("#start")
