@@ -739,8 +739,8 @@ def test_a_new_server_is_met_with_a_new_clock(desk: Desk) -> None:
 def test_drops_are_told_in_words(desk: Desk) -> None:
     """Of every cause that the server counts, there and in what it brings together from elsewhere."""
     folder = Path(__file__).parent.parent / "streaming"
-    counted = {cause for file in folder.glob("*.py") for cause in re.findall(r"drop\(\"(\w+)\"", file.read_text())}
-    assert {"slot", "record_limit"} <= counted
+    counted = {cause for file in folder.rglob("*.py") for cause in re.findall(r"drop\(\"(\w+)\"", file.read_text())}
+    assert {"slot", "record_limit", "viewer_encoder"} <= counted
     received = {f"{what}_{why}" for what in ("camera", "mic") for why in ("gaps", "withheld", "decoder", "unread")}
     causes = sorted(counted | received | {"link", "mic", "mic_late", "window"})
 

@@ -289,6 +289,7 @@ link.addEventListener("open", () => {
 
 addEventListener("online", () => link.state === "lost" && link.tryNow());
 addEventListener("pagehide", leave);
+addEventListener("pageshow", () => app.recording && endRecording().catch(report)); // back from the browser's memory: the server has ended it
 addEventListener("beforeunload", (event) => {
   if (app.recording) event.preventDefault(); // the browser asks whether to leave
 });
@@ -447,6 +448,7 @@ const CAUSES = {
   encoder: "pictures overtaken before they were encoded",
   link: "pictures that the connection was too slow for",
   voice: "pieces of sound that could not be sent in time",
+  viewer: "pictures that a viewer's connection was too slow for",
   viewer_encoder: "pictures for viewers, overtaken before they were encoded",
   viewer_voice: "pieces of sound that could not be sent to a viewer in time",
   mic: "pieces of the microphone's sound, too late or too many at once",

@@ -14,7 +14,7 @@ const FIRST_MS = 10000; // what the first picture of an attempt may take
 const STALL_MS = 5000; // no new picture for so long: connect again
 
 let current = null; // the attempt that counts: {pc, place on the server, alive: when something came last, packets, frames}; older ones were overtaken
-let refusals = 0; // in a row
+let misses = 0; // attempts in a row without a picture
 let retryTimer;
 let trouble = "";
 
@@ -32,7 +32,7 @@ function retry(why, { status, retryAfter = 0 } = {}) {
   current = null;
   video.style.visibility = "hidden"; // nothing is transparent, a video without a track is black
   say(why);
-  const step = Math.min(refusals++, (status ? BACKOFF_MS.length : SILENT_STEPS) - 1);
+  const step = Math.min(misses++, (status ? BACKOFF_MS.length : SILENT_STEPS) - 1);
   clearTimeout(retryTimer);
   retryTimer = setTimeout(watch, Math.max(1000 * retryAfter, BACKOFF_MS[step] * (0.8 + 0.4 * Math.random())));
 }
@@ -103,7 +103,7 @@ addEventListener("keydown", unmute);
 /** There is a picture: the video learns its size with the first one. */
 function shown() {
   if (!video.videoWidth) return;
-  refusals = 0;
+  misses = 0;
   video.style.visibility = "visible";
 }
 for (const event of ["loadeddata", "resize"]) video.addEventListener(event, shown);
