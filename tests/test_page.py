@@ -588,11 +588,11 @@ def test_a_page_that_cannot_start_says_so(desk: Desk, path: str) -> None:
         await page.wait("!document.querySelector('#not-started').hidden")
         assert "could not start" in await page.text("#not-started")
         await page.screenshot(f"not-started-{'page' if path == '/' else 'view'}")
+        page = await desk.browser.open("about:blank")
         await page.call("Network.enable")
         await page.call("Network.setBlockedURLs", urls=["*/link.js"])  # and where a part of it does not come at all
-        await page.call("Page.reload", ignoreCache=True)
-        await page.wait("document.readyState === 'complete' && document.querySelector('#not-started:not([hidden])')")
-        await page.call("Network.setBlockedURLs", urls=[])
+        await page.call("Page.navigate", url=desk.url + path)
+        await page.wait("document.querySelector('#not-started:not([hidden])')")
 
     desk.run(story())
 
