@@ -185,10 +185,7 @@ async def _stages(http: aiohttp.ClientSession, server: Server, session: str) -> 
         if answer.status != 200:
             return {}
         said = await answer.json()
-    sessions = said.get("sessions", [])
-    if isinstance(sessions, dict):
-        return dict(sessions.get(session, {}))
-    return next((dict(one) for one in sessions if isinstance(one, dict) and one.get("sessionid", one.get("id")) == session), {})
+    return next((dict(one) for name, one in said.get("sessions", {}).items() if session.startswith(name)), {})
 
 
 def _click_offsets(call: Call, camera: Camera, microphone: Microphone, *, since: float, until: float) -> list[tuple[float, float]]:

@@ -146,10 +146,10 @@ class OtherSide:
         pc.on("track", lambda track: pc.addTrack(Late(track, self.late) if track.kind == "video" else track))
         await pc.setRemoteDescription(RTCSessionDescription(said["sdp"], said["type"]))
         await pc.setLocalDescription(await pc.createAnswer())
-        return web.json_response({"sdp": pc.localDescription.sdp, "type": "answer", "sessionid": "abc"})
+        return web.json_response({"sdp": pc.localDescription.sdp, "type": "answer", "sessionid": "abcdefgh12345678"})
 
     async def stats(self, _: web.Request) -> web.Response:
-        return web.json_response({"sessions": {"abc": {"fps": 30}}})
+        return web.json_response({"sessions": {"abcdefgh": {"fps": 30}}})
 
 
 class Late(MediaStreamTrack):
