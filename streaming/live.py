@@ -147,6 +147,8 @@ class Live:
 
     def _tick(self, now: float) -> None:
         self._pass_sound(now)
+        if self.pacer.playhead.position(now) >= self._said_until:
+            self._said_until = 0.0  # over is over, also where the lag grows afterwards
         self.tell_state()
 
     # -- the Seat (stepper thread) -------------------------------------------------------------------------------------
