@@ -64,7 +64,7 @@ def test_a_server_that_cannot_be_says_why(
 @pytest.mark.parametrize(
     ("error", "sentence", "status"),
     [
-        (PermissionError(13, "Permission denied", "/root/x"), "/root/x", 1),
+        (PermissionError(13, "Permission denied", "/srv/x"), "/srv/x", 1),
         (ModuleNotFoundError("No module named 'mediapipe'", name="mediapipe"), "mediapipe", 1),
         (MemoryError(), "memory", 1),
         (KeyError("face"), "KeyError: 'face'", 1),
