@@ -39,7 +39,7 @@ ROLL_DEGREES = 12.0
 SHIFT_PIXELS = 20.0
 CAMERA = (640, 480)
 STORY_SECONDS = 60.0
-LOOKS = 3
+LOOKS = 5
 """Tries of a test that needs the machine to keep up for some seconds; what is wrong is wrong in all of them."""
 LONG = "This is a long sentence that goes on and on, so that there is time to interrupt it before it comes to its end by itself."
 
@@ -232,9 +232,9 @@ async def hear(page: Page, **message: Any) -> None:
 
 
 def test_the_portrait_follows_the_camera(desk: Desk, tracker: FaceTracker) -> None:
-    """It rolls as the camera's face does, as much later as the page itself says. A machine that stalls while we look gets two more looks."""
+    """It rolls as the camera's face does, as much later as the page itself says. A machine that stalls while we look gets more looks."""
 
-    async def story() -> tuple[list[tuple[list[UInt8Array], float]], float, float]:
+    async def story() -> tuple[list[tuple[list[UInt8Array], float]], float]:
         page = await desk.open()
         await page.screenshot("idle-light")
         await page.prefer(color_scheme="dark")
@@ -244,7 +244,7 @@ def test_the_portrait_follows_the_camera(desk: Desk, tracker: FaceTracker) -> No
         await asyncio.sleep(1.0)
         looks = await watch(page, "self", "avatar", pictures=28, seconds=6.0)
         assert float(await page.text("#n-fps")) >= 2  # how fast is the benchmarks' question; a busy machine must not fail this test
-        delay, longest = [float((await page.text(f"#n-p{share}")).split()[0]) / 1000 for share in (50, 95)]
+        delay = float((await page.text("#n-p50")).split()[0]) / 1000
         assert "Generating" in await page.text("#parts")
         await page.screenshot("live-dark")
         await page.prefer(color_scheme="light")
@@ -254,9 +254,9 @@ def test_the_portrait_follows_the_camera(desk: Desk, tracker: FaceTracker) -> No
         await page.wait("document.querySelector('#stage').dataset.state === 'ended'")
         assert await page.evaluate("document.querySelector('#self').srcObject") is None
         assert page.errors == []
-        return looks, delay, longest - delay
+        return looks, delay
 
-    def compare(looks: list[tuple[list[UInt8Array], float]], delay: float, jitter: float) -> None:
+    def compare(looks: list[tuple[list[UInt8Array], float]], delay: float) -> None:
         times = np.array([now for _, now in looks])
         camera, avatar = np.array([[roll(points(tracker, picture)) for picture in shown] for shown, _ in looks]).T
         # a busy machine's fake camera plays more slowly than 30 fps
@@ -266,10 +266,10 @@ def test_the_portrait_follows_the_camera(desk: Desk, tracker: FaceTracker) -> No
         assert fit > 0.9
         follows, late, fit = wave(times, avatar, period)
         assert follows > 0.6 * wide
-        assert fit > 0.7 * math.exp(-((2 * math.pi * jitter / period) ** 2))  # delays that vary, as the page itself says, blur a sine
+        assert fit > 0.7
         lag = (late - phase + period / 2) % period - period / 2
         assert 0 < lag < 1.5
-        assert abs(lag - delay) < 0.1 + 0.5 * delay + jitter
+        assert abs(lag - delay) < 0.1 + 0.5 * delay
 
     for _ in range(LOOKS - 1):
         with contextlib.suppress(AssertionError):
