@@ -17,6 +17,7 @@ import numpy as np
 
 from benchmarks import media
 from benchmarks.common import Laps, Panel, Table, arguments, percentiles, plot, report, start
+from engine.config import BODY_EVERY
 from engine.types import AudioChunk, Motion, Signal, UInt8Array, VideoFrame
 
 SIZES = (256, 512, 768)
@@ -25,8 +26,6 @@ CHAIN_SIZE = 512
 WARM_UP = 5
 """Frames thrown away: caches, compilation, the trackers' first search."""
 FRAMES = 150
-BODY_EVERY = 3
-"""Camera frames a reading of the shoulders serves, as in the server."""
 SOUND_STEP = 1.0 / media.FPS
 """s of sound heard and read per frame."""
 

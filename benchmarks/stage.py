@@ -12,10 +12,9 @@ import numpy.typing as npt
 from benchmarks import media
 from benchmarks.measure import Float64Array, Following, Series, best_lag, correlation, follow, head_mask, measure, psnr, track
 from benchmarks.sheet import Pair
+from engine.config import BODY_EVERY
 from engine.types import AudioChunk, AvatarError, Signal, UInt8Array, VideoFrame, still_motion
 
-BODY_EVERY = 3
-"""Camera frames a reading of the shoulders serves, as in the server."""
 STILL_SECONDS = 4.0
 STILL_WARM_UP = 2.0
 """s of a still driver before shimmer is measured: smoothing and calibration come to rest."""

@@ -9,6 +9,10 @@ from engine.types import Drive, UInt8Array
 
 BackgroundKind = Literal["keep", "blur", "colour", "picture"]
 
+BODY_EVERY = 5
+"""Camera frames that one reading of the shoulders serves: they move slowly, and a reading costs more than three of the face's.
+`drivers.mix` fills the steps between."""
+
 
 @dataclass(frozen=True, slots=True)
 class Background:

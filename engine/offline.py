@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from engine.batch import Batch
-from engine.config import OperatorSettings, SessionSettings
+from engine.config import BODY_EVERY, OperatorSettings, SessionSettings
 from engine.media import Writer, audio_samples, first_picture_time, probe, video_frames
 from engine.persona import Persona
 from engine.session import Session
@@ -26,8 +26,6 @@ AUDIBLE = 1e-4
 """Samples above this are sound: -80 dB of full scale, under the noise of any microphone."""
 FEW_FACES = 0.5
 """Share of frames with a face below which it is said, since the idle motion of the rest is no mistake of the portrait's."""
-BODY_EVERY = 3
-"""Camera frames a body reading serves: shoulders move slowly, and the pose landmarks cost five times the face mesh."""
 RECORDING = ".npz"
 """Suffix of recorded signals, see engine.drivers.replay."""
 

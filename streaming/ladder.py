@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from engine.config import BODY_EVERY
+
 
 @dataclass(frozen=True, slots=True)
 class Rung:
@@ -17,14 +19,14 @@ class Rung:
 
     name: str
     fps: float = 60.0  # at most so many frames a second
-    body_every: int = 3  # camera frames a body tracking
+    body_every: int = BODY_EVERY  # camera frames a body tracking
     track_every: int = 1  # camera frames a face tracking
     output_scale: float = 1.0
 
 
 RUNGS = (
     Rung("everything"),
-    Rung("camera frames dropped", fps=24.0, body_every=6),
+    Rung("camera frames dropped", fps=24.0, body_every=2 * BODY_EVERY),
     Rung("tracking slowed", fps=24.0, body_every=24, track_every=2),
     Rung("picture at 3/4", fps=24.0, body_every=24, track_every=2, output_scale=0.75),
     Rung("picture at 1/2", fps=24.0, body_every=24, track_every=2, output_scale=0.5),

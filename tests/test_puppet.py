@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from engine.composite import frame_portrait
 from engine.generators.puppet import mouth, response, topology
 from engine.generators.puppet.generator import Puppet
+from engine.generators.puppet.mesh import turn_about
 from engine.generators.puppet.plate import background, pack_matte
-from engine.generators.puppet.pose import LIMITS, corrected, flatten, soft
+from engine.generators.puppet.pose import LIMITS, STILL, corrected, soft
 from engine.persona import demo_portrait
 from engine.types import AvatarError, FloatArray, Identity, Motion, Signal, UInt8Array, VideoFrame, still_motion
 
@@ -98,8 +99,9 @@ def head_mask(identity: Identity, grow: float = 1.25) -> npt.NDArray[np.bool_]:
 
 
 def project(features: Any) -> FloatArray:
-    first: FloatArray = flatten(features.rest[:1], features)[0]
-    return first
+    first = np.empty((1, 3), np.float32)
+    turn_about(features.rest[:1], features.pivot, float(features.width), STILL, np.zeros(3, np.float32), first)
+    return first[0, :2]
 
 
 def psnr(a: UInt8Array, b: UInt8Array, mask: npt.NDArray[np.bool_]) -> float:

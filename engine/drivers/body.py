@@ -1,4 +1,4 @@
-"""Camera picture -> how the shoulders move, with MediaPipe's pose. Slow (about 22 ms): meant for every second or third frame."""
+"""Camera picture -> how the shoulders move, with MediaPipe's pose. Slow: meant for one frame in `config.BODY_EVERY`."""
 
 from __future__ import annotations
 

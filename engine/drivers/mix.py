@@ -27,10 +27,10 @@ SEEN, LOST = 0.6, 0.4
 """Confidences above which a part counts as seen and below which it counts as lost; between them it stays what it was."""
 TELEPORT = np.array([450.0, 450.0, 450.0, 8.0, 8.0, 6.0])
 """Speeds of the head (degrees/s, face widths/s, log scale/s) that no neck has: the tracker took hold of somebody else, or anew."""
-BODY_STALE = 0.6
-"""s after which a body reading no longer counts."""
-BODY_FOLLOW = 0.05
-"""s: the body's readings come on every second or third frame; this time constant fills the steps."""
+BODY_STALE = 1.2
+"""s after which a body reading no longer counts: on the ladder's lower rungs there is one a second."""
+BODY_FOLLOW = 0.08
+"""s: the body's readings come on one camera frame in several; this time constant fills the steps."""
 AFTER_BLINK = 1.0
 """s after a blink of the person before which the idle driver makes none."""
 SPEECH_STALE = 0.5

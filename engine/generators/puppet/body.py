@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.generators.puppet import topology
-from engine.generators.puppet.features import Features
 from engine.generators.puppet.mesh import Head, smoothstep
+from engine.generators.puppet.raster import kernel
 from engine.types import FloatArray, Motion
 
 SHOULDER_WIDTH = 2.6
@@ -52,17 +52,25 @@ def follow(motion: Motion) -> FloatArray:
     return moved
 
 
-def displace(features: Features, flat: FloatArray, body: FloatArray) -> FloatArray:
-    """[N, 2] px: how far every vertex goes with the shoulders' motion [6]."""
-    middle, span = features.shoulders[:2], float(features.shoulders[2])
-    lean, twist, x, y, left, right = (float(b) for b in body)
-    base = middle + (0.0, 0.45 * span)
-    angle = np.radians(lean)
-    arm = flat - base
-    moved = np.empty_like(flat)
-    moved[:, 0] = (np.cos(angle) - 1) * arm[:, 0] - np.sin(angle) * arm[:, 1] + x * span
-    moved[:, 1] = np.sin(angle) * arm[:, 0] + (np.cos(angle) - 1) * arm[:, 1] + y * span
-    moved[:, 0] += (np.cos(np.radians(twist)) - 1) * (flat[:, 0] - middle[0]) + np.sin(np.radians(twist)) * 0.10 * span
-    moved *= features.body[:, None]
-    moved[:, 1] -= span * (left * features.shrug[0] + right * features.shrug[1])
-    return moved
+@kernel
+def displace(
+    points: FloatArray, still: FloatArray, hold: FloatArray, share: FloatArray, shrug: FloatArray, shoulders: FloatArray, body: FloatArray
+) -> None:
+    """Blend the head's places with the body's, which go with the shoulders' motion.
+
+    points [N, 3] px, as the head has them, are overwritten; still [N, 3] px before anything moved; hold [N] the head's share of each;
+    share [N], shrug [2, N] and shoulders [3] as in Features; body [6] as in `Motion.body`.
+    """
+    middle_x, middle_y, span = shoulders[0], shoulders[1], shoulders[2]
+    base_y = middle_y + np.float32(0.45) * span
+    lean, twist = np.radians(body[0]), np.radians(body[1])
+    cosine, sine = np.cos(lean) - np.float32(1.0), np.sin(lean)
+    narrow, aside = np.cos(twist) - np.float32(1.0), np.sin(twist) * np.float32(0.10) * span + body[2] * span
+    down = body[3] * span
+    for i in range(points.shape[0]):
+        x, y = still[i, 0], still[i, 1]
+        arm_x, arm_y = x - middle_x, y - base_y
+        x += share[i] * ((cosine + narrow) * arm_x - sine * arm_y + aside)
+        y += share[i] * (sine * arm_x + cosine * arm_y + down) - span * (body[4] * shrug[0, i] + body[5] * shrug[1, i])
+        points[i, 0] = hold[i] * points[i, 0] + (np.float32(1.0) - hold[i]) * x
+        points[i, 1] = hold[i] * points[i, 1] + (np.float32(1.0) - hold[i]) * y

@@ -22,16 +22,18 @@ def build(rgb: UInt8Array, landmarks: FloatArray) -> Features:
     sheet = spread_sheet(landmarks, head, (height, width), pad)
     matte = plate.complete(person_matte(rgb).astype(np.float32) / 255.0, landmarks[list(topology.OVAL), :2])
     carry = plate.ring(matte, *(share * width for share in plate.CARRY))
+    texture, uv = plate.texture(rgb, plate.pack_matte(carry, matte), pad), (sheet.flat + pad).astype(np.float32)
+    drawn = plate.seen(texture[..., 3], uv, sheet.triangles) | (sheet.tags != topology.SKIN)
     lips, lids = mouth.weigh(head), eyes.weigh(head)
     torso = body.weigh(sheet.flat, landmarks, head, (height, width))
     inside = teeth.draw(rgb, landmarks, head)
     patches = [eyes.draw(rgb, landmarks, side) for side in range(2)]
     return Features(
         rest=sheet.rest,
-        uv=(sheet.flat + pad).astype(np.float32),
-        triangles=sheet.triangles,
-        tags=sheet.tags,
-        texture=plate.texture(rgb, plate.pack_matte(carry, matte), pad),
+        uv=uv,
+        triangles=sheet.triangles[drawn],
+        tags=sheet.tags[drawn],
+        texture=texture,
         plate=plate.background(rgb, matte, clear=plate.CLEAR * width),
         parents=sheet.parents,
         weights=sheet.weights,

@@ -21,7 +21,7 @@ from engine.generators.puppet.pose import Pose, corrected, place
 from engine.generators.puppet.response import listen
 from engine.types import AvatarError, GeneratorSpec, Identity, Motion, Signal, UInt8Array, VideoFrame, still_motion
 
-VERSION = "4"
+VERSION = "5"
 """Of the features: cached ones of another version are made anew."""
 
 

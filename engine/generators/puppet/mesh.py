@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from engine.drivers.rigid import MEAN_RIGID, PIVOT, RIGID, fit_pose
 from engine.generators.puppet import topology
+from engine.generators.puppet.raster import kernel
 from engine.generators.puppet.refine import apply, subdivide
 from engine.types import FloatArray
 
@@ -60,6 +61,22 @@ def project(points: FloatArray, pivot: FloatArray, width: float) -> FloatArray:
     scale = focal / (focal + points[:, 2:] - pivot[2])
     flat: FloatArray = pivot[:2] + (points[:, :2] - pivot[:2]) * scale
     return flat
+
+
+@kernel
+def turn_about(points: FloatArray, pivot: FloatArray, width: float, matrix: FloatArray, shift: FloatArray, turned: FloatArray) -> None:
+    """Turn camera-space points [N, 3] about `pivot` [3] by matrix [3, 3], move them by `shift` [3] and project them.
+
+    turned [N, 3] is written: px and camera-space depth.
+    """
+    focal = np.float32(CAMERA * width)
+    for i in range(points.shape[0]):
+        x, y, z = points[i, 0] - pivot[0], points[i, 1] - pivot[1], points[i, 2] - pivot[2]
+        depth = matrix[2, 0] * x + matrix[2, 1] * y + matrix[2, 2] * z + shift[2]
+        scale = focal / (focal + depth)
+        turned[i, 0] = pivot[0] + (matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2] * z + shift[0]) * scale
+        turned[i, 1] = pivot[1] + (matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2] * z + shift[1]) * scale
+        turned[i, 2] = pivot[2] + depth
 
 
 def unproject(points: FloatArray, pivot: FloatArray, width: float) -> FloatArray:

@@ -114,3 +114,16 @@ def texture(rgb: UInt8Array, packed: UInt8Array, pad: int) -> UInt8Array:
     matte = cv2.copyMakeBorder(packed, pad, pad, pad, pad, cv2.BORDER_REPLICATE)
     padded: UInt8Array = np.dstack([colour, matte])
     return padded
+
+
+def seen(matte: UInt8Array, uv: FloatArray, triangles: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+    """[T] which triangles show anything of the person: those whose bounding box, a pixel around it, has some of the packed matte [H, W].
+
+    uv [N, 2] texture px. The others draw nothing: the plate is what is to be seen there.
+    """
+    corners = uv[triangles]
+    low, high = np.floor(corners.min(1)).astype(int) - 1, np.ceil(corners.max(1)).astype(int) + 2
+    height, width = matte.shape
+    (x0, y0), (x1, y1) = np.clip(low, 0, (width, height)).T, np.clip(high, 0, (width, height)).T
+    total = cv2.integral((matte > 0).astype(np.uint8))
+    return np.asarray(total[y1, x1] - total[y0, x1] - total[y1, x0] + total[y0, x0] > 0)

@@ -8,7 +8,7 @@ import numpy as np
 
 from engine.generators.puppet import body, eyes, mouth, response, topology
 from engine.generators.puppet.features import Features
-from engine.generators.puppet.mesh import project
+from engine.generators.puppet.mesh import turn_about
 from engine.generators.puppet.refine import apply
 from engine.pose import angles, rotation
 from engine.types import FACE_POINTS, FloatArray, Motion
@@ -38,6 +38,10 @@ EXPRESSION_LIMIT = 0.3
 """No point of the face leaves its place by more than this, face widths."""
 CREASE_SHARE = 0.3
 """Share of the driver's expression that reaches the creases around the eyes; the lids themselves follow the apertures alone."""
+
+
+STILL = np.eye(3, dtype=np.float32)
+"""No turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,18 +92,16 @@ def place(features: Features, motion: Motion, *, rest: bool) -> Pose:
 
     width = float(features.width)
     turn = _turn(features, motion.head)
-    scale = float(np.exp(soft(float(motion.head[5]), LIMITS["scale"])))
+    matrix = turn * np.float32(np.exp(soft(float(motion.head[5]), LIMITS["scale"])))
     shift = np.array([*(soft(float(way), LIMITS["shift"]) * width for way in motion.head[3:5]), 0.0], np.float32)
-    matrix = turn * scale
-    turned = (everything - features.pivot) @ matrix.T + features.pivot + shift
-    still = flatten(everything, features)
-    moved = still + body.displace(features, still, _limited(body.follow(motion)))
-    hold = features.head_weight[:, None]
-    points = np.empty_like(everything)
-    points[:, :2] = hold * flatten(turned, features) + (1 - hold) * moved
-    points[:, 2] = turned[:, 2]
-    skull = flatten((features.rest[:FACE_POINTS] - features.pivot) @ matrix.T + features.pivot + shift, features)
-    return Pose(points, _slide_rim(features, turn), skull, (matrix @ (features.frame[:, 1] * jaw_way))[:2], mouth.freshness(features, face))
+    points, still, skull = np.empty_like(everything), np.empty_like(everything), np.empty_like(face)
+    turn_about(everything, features.pivot, width, matrix, shift, points)
+    turn_about(everything, features.pivot, width, STILL, np.zeros(3, np.float32), still)
+    turn_about(features.rest[:FACE_POINTS], features.pivot, width, matrix, shift, skull)
+    shoulders = _limited(body.follow(motion))
+    body.displace(points, still, features.head_weight, features.body, features.shrug, features.shoulders, shoulders)
+    fresh = mouth.freshness(features, face)
+    return Pose(points, _slide_rim(features, turn), skull[:, :2], (matrix @ (features.frame[:, 1] * jaw_way))[:2], fresh)
 
 
 def _face(features: Features, motion: Motion, *, rest: bool) -> tuple[FloatArray, float]:
@@ -144,11 +146,6 @@ def _slide_rim(features: Features, turn: FloatArray) -> FloatArray:
     uv = features.uv.copy()
     uv[features.rim_index] += features.rim_shift * share[:, None]
     return uv
-
-
-def flatten(points: FloatArray, features: Features) -> FloatArray:
-    """[N, 2] picture positions of camera-space points [N, 3]."""
-    return project(points, features.pivot, float(features.width))
 
 
 def _limited(shoulders: FloatArray) -> FloatArray:

@@ -14,6 +14,10 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 OUTSIDE = -10_000.0
 """Sampling position of pixels that no triangle covers: far outside every texture, which reads as transparent."""
+FAREST = 1e9
+"""Depth of such pixels."""
+HAIR = 1e-3
+"""px that every row of a triangle is wider than it should be."""
 
 
 def kernel(function: _F) -> _F:
@@ -29,55 +33,47 @@ def raster(points: FloatArray, uv: FloatArray, triangles: Any, tags: UInt8Array,
     out_map [H, W, 2], depth [H, W], out_tag [H, W] are overwritten: OUTSIDE and 255 where nothing is drawn.
     """
     height, width = depth.shape
-    for y in range(height):
-        for x in range(width):
-            out_map[y, x, 0] = OUTSIDE
-            out_map[y, x, 1] = OUTSIDE
-            depth[y, x] = 1e9
-            out_tag[y, x] = 255
+    out_map[:] = np.float32(OUTSIDE)
+    depth[:] = np.float32(FAREST)
+    out_tag[:] = np.uint8(255)
+    one, hair = np.float32(1.0), np.float32(HAIR)
     for t in range(triangles.shape[0]):
+        # From the top down: a above b above c, one long side a-c and two short ones.
         a, b, c = triangles[t, 0], triangles[t, 1], triangles[t, 2]
-        ax, ay = points[a, 0], points[a, 1]
-        bx, by = points[b, 0], points[b, 1]
-        cx, cy = points[c, 0], points[c, 1]
-        area = (bx - ax) * (cy - ay) - (cx - ax) * (by - ay)
-        if abs(area) < 1e-6:
+        if points[b, 1] < points[a, 1]:
+            a, b = b, a
+        if points[c, 1] < points[a, 1]:
+            a, c = c, a
+        if points[c, 1] < points[b, 1]:
+            b, c = c, b
+        ax, ay, az = points[a, 0], points[a, 1], points[a, 2]
+        bax, bay, baz = points[b, 0] - ax, points[b, 1] - ay, points[b, 2] - az
+        cax, cay, caz = points[c, 0] - ax, points[c, 1] - ay, points[c, 2] - az
+        area = bax * cay - cax * bay
+        y0, y1 = max(int(np.ceil(ay)), 0), min(int(np.floor(ay + cay)), height - 1)
+        if abs(area) < np.float32(1e-6) or y0 > y1 or ax + max(bax, cax, np.float32(0)) < 0 or ax + min(bax, cax, np.float32(0)) > width - 1:
             continue
-        top, bottom = min(ay, by, cy), max(ay, by, cy)
-        y0, y1 = max(int(np.ceil(top)), 0), min(int(np.floor(bottom)), height - 1)
-        if y0 > y1 or max(ax, bx, cx) < 0 or min(ax, bx, cx) > width - 1:
-            continue
-        inv = np.float32(1.0) / area
         # Gradients of texture position and depth over the triangle's plane.
-        bay, cay, bax, cax = by - ay, cy - ay, bx - ax, cx - ax
-        du1, du2 = uv[b, 0] - uv[a, 0], uv[c, 0] - uv[a, 0]
-        dv1, dv2 = uv[b, 1] - uv[a, 1], uv[c, 1] - uv[a, 1]
-        dz1, dz2 = points[b, 2] - points[a, 2], points[c, 2] - points[a, 2]
+        inv = one / area
+        au, av = uv[a, 0], uv[a, 1]
+        du1, du2, dv1, dv2 = uv[b, 0] - au, uv[c, 0] - au, uv[b, 1] - av, uv[c, 1] - av
         ux, uy = (du1 * cay - du2 * bay) * inv, (du2 * bax - du1 * cax) * inv
         vx, vy = (dv1 * cay - dv2 * bay) * inv, (dv2 * bax - dv1 * cax) * inv
-        zx, zy = (dz1 * cay - dz2 * bay) * inv, (dz2 * bax - dz1 * cax) * inv
+        zx, zy = (baz * cay - caz * bay) * inv, (caz * bax - baz * cax) * inv
+        long = cax / cay
+        upper = bax / bay if bay > 0 else np.float32(0.0)
+        lower = (cax - bax) / (cay - bay) if cay > bay else np.float32(0.0)
         tag = tags[t]
         for y in range(y0, y1 + 1):
-            left, right = np.float32(1e9), np.float32(-1e9)
-            for e in range(3):
-                if e == 0:
-                    px, py, qx, qy = ax, ay, bx, by
-                elif e == 1:
-                    px, py, qx, qy = bx, by, cx, cy
-                else:
-                    px, py, qx, qy = cx, cy, ax, ay
-                if py > qy:
-                    px, py, qx, qy = qx, qy, px, py
-                if py <= y <= qy:
-                    if qy - py < 1e-6:
-                        left, right = min(left, px, qx), max(right, px, qx)
-                    else:
-                        at = px + (qx - px) * (y - py) / (qy - py)
-                        left, right = min(left, at), max(right, at)
+            fy = np.float32(y) - ay
+            left = ax + fy * long
+            right = ax + fy * upper if fy < bay else ax + bax + (fy - bay) * lower
+            if left > right:
+                left, right = right, left
             # A hair wider than the triangle, so that rounding leaves no crack between neighbours.
-            x0, x1 = max(int(np.ceil(left - 1e-3)), 0), min(int(np.floor(right + 1e-3)), width - 1)
-            fx, fy = x0 - ax, y - ay
-            u, v, z = uv[a, 0] + ux * fx + uy * fy, uv[a, 1] + vx * fx + vy * fy, points[a, 2] + zx * fx + zy * fy
+            x0, x1 = max(int(np.ceil(left - hair)), 0), min(int(np.floor(right + hair)), width - 1)
+            fx = np.float32(x0) - ax
+            u, v, z = au + ux * fx + uy * fy, av + vx * fx + vy * fy, az + zx * fx + zy * fy
             for x in range(x0, x1 + 1):
                 if z < depth[y, x]:
                     depth[y, x] = z
@@ -155,6 +151,8 @@ def soften(rgb: UInt8Array, sampling: FloatArray, box: FloatArray, places: Any, 
         for x in range(max(int(box[0]), STREAK), min(int(box[2]), width - STREAK)):
             if count == places.shape[0]:
                 break
+            if sampling[y, x, 0] == OUTSIDE:
+                continue
             jump, stretch = 0.0, 0.0
             for c in range(2):
                 here, right, left = sampling[y, x, c], sampling[y, x + 1, c], sampling[y, x - 1, c]
