@@ -77,7 +77,7 @@ class Session:
 
     def hear(self, chunk: AudioChunk) -> None:
         """Sound arrives: the microphone's, a file's or a synthesiser's. Chunks are contiguous in time."""
-        self.speech.hear(chunk)
+        self.speech.hear(chunk, read=self.settings.drive != "camera")
 
     def configure(self, **changes: Any) -> None:
         """Change settings by name (see SessionSettings); an unknown name raises TypeError."""

@@ -238,6 +238,23 @@ def test_clear_forgets_what_was_not_shown_and_the_clock_runs_on() -> None:
     assert driver.at(until + 0.2).mouth[0] > 0.1
 
 
+def test_sound_that_moves_no_lips_is_kept_but_not_read_until_it_does() -> None:
+    """A camera call's microphone costs no analysis; from the moment the voice drives, it is read."""
+    (sound, rate), split = spoken(), 3.0
+    whole, late = SpeechDriver(), SpeechDriver()
+    step = rate // 50
+    for k in range(round(5.0 * 50)):
+        piece = AudioChunk(sound[k * step : (k + 1) * step], rate, k / 50)
+        whole.hear(piece)
+        late.hear(piece, read=piece.time >= split)
+        if k == 149:
+            assert late.at(2.5).mouth[0] == 0.0 < max(whole.at(t).mouth[0] for t in np.arange(2.0, 2.9, 0.05)), "unread sound reads as silence"
+    gaps = np.array([[driver.at(t).mouth[0] for t in np.arange(split + 0.3, 4.8, 1 / FPS)] for driver in (whole, late)])
+    assert np.corrcoef(gaps)[0, 1] > 0.9, "and soon after it is read the lips are where they would have been"
+    heard = np.concatenate([chunk.pcm for chunk in late.sound(4.0, 5.0)])
+    assert np.array_equal(heard, sound[4 * rate : 5 * rate]), "not a sample is lost"
+
+
 def test_hearing_and_asking_from_two_threads() -> None:
     driver = SpeechDriver()
     sound, rate = spoken()

@@ -97,7 +97,7 @@ class Mixer:
         self.state = MixState()
 
     def mix(self, signal: Signal, *, grid: Grid, drive: Drive, speech: SpeechDriver, body: BodyReading | None) -> Signal:
-        """The signal with its final motion, and with speech and samples where sound was heard lately.
+        """The signal with its final motion, and with speech and samples where sound was heard lately and may move the lips.
 
         `signal.motion` is the camera's or None; `grid` says what paced the signal (the mix itself depends on times only).
         """
@@ -105,7 +105,7 @@ class Mixer:
         before = state.clock
         step = 0.0 if state.time is None else float(np.clip(signal.time - state.time, 0.0, _LONGEST_STEP))
         state.clock, state.time = before + step, signal.time
-        heard = signal.time - speech.heard_until < SPEECH_STALE
+        heard = drive != "camera" and signal.time - speech.heard_until < SPEECH_STALE
         reading = speech.at(signal.time) if heard else None
         camera, jumped = _camera(state, signal, drive, step)
         lips: Source = _lips(state, camera, drive)

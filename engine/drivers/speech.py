@@ -151,10 +151,11 @@ class SpeechDriver:
         with self._lock:
             return self._end()
 
-    def hear(self, chunk: AudioChunk) -> None:
+    def hear(self, chunk: AudioChunk, *, read: bool = True) -> None:
         """Sound arrives: mono, 8 to 192 kHz, -1..1, contiguous in time (see JITTER and BRIDGE for when it is not).
 
-        Chunks of 10 to 100 ms are best; of a chunk longer than RING only the end is kept. Raises AvatarError for anything else.
+        Chunks of 10 to 100 ms are best; of a chunk longer than RING only the end is kept. `read`: where False nobody's lips follow the
+        sound; it is kept for `sound`, but reads as silence, which costs nothing. Raises AvatarError for anything else.
         """
         pcm = np.asarray(chunk.pcm)
         if pcm.ndim != 1 or pcm.dtype.kind != "f":
@@ -172,10 +173,10 @@ class SpeechDriver:
             elif self._track.takes[-1].rate != chunk.rate:
                 self._open(self._end(), chunk.rate, Resampler(chunk.rate))
             if JITTER < gap <= BRIDGE:
-                self._add(np.zeros(round(gap * chunk.rate), np.float32))
+                self._add(np.zeros(round(gap * chunk.rate), np.float32), read=read)
             elif -BRIDGE <= gap < -JITTER:
                 pcm = pcm[round(-gap * chunk.rate) :]
-            self._add(pcm)
+            self._add(pcm, read=read)
 
     def at(self, time: float) -> SpeechReading:
         """The reading at an instant, from sound up to `time` + LOOK_AHEAD; what was not heard, or not any more, is silence."""
@@ -240,7 +241,7 @@ class SpeechDriver:
         assert self._track is not None
         self._track.takes.append(_Take(time, rate, resampler, _Ring(round((RING + 0.1) * rate))))
 
-    def _add(self, pcm: FloatArray) -> None:
+    def _add(self, pcm: FloatArray, *, read: bool) -> None:
         """Sound at the end of the newest take -> samples, rows and mouths at the end of the track."""
         track = self._track
         assert track is not None
@@ -252,7 +253,11 @@ class SpeechDriver:
         if missing > 0:
             track.pcm.append(np.zeros(missing, np.float32))
         track.pcm.append(made[max(0, -missing) :])
-        self._analyse(track)
+        if read:
+            self._analyse(track)
+        elif (unread := (track.pcm.end - WINDOW) // HOP + 1 - track.mel.end) > 0:
+            track.mel.append(np.full((unread, MEL_BANDS), LOG_FLOOR, np.float32))
+            track.mouth.append(np.zeros((unread, CHANNELS), np.float32))
         while len(track.takes) > 1 and track.takes[0].end < take.end - RING:
             track.takes.popleft()
 
