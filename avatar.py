@@ -47,6 +47,7 @@ def serve(args: argparse.Namespace) -> int:
             tls_key=args.tls_key,
             max_sessions=args.max_sessions,
             generator=args.generator,
+            generator_options=_generator_options(args),
             persona=args.persona,
             ice_servers=tuple(args.ice_server),
             badge=args.badge,
@@ -75,7 +76,7 @@ def render(args: argparse.Namespace) -> int:
     keep_apart(args.out, args.drive, args.portrait, backdrop, args.record_signals)
     drive = args.drive_mode or natural_drive(args.drive)
     settings = SessionSettings(drive=drive, background=_background(args), track_body=not args.no_body)
-    generator = load(args.generator)
+    generator = load(args.generator, **_generator_options(args))
     notices: list[str] = []
     bar = _Bar()
     try:
@@ -104,7 +105,7 @@ def persona(args: argparse.Namespace) -> int:
     from engine.generators import load
 
     if args.action == "create":
-        made = personas.create(load(args.generator), Path(args.portrait), name=args.name, consent=args.consent)
+        made = personas.create(load(args.generator, **_generator_options(args)), Path(args.portrait), name=args.name, consent=args.consent)
         print(f"Persona '{made.name}' is ready in {made.folder}.")
     elif args.action == "list":
         for name in personas.list_personas():
@@ -222,7 +223,7 @@ def _parser() -> argparse.ArgumentParser:
         "--allow-origin", action="append", default=[], metavar="URL", help="a page of another address, or a proxy's, that may use this server"
     )
     p.add_argument("--max-sessions", type=int, default=4)
-    p.add_argument("--generator", default="puppet")
+    _add_generator(p)
     p.add_argument("--persona", help="a saved persona to offer first")
     p.add_argument("--ice-server", action="append", default=[], metavar="URL", help="stun:host:port or turn:user:password@host:port; none by default")
     p.add_argument("--badge", action="store_true", help="a visible 'AI' badge in every stream; no client can turn it off")
@@ -246,7 +247,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("-o", "--out", required=True, help="the .mp4, .m4v, .mov or .webm to write")
     p.add_argument("--drive-mode", choices=["camera", "voice", "auto"], help="who moves the face (default: the picture where there is one)")
     p.add_argument("--background", default="keep", metavar="keep|blur|#rrggbb|FILE")
-    p.add_argument("--generator", default="puppet")
+    _add_generator(p)
     p.add_argument("--no-body", action="store_true", help="leave the shoulders still")
     p.add_argument("--badge", action="store_true", help="a visible 'AI' badge")
     p.add_argument("--record-signals", metavar="FILE.npz", help="also keep what was read from the face (not the shoulders), to drive with later")
@@ -257,7 +258,7 @@ def _parser() -> argparse.ArgumentParser:
     create = actions.add_parser("create", help="save a portrait as a persona")
     create.add_argument("name")
     create.add_argument("--portrait", required=True)
-    create.add_argument("--generator", default="puppet")
+    _add_generator(create)
     create.add_argument("--consent", required=True, help="who agreed to what: kept in the persona's manifest")
     actions.add_parser("list", help="names of all personas")
     for name, text in (("show", "a persona's manifest"), ("remove", "delete a persona")):
@@ -273,6 +274,24 @@ def _parser() -> argparse.ArgumentParser:
 
     commands.add_parser("doctor", help="what is installed, what works, what to do").set_defaults(run=doctor)
     return parser
+
+
+def _add_generator(parser: argparse.ArgumentParser) -> None:
+    """Which generator, and what it is built with; options that are not given stay with the generator."""
+    parser.add_argument("--generator", default="puppet", help="puppet (default) or diffusion")
+    diffusion = parser.add_argument_group("of the diffusion generator")
+    diffusion.add_argument("--preset", help="tiny, compact (default) or animate_anyone, with random weights")
+    diffusion.add_argument("--weights", metavar="DIR", help="a folder of weights that was trained or imported; it names its preset")
+    diffusion.add_argument("--steps", type=int, metavar="N", help="denoising steps a frame (default: the preset's)")
+    diffusion.add_argument("--stream-batch", action="store_true", default=None, help="all steps in one call; a frame leaves N - 1 frames later")
+    diffusion.add_argument("--precision", choices=["fp32", "bf16", "fp16"])
+    diffusion.add_argument("--mode", choices=["eager", "compile", "cudagraph"], help="how PyTorch runs it")
+    diffusion.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda where there is one)")
+
+
+def _generator_options(args: argparse.Namespace) -> dict[str, Any]:
+    names = ("preset", "weights", "steps", "stream_batch", "precision", "mode", "device")
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -127,6 +127,8 @@ class GeneratorSpec:
     chunk: int = 1  # signals a step takes and frames it returns
     delay: int = 0  # frames between a signal and the frame that shows it (structural)
     needs: tuple[str, ...] = ("motion",)  # fields of Signal it reads
+    together: bool = False  # one step of all rows is cheaper than a step a row: it runs on an accelerator
+    notice: str = ""  # a sentence that whoever watches must be told
 
 
 @runtime_checkable

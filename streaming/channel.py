@@ -2,7 +2,7 @@
 
 From the page: ping {t} · set {drive, background {kind, colour, picture}, barge_in, return_voice; any of them} · neutral ·
 say {text, interrupt} · interrupt · record {on} · shown {frames [[rtp, ms from capture to display]]} · bye.
-To the page: pong {t, server_time} · hello {sessionid, resume, view, ai_generated, generator, persona, drive, barge_in, return_voice,
+To the page: pong {t, server_time} · hello {sessionid, resume, view, ai_generated, generator, notice, persona, drive, barge_in, return_voice,
 badge, chat, limits} · frames {pairs [[outgoing RTP time, capture s, sent s]]} ten times a second · stats {...} once a second, as
 in /stats · state {speaking, drive, face, neutral} on change · notice {level, text} · recorded {url} · bye {reason}. Times are
 seconds of the server's clock.
@@ -80,6 +80,7 @@ class Channel:
                 "view": self.live.view_id,
                 "ai_generated": True,
                 "generator": "echo" if self.live.echo else spec.name,
+                "notice": "" if self.live.echo else spec.notice,
                 "persona": self.live.persona.name,
                 "drive": self.live.drive,
                 "barge_in": self.live.barge_in,

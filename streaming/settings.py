@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from engine.types import AvatarError
 
@@ -52,6 +54,7 @@ class ServerSettings:
     ice_servers: tuple[str, ...] = ()  # "stun:host:port" or "turn:user:password@host:port"; none are contacted unless named
     max_sessions: int = 4
     generator: str = "puppet"
+    generator_options: Mapping[str, Any] = field(default_factory=dict)  # for its constructor
     persona: str | None = None  # the persona of offers that name none; None: the built-in portrait
     persona_dir: Path | None = None  # default: engine.persona's
     workers: int = 0  # generator threads, 0: one per core up to max_sessions

@@ -69,15 +69,14 @@ class Studio:
         self.synthesizer = synthesizer or make_synthesizer(
             TtsSettings(url=settings.tts_url, api_key=settings.tts_key, model=settings.tts_model, voice=settings.tts_voice)
         )
-        self._make_generator = generator or (lambda: load(settings.generator))
+        self._make_generator = generator or (lambda: load(settings.generator, **settings.generator_options))
         self._make_face, self._make_body = face, body
         self._make_persona = persona or self._read_persona
         self._generator: Generator | None = None
         self._ready: asyncio.Task[None] | None = None
         self._steppers: list[Stepper] = []
-        cores = max(1, min(os.cpu_count() or 1, settings.max_sessions))
-        self._workers = 1 if settings.accelerator else settings.workers or cores
-        self.pool = Pool("tracker", threads=settings.trackers or cores)
+        self._cores = max(1, min(os.cpu_count() or 1, settings.max_sessions))
+        self.pool = Pool("tracker", threads=settings.trackers or self._cores)
         self.bodies = Pool("body", threads=1, nice=BODY_NICE)
         self.executor = ThreadPoolExecutor(4, thread_name_prefix="io")
         self._between: set[Live] = set()  # sessions that are being seated or freed: they hold a place and have nothing to show
@@ -101,10 +100,10 @@ class Studio:
         self._blas = threadpool_limits(1, user_api="blas")
         loop = asyncio.get_running_loop()
         self._generator = await loop.run_in_executor(self.executor, self._make_generator)
-        rows = -(-self.settings.max_sessions // self._workers)
-        self._steppers = [
-            Stepper(self._generator, rows=rows, together=self.settings.accelerator, name=f"generator_{k}") for k in range(self._workers)
-        ]
+        together = self.settings.accelerator or self._generator.spec.together
+        workers = 1 if together else self.settings.workers or self._cores
+        rows = -(-self.settings.max_sessions // workers)
+        self._steppers = [Stepper(self._generator, rows=rows, together=together, name=f"generator_{k}") for k in range(workers)]
         persona = await self.persona(self.settings.persona)
         await loop.run_in_executor(self.executor, self._warm_up, persona)
 

@@ -10,6 +10,8 @@ import pytest
 
 PROGRAMS = {"chromium": ("chromium", "chromium-browser", "google-chrome"), "espeak-ng": ("espeak-ng",)}
 """Part -> names it goes by."""
+NEEDED = {"diffusion": ("torch", "diffusers"), "pytorch": ("torch",)}
+"""Generator or backend -> modules that a bare machine may lack."""
 
 
 def found(name: str) -> str | None:
@@ -26,3 +28,18 @@ def require(name: str) -> str:
     if name in os.environ.get("REQUIRE", "").split(","):
         pytest.fail(f"{name} is missing and REQUIRE lists it: install it.")
     pytest.skip(f"{name} is not installed")
+
+
+def require_for(name: str) -> None:
+    """As `require`, for all that a generator or a backend needs."""
+    for part in NEEDED.get(name, ()):
+        require(part)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Tests' networks are small: a second thread would wait for longer than it computes."""
+    if found("torch"):
+        import torch
+
+        torch.set_num_threads(1)

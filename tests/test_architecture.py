@@ -9,9 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import require_for
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("engine", "streaming", "exporters", "benchmarks")
-HEAVY = {"torch", "mediapipe", "librosa", "numba", "cv2", "onnxruntime", "openvino", "tensorrt", "soxr", "matplotlib", "av", "aiortc", "aiohttp"}
+HEAVY = {
+    *("torch", "diffusers", "transformers", "onnxruntime", "openvino", "tensorrt"),
+    *("mediapipe", "librosa", "numba", "cv2", "soxr", "matplotlib", "av", "aiortc", "aiohttp"),
+}
 
 # room -> the rooms its files may import; a file's room is the longest prefix that matches
 ALLOWED: dict[str, set[str]] = {
@@ -114,16 +119,24 @@ def test_public_names_are_the_declared_ones() -> None:
 
 def test_the_registries_name_modules_that_load() -> None:
     from engine import backends, generators
-    from engine.types import AvatarError, Generator
+    from engine.types import AvatarError
 
-    for name in generators.NAMES:
-        assert isinstance(generators.load(name), Generator)
     for name in backends.NAMES:
         assert callable(backends.backend(name).load)
     with pytest.raises(AvatarError, match="choose one of"):
         generators.load("nonsense")
     with pytest.raises(AvatarError, match="choose one of"):
         backends.backend("nonsense")
+
+
+@pytest.mark.parametrize("name", ["puppet", "diffusion"])
+def test_every_generator_of_the_registry_is_one(name: str) -> None:
+    from engine import generators
+    from engine.types import Generator
+
+    require_for(name)
+    assert isinstance(generators.load(name), Generator)
+    assert name in generators.NAMES
 
 
 @pytest.mark.parametrize("path", _files(), ids=_module)

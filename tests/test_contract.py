@@ -15,13 +15,16 @@ from engine.drivers.face import FaceDriver
 from engine.drivers.replay import ReplayDriver, save
 from engine.persona import demo_portrait
 from engine.types import AvatarError, FaceSource, Generator, Identity, Signal, VideoFrame, still_motion
+from tests.conftest import require_for
 
 ROWS = 3
 
 
 @pytest.fixture(scope="module", params=sorted(generators.NAMES))
 def made(request: pytest.FixtureRequest) -> tuple[Generator, Identity]:
-    generator = generators.load(request.param)
+    require_for(request.param)
+    # Of a family the smallest: the contract is the same for all sizes.
+    generator = generators.load(request.param, **{"diffusion": {"preset": "tiny"}}.get(request.param, {}))
     return generator, generator.prepare(demo_portrait())
 
 

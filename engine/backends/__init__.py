@@ -10,6 +10,7 @@ from engine.types import AvatarError, GraphSpec, Runner
 NAMES = {
     "fake": "engine.backends.fake",
     "onnxruntime": "engine.backends.ort",
+    "pytorch": "engine.backends.pytorch",
 }
 
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
 from engine.types import AvatarError, Generator
 
 NAMES = {
+    "diffusion": "engine.generators.diffusion.generator:Diffusion",
     "puppet": "engine.generators.puppet.generator:Puppet",
 }
 
 
 def load(name: str, **options: Any) -> Generator:
-    """A generator by name; `options` go to its constructor. Raises AvatarError for an unknown name."""
+    """A generator by name; `options` go to its constructor. Raises AvatarError for a name or an option that does not exist."""
     if name not in NAMES:
         raise AvatarError(f"There is no generator called '{name}'; choose one of: {', '.join(sorted(NAMES))}.")
     module, _, attribute = NAMES[name].partition(":")
-    generator: Generator = getattr(import_module(module), attribute)(**options)
+    make = getattr(import_module(module), attribute)
+    if strange := sorted(set(options) - set(signature(make).parameters)):
+        raise AvatarError(f"The generator '{name}' takes no option '{strange[0]}'; leave it out, or choose a generator that does.")
+    generator: Generator = make(**options)
     return generator

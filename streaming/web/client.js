@@ -305,8 +305,10 @@ const heard = {
     app.stats = message;
     if (message.speaking !== undefined) showSpeaking(message.speaking);
   },
-  hello: ({ limits, view, sessionid }) => {
+  hello: ({ limits, notice, view, sessionid }) => {
     meter.meet();
+    $("about").textContent = notice || "";
+    $("about").hidden = !notice;
     if (limits?.text) $("words").maxLength = limits.text;
     app.face = app.neutral = undefined; // of the session before
     if (app.recording && sessionid !== app.recorded) endRecording().catch(report); // the session that was recorded is over

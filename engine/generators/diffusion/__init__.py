@@ -1,0 +1,1 @@
+"""Few-step diffusion with a cached reference and a causal sliding window."""

@@ -1,0 +1,141 @@
+"""Spatial transformer block with explicit sources: the frame itself, the cached reference, the identity's tokens, speech."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+KeyValue = tuple[Tensor, Tensor]
+"""Projected keys and values, [B, L, C] each."""
+
+
+@dataclass(slots=True)
+class Sources:
+    """What the attentions of one call read beside the frame itself, by block, and what they hand out.
+
+    B rows with c frames each; N = B * c frames, a row's frames side by side.
+    """
+
+    frames: int = 1  # c
+    reference: Sequence[KeyValue] = ()  # a spatial block: [B, Lr, C]; empty for none
+    identity: Sequence[KeyValue] = ()  # a spatial block: [B, T, C], already projected; empty for none
+    speech: Tensor | None = None  # [N, T, D]
+    bank: list[Tensor] | None = None  # the reference network writes here what its blocks' first attention read, [N, L, C]
+
+
+class Projections(nn.Module):
+    """Of multi-head attention, with diffusers' names."""
+
+    def __init__(self, width: int, heads: int, *, source: int | None = None) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(width, width, bias=False)
+        self.to_k = nn.Linear(source or width, width, bias=False)
+        self.to_v = nn.Linear(source or width, width, bias=False)
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+
+    def project(self, source: Tensor) -> KeyValue:
+        """[.., L, D] -> keys and values [.., L, C]."""
+        return self.to_k(source), self.to_v(source)
+
+    def out(self, attended: Tensor) -> Tensor:
+        """The last projection."""
+        return self.to_out[0](attended)
+
+
+class Heads(Projections):
+    """Attention whose keys and values may come from a cache."""
+
+    def forward(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """query [N, L, C] unprojected; keys and values [N, K, C] projected -> [N, L, C]."""
+        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (self.to_q(query), keys, values))
+        return self.out(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class GatedUnit(nn.Module):
+    """GEGLU (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width, 2 * inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[.., C] -> [.., inner]"""
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return torch.mul(value, functional.gelu(gate))
+
+
+class FeedForward(nn.Module):
+    """Four times as wide inside; indices as in published checkpoints (net.1 is a dropout, absent here)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = nn.ModuleDict({"0": GatedUnit(width, 4 * width), "2": nn.Linear(4 * width, width)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[.., C] -> [.., C]"""
+        made: Tensor = self.net["2"](self.net["0"](x))
+        return made
+
+
+class SpatialBlock(nn.Module):
+    """Self-attention that also reads the reference, then the identity's tokens, then speech, then the feed-forward."""
+
+    def __init__(self, width: int, heads: int, *, image_dim: int, speech_dim: int, index: int) -> None:
+        super().__init__()
+        self.index = index  # among all spatial blocks of the network
+        self.norm1, self.attn1 = nn.LayerNorm(width), Heads(width, heads)
+        if image_dim:
+            self.norm2, self.attn2 = nn.LayerNorm(width), Heads(width, heads, source=image_dim)
+        if speech_dim:
+            self.norm_speech, self.attn_speech = nn.LayerNorm(width), Heads(width, heads, source=speech_dim)
+        self.norm3, self.ff = nn.LayerNorm(width), FeedForward(width)
+
+    def forward(self, x: Tensor, sources: Sources) -> Tensor:
+        """[N, L, C] -> [N, L, C]"""
+        read = self.norm1(x)
+        if sources.bank is not None:
+            sources.bank.append(read)
+        keys, values = self.attn1.project(read)
+        if sources.reference:
+            more = [_each_frame(kept, sources.frames) for kept in sources.reference[self.index]]
+            keys, values = torch.cat([keys, more[0]], 1), torch.cat([values, more[1]], 1)
+        x = x + self.attn1(read, keys, values)
+        if sources.identity:
+            keys, values = (_each_frame(kept, sources.frames) for kept in sources.identity[self.index])
+            # Attention to a single token is that token, whatever the query.
+            x = x + (self.attn2.out(values) if values.shape[1] == 1 else self.attn2(self.norm2(x), keys, values))
+        if sources.speech is not None:
+            x = x + self.attn_speech(self.norm_speech(x), *self.attn_speech.project(sources.speech))
+        made: Tensor = x + self.ff(self.norm3(x))
+        return made
+
+
+class SpatialTransformer(nn.Module):
+    """A picture's cells as tokens, one block, and back (projections are 1 x 1 convolutions, as in Stable Diffusion 1.5)."""
+
+    def __init__(self, width: int, heads: int, groups: int, *, image_dim: int, speech_dim: int, index: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, width, eps=1e-6)
+        self.proj_in = nn.Conv2d(width, width, 1)
+        self.transformer_blocks = nn.ModuleList([SpatialBlock(width, heads, image_dim=image_dim, speech_dim=speech_dim, index=index)])
+        self.proj_out = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor, sources: Sources) -> Tensor:
+        """[N, C, h, w] -> [N, C, h, w]"""
+        tokens = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)
+        tokens = self.transformer_blocks[0](tokens, sources)
+        made: Tensor = x + self.proj_out(tokens.transpose(1, 2).unflatten(2, x.shape[2:]))
+        return made
+
+
+def _each_frame(kept: Tensor, frames: int) -> Tensor:
+    """[B, L, C] -> [B * frames, L, C]"""
+    return kept if frames == 1 else kept.repeat_interleave(frames, 0)
+
+
+__all__ = ["FeedForward", "Heads", "KeyValue", "Projections", "Sources", "SpatialBlock", "SpatialTransformer"]

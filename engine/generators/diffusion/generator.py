@@ -1,0 +1,254 @@
+"""The diffusion generator: few steps a frame, a reference that is read once, a sliding window of the past."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from engine.backends import pytorch  # before torch: see there
+from engine.drivers.portrait import find_face
+from engine.generators import load as load_generator
+from engine.generators.diffusion.conditions import painter
+from engine.generators.diffusion.presets import preset as preset_named
+from engine.types import AvatarError, Generator, GeneratorSpec, Identity, Signal, UInt8Array, VideoFrame
+
+try:
+    import torch
+
+    from engine.generators.diffusion import networks as weights_of
+    from engine.generators.diffusion import stream as streams
+    from engine.generators.diffusion.autoencoder import to_unit
+    from engine.generators.diffusion.networks import UNTRAINED, Cache
+    from engine.generators.diffusion.sampler import levels
+except ImportError as error:
+    raise AvatarError(f"The diffusion generator needs PyTorch and diffusers ({error}); pip install 'avatar-engine[torch]'.") from error
+
+Precision = Literal["fp32", "bf16", "fp16"]
+KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+VERSION = "1"
+"""Of the features: cached ones of another version are made anew."""
+SILENCE = -10.0
+"""Log-mel of nothing heard."""
+NOTICE = "These weights are untrained: the picture shows that the engine runs, not what it can do. Give trained ones with --weights."
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """One portrait, ready."""
+
+    cache: Cache
+    base: Identity | None  # the same portrait for the generator whose frames are the condition
+
+
+@dataclass
+class State:
+    """Rows of sessions."""
+
+    stream: streams.Stream | None  # made with the first identity, whose caches tell the shapes
+    base: Any  # the State of the generator whose frames are the condition
+    rows: list[Identity | None]
+    run: dict[tuple[int, int], Callable[[], None]] = field(default_factory=dict)  # span of rows -> the prepared step
+    shown: list[deque[list[VideoFrame]]] = field(default_factory=list)  # a row: chunks that the stream batch still holds
+
+
+class Diffusion:
+    """A pose- and audio-driven generator of the Animate Anyone kind. Input: `Signal.motion` and `speech`, or landmarks."""
+
+    def __init__(
+        self,
+        preset: str | None = None,
+        *,
+        weights: str | Path | None = None,
+        steps: int | None = None,
+        stream_batch: bool = False,
+        precision: Precision = "fp32",
+        mode: pytorch.Mode = "eager",
+        device: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        """`preset`: of random weights (seeded by `seed`) where `weights`, a folder, is not given; default compact. `steps` a frame.
+
+        `mode`: eager, compile or cudagraph, see `engine.backends.pytorch`. Raises AvatarError where any of it does not fit together.
+        """
+        self.device = pytorch.device(device)
+        networks = weights_of.build(preset_named(preset or "compact"), seed=seed) if weights is None else weights_of.load(Path(weights))
+        made = networks.preset
+        if preset is not None and preset != made.name:
+            raise AvatarError(f"The weights in {weights} are for the preset '{made.name}', not '{preset}'; leave --preset out.")
+        if precision not in KINDS:
+            raise AvatarError(f"There is no precision called '{precision}'; choose one of: {', '.join(KINDS)}.")
+        count = steps or made.steps
+        self.trained = networks.origin != UNTRAINED
+        self.weights = f"{networks.origin} {seed if not self.trained else ''} {precision}"
+        networks = networks.to(self.device, KINDS[precision])
+        networks.denoiser.freeze(made.window)
+        at = levels(made.noise, count).to(self.device)
+        self.recipe = streams.Recipe(networks, at, stream_batch and count > 1, KINDS[precision], self.device)
+        self.mode = mode
+        pytorch.check_mode(mode, self.device)
+        if mode == "compile":
+            networks.denoiser = pytorch.compiled(networks.denoiser)
+        self._base: Generator | None = load_generator("puppet", size=made.size) if made.condition == "puppet" else None
+        self._paint = None if self._base else painter(made)
+        self.spec = GeneratorSpec(
+            name="diffusion",
+            size=made.size,
+            fps=made.fps,
+            chunk=made.chunk,
+            delay=(count - 1) * made.chunk if self.recipe.batched else 0,
+            needs=("motion",) if self._base else ("face", "body"),
+            together=self.device.type != "cpu",
+            notice="" if self.trained else NOTICE,
+        )
+
+    # -- slow, once -----------------------------------------------------------------------------------------------------
+
+    def prepare(self, portrait: UInt8Array) -> Identity:
+        """Portrait [H, W, 3] of any size -> Identity. Raises AvatarError where no face is found."""
+        if self._base is None:
+            find_face(portrait)
+        base = self._base.prepare(portrait) if self._base else None
+        height, width = self.spec.size
+        how = cv2.INTER_AREA if portrait.shape[0] > height else cv2.INTER_CUBIC
+        rgb = np.ascontiguousarray(cv2.resize(portrait, (width, height), interpolation=how), np.uint8)
+        picture = to_unit(torch.from_numpy(rgb)[None].to(self.device)).to(self.recipe.dtype)
+        made_by = f"diffusion {VERSION} {self.recipe.preset} {self.weights}"
+        key = hashlib.sha256(np.ascontiguousarray(portrait).tobytes() + made_by.encode()).hexdigest()
+        return Identity(key, rgb, Features(self.recipe.networks.remember(picture), base))
+
+    def pack(self, identity: Identity) -> dict[str, npt.NDArray[Any]]:
+        """What `np.savez` can keep of an identity, without pickle; half precisions are kept as they are, in 16-bit words."""
+        features: Features = identity.features
+        arrays = {"key": np.array(identity.key), "version": np.array(VERSION), "weights": np.array(self.weights)}
+        for name, kept in (("reference", features.cache.reference), ("identity", features.cache.identity)):
+            for i, pair in enumerate(kept):
+                arrays |= {f"{name}.{i}.{part}": _words(x) for part, x in zip("kv", pair, strict=True)}
+        if features.base is not None:
+            arrays |= {f"base.{name}": array for name, array in cast(Any, self._base).pack(features.base).items()}
+            arrays["base_portrait"] = features.base.portrait
+        return arrays
+
+    def unpack(self, portrait: UInt8Array, arrays: dict[str, npt.NDArray[Any]]) -> Identity:
+        """The inverse of `pack`. Raises AvatarError for arrays of another version or of other weights."""
+        if str(arrays.get("version", "")) != VERSION or str(arrays.get("weights", "")) != self.weights:
+            raise AvatarError("These features were made with other weights; prepare the portrait again.")
+
+        def kept(name: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
+            count = sum(key.startswith(f"{name}.") and key.endswith(".k") for key in arrays)
+            return [(self._tensor(arrays[f"{name}.{i}.k"]), self._tensor(arrays[f"{name}.{i}.v"])) for i in range(count)]
+
+        base = None
+        if self._base is not None:
+            parts = {name.removeprefix("base."): array for name, array in arrays.items() if name.startswith("base.")}
+            base = cast(Any, self._base).unpack(arrays["base_portrait"], parts)
+        return Identity(str(arrays["key"]), portrait, Features(Cache(kept("reference"), kept("identity")), base))
+
+    def _tensor(self, words: npt.NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(np.array(words)).view(self.recipe.dtype).to(self.device)
+
+    # -- fast, many -----------------------------------------------------------------------------------------------------
+
+    def allocate(self, rows: int) -> State:
+        """A State for `rows` sessions; its tensors are made, all of them, when the first identity shows their shapes."""
+        return State(None, self._base.allocate(rows) if self._base else None, [None] * rows, shown=[deque() for _ in range(rows)])
+
+    def admit(self, state: State, row: int, identity: Identity) -> None:
+        """Seat an identity in a row and reset it."""
+        features: Features = identity.features
+        if state.stream is None:
+            state.stream = streams.open_stream(self.recipe, len(state.rows), features.cache)
+        streams.seat(state.stream, row, features.cache)
+        if self._base is not None and features.base is not None:
+            self._base.admit(state.base, row, features.base)
+        state.rows[row] = identity
+        self.reset(state, row)
+
+    def reset(self, state: State, row: int) -> None:
+        """Forget the row's past; the identity stays."""
+        if state.stream is not None:
+            streams.forget(state.stream, row)
+        state.shown[row].clear()
+        if self._base is not None:
+            self._base.reset(state.base, row)
+
+    def evict(self, state: State, row: int) -> None:
+        """The row's session has ended. Its place in the tensors stays; nobody reads it."""
+        if self._base is not None and state.rows[row] is not None:
+            self._base.evict(state.base, row)
+        state.rows[row] = None
+        state.shown[row].clear()
+
+    def step(self, state: State, signals: Sequence[Sequence[Signal] | None]) -> list[list[VideoFrame] | None]:
+        """One chunk for every row that has signals."""
+        stream = state.stream
+        asked = [row for row, chunk in enumerate(signals) if chunk is not None]
+        if any(state.rows[row] is None for row in asked) or (asked and stream is None):
+            raise AvatarError("A signal came for a row where no portrait is seated; admit an identity first.")
+        if not asked or stream is None:
+            return [None] * len(signals)
+        conditions = self._conditions(state, signals)
+        for row in range(len(signals)):
+            stream.active[row] = row in conditions
+        for row, frames in conditions.items():
+            stream.condition[row].copy_(torch.from_numpy(np.stack([frame.rgb for frame in frames])))
+            stream.speech[row].copy_(torch.from_numpy(_heard(cast(Sequence[Signal], signals[row]))))
+        # A CPU gains nothing from a batch and would pay for idle rows; an accelerator takes all rows at once.
+        for span in [(0, len(signals))] if self.device.type != "cpu" else [(row, row + 1) for row in asked]:
+            if span not in state.run:
+                state.run[span] = pytorch.prepared(partial(streams.step, self.recipe, stream, *span), mode=self.mode)
+            state.run[span]()
+        pictures = stream.out.cpu().numpy()
+        return [self._told(state, row, pictures[row], conditions[row]) if row in conditions else None for row in range(len(signals))]
+
+    def _conditions(self, state: State, signals: Sequence[Sequence[Signal] | None]) -> dict[int, list[VideoFrame]]:
+        """Row -> a condition picture for each of its signals."""
+        if self._base is not None:
+            # Bases may take fewer signals a step than this generator does.
+            piece = self._base.spec.chunk
+            made: dict[int, list[VideoFrame]] = {row: [] for row, chunk in enumerate(signals) if chunk is not None}
+            for start in range(0, self.spec.chunk, piece):
+                frames = self._base.step(state.base, [None if chunk is None else chunk[start : start + piece] for chunk in signals])
+                for row, mine in made.items():
+                    mine += frames[row] or []
+            return made
+        assert self._paint is not None
+        paint, rows = self._paint, state.rows
+        return {
+            row: [VideoFrame(paint(signal, cast(Identity, rows[row]).portrait), signal.time, signal.id) for signal in chunk]
+            for row, chunk in enumerate(signals)
+            if chunk is not None
+        }
+
+    def _told(self, state: State, row: int, pictures: UInt8Array, conditions: list[VideoFrame]) -> list[VideoFrame]:
+        """The pictures with the time of the motion they show. Until a stream batch is full they are the conditions, or the portrait."""
+        waiting = state.shown[row]
+        waiting.append(conditions)
+        if len(waiting) * self.spec.chunk <= self.spec.delay:
+            still = cast(Identity, state.rows[row]).portrait
+            return conditions if self._base is not None else [replace(frame, rgb=still.copy()) for frame in conditions]
+        shown = waiting.popleft()
+        return [VideoFrame(picture.copy(), frame.time, frame.id, frame.alpha) for picture, frame in zip(pictures, shown, strict=True)]
+
+
+def _heard(chunk: Sequence[Signal]) -> npt.NDArray[np.float32]:
+    """[c, 16, 80] log-mel."""
+    quiet = np.full((16, 80), SILENCE, np.float32)
+    return np.stack([quiet if signal.speech is None else signal.speech for signal in chunk])
+
+
+def _words(x: torch.Tensor) -> npt.NDArray[Any]:
+    """fp32 as it is; half precisions as 16-bit words, which NumPy may lack a type for."""
+    kept = x.detach().cpu().contiguous()
+    return np.asarray(kept.numpy() if kept.dtype == torch.float32 else kept.view(torch.int16).numpy())
+
+
+__all__ = ["Diffusion", "Features", "State"]

@@ -1,0 +1,113 @@
+"""All networks of one preset in one place, what they make of a portrait, and their weights on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from engine.generators.diffusion.attention import KeyValue
+from engine.generators.diffusion.autoencoder import autoencoder
+from engine.generators.diffusion.guider import PoseGuider
+from engine.generators.diffusion.presets import Preset, check, preset
+from engine.generators.diffusion.tokens import SpeechTokens, image_encoder
+from engine.generators.diffusion.unet import Denoiser, ReferenceNet, spatial_blocks
+from engine.types import AvatarError
+
+MANIFEST = "weights.json"
+"""Beside the .safetensors files: which preset they are for and where they come from."""
+UNTRAINED = "untrained"
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """What is computed once for an identity, by spatial block of the denoiser; one row."""
+
+    reference: list[KeyValue]  # [1, L, C] keys and values of the reference's bank, projected
+    identity: list[KeyValue]  # [1, T, C] of the identity's tokens; empty for presets without
+
+
+class Networks(nn.Module):
+    """Reference network, denoiser, guider, autoencoder, and the encoders of tokens that the preset has."""
+
+    def __init__(self, made: Preset) -> None:
+        super().__init__()
+        check(made)
+        self.preset = made
+        self.reference, self.denoiser, self.guider = ReferenceNet(made.unet), Denoiser(made.unet), PoseGuider(made)
+        self.autoencoder = autoencoder(made)
+        self.image = image_encoder(made)
+        self.speech = SpeechTokens(made.unet.speech_dim) if made.unet.speech_dim else None
+        self.origin = UNTRAINED  # sha256 of the weights' manifest, once there are any
+
+    @torch.inference_mode()
+    def remember(self, picture: Tensor) -> Cache:
+        """Portrait [1, 3, H, W] -1..1 -> what every frame reads of it."""
+        latents = self.autoencoder.encode(picture) * self.preset.scale
+        tokens = self.image(picture) if self.image is not None else None
+        bank = self.reference(latents, self._read(self.reference, tokens))
+        return Cache(self.project(bank), self._read(self.denoiser, tokens))
+
+    def project(self, bank: list[Tensor]) -> list[KeyValue]:
+        """What the reference network's blocks read -> keys and values for the denoiser's, by the denoiser's own projections."""
+        return [block.attn1.project(read) for block, read in zip(spatial_blocks(self.denoiser), bank, strict=True)]
+
+    @staticmethod
+    def _read(network: ReferenceNet | Denoiser, tokens: Tensor | None) -> list[KeyValue]:
+        return [] if tokens is None else [block.attn2.project(tokens) for block in spatial_blocks(network)]
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The networks that have weights, by the name of their file."""
+        named = {name: module for name, module in self.named_children() if module is not None}
+        return {name: module for name, module in named.items() if any(True for _ in module.parameters())}
+
+
+def build(made: Preset, *, seed: int = 0) -> Networks:
+    """Networks with seeded random weights, whose last layers are zero where training would have begun so."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        networks = Networks(made)
+    for zero in (networks.guider.conv_out, networks.denoiser.conv_out):
+        for parameter in zero.parameters():
+            nn.init.zeros_(parameter)
+    networks.eval().requires_grad_(False)
+    return networks
+
+
+def save(networks: Networks, folder: Path, *, origin: dict[str, str]) -> None:
+    """One .safetensors a network, and the manifest last: a folder without one is not whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    hashes = {}
+    for name, module in networks.parts().items():
+        path = folder / f"{name}.safetensors"
+        save_file({key: value.contiguous() for key, value in module.state_dict().items()}, path)
+        hashes[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    manifest = {"preset": networks.preset.name, "sha256": hashes, "origin": origin}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def load(folder: Path) -> Networks:
+    """The networks of a folder that `save` or an importer wrote. Raises AvatarError for anything else."""
+    try:
+        text = (folder / MANIFEST).read_text()
+        manifest = json.loads(text)
+        name = manifest["preset"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AvatarError(f"{folder} holds no weights of this engine: it has no readable {MANIFEST}; import or train them first.") from error
+    networks = Networks(preset(name))
+    for part, module in networks.parts().items():
+        try:
+            module.load_state_dict(load_file(folder / f"{part}.safetensors"))
+        except Exception as error:  # whatever a broken file raises
+            raise AvatarError(f"{folder / part}.safetensors is missing, damaged or of another preset than '{name}'; import it again.") from error
+    networks.origin = hashlib.sha256(text.encode()).hexdigest()
+    networks.eval().requires_grad_(False)
+    return networks
+
+
+__all__ = ["UNTRAINED", "Cache", "Networks", "build", "load", "save"]

@@ -1,0 +1,189 @@
+"""What every size of the generator is made of: one frozen dataclass a preset, no yaml."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from engine.types import AvatarError
+
+Latent = Literal["pixel", "kl", "tiny"]
+"""What the denoiser works on: pixels folded into channels (space-to-depth), or the latents of a KL or a tiny autoencoder."""
+Condition = Literal["puppet", "skeleton", "landmarks"]
+"""What tells a frame its motion: the puppet's own coarse frame, a painted skeleton (DWPose convention), or face landmarks."""
+Prediction = Literal["epsilon", "v", "x0", "flow"]
+Stepper = Literal["euler", "lcm"]
+
+
+@dataclass(frozen=True, slots=True)
+class UNet:
+    """Shape of the denoiser and of the reference network beside it; keys and layout are those of Stable Diffusion 1.5."""
+
+    in_channels: int
+    channels: tuple[int, ...]  # of every level
+    attention: tuple[bool, ...]  # whether a level has spatial attention; the middle always has
+    motion: tuple[bool, ...]  # whether a level has temporal attention
+    motion_middle: bool = True
+    layers: int = 2  # resnets a level on the way down; one more on the way up
+    heads: int = 8
+    groups: int = 32  # of every GroupNorm, each over one frame
+    image_dim: int = 0  # width of the identity's tokens that attn2 reads; 0 for none
+    speech_dim: int = 0  # width of the speech tokens that a third attention reads; 0 for none
+
+    @property
+    def time_dim(self) -> int:
+        """Width of the embedding of the noise level."""
+        return 4 * self.channels[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """The noise schedule and how a prediction is read. Betas 0.00085 to 0.012 over 1000 levels, as in Stable Diffusion."""
+
+    prediction: Prediction = "v"
+    betas: Literal["linear", "scaled_linear"] = "linear"
+    zero_snr: bool = True  # the noisiest level has no signal at all (Lin et al. 2023, arXiv 2305.08891, section 3.1)
+    spacing: Literal["trailing", "leading"] = "trailing"
+    stepper: Stepper = "euler"
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """One size of the generator."""
+
+    name: str
+    size: tuple[int, int]  # (H, W) px of the frames
+    latent: Latent
+    patch: int  # px a latent cell covers along each side
+    unet: UNet
+    guider: tuple[int, ...]  # channels of the pose guider, finest first; each but the first halves the size
+    condition: Condition
+    fold: int = 1  # px that the guider folds into channels before its first convolution
+    noise: Noise = Noise()
+    image_encoder: Literal["none", "pooled", "clip"] = "none"  # what makes the identity's tokens
+    residual: bool = False  # what is generated is the difference to the condition, which is the puppet's frame
+    scale: float = 1.0  # latents are multiplied by this, so that their variance is about 1
+    window: int = 16  # frames a frame attends to, itself included
+    sinks: int = 0  # of these, how many are the stream's first frames, pinned
+    steps: int = 2  # denoising steps a frame, live
+    chunk: int = 1
+    fps: int = 25
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """(h, w) of the latents."""
+        return self.size[0] // self.patch, self.size[1] // self.patch
+
+    @property
+    def recent(self) -> int:
+        """Frames of the window that are not pinned, the newest one included."""
+        return self.window - self.sinks
+
+    @property
+    def ring(self) -> int:
+        """Past frames that are kept beside the pinned ones."""
+        return self.recent - 1
+
+
+def _pixels(patch: int) -> int:
+    return 3 * patch * patch
+
+
+TINY = Preset(
+    name="tiny",
+    size=(32, 48),
+    latent="pixel",
+    patch=4,
+    unet=UNet(
+        in_channels=_pixels(4),
+        channels=(16, 32),
+        attention=(True, True),
+        motion=(True, True),
+        layers=1,
+        heads=2,
+        groups=8,
+        image_dim=12,
+        speech_dim=10,
+    ),
+    guider=(8, 16, 16),
+    condition="puppet",
+    image_encoder="pooled",
+    window=6,
+    sinks=1,
+)
+"""For tests: everything the others have, in under a million parameters, higher than wide nowhere."""
+
+COMPACT = Preset(
+    name="compact",
+    size=(256, 256),
+    latent="pixel",
+    patch=4,
+    unet=UNet(
+        in_channels=_pixels(4),
+        channels=(24, 48, 96, 128),
+        attention=(False, False, False, True),
+        motion=(False, False, False, True),
+        layers=1,
+        heads=4,
+        groups=8,
+        speech_dim=64,
+    ),
+    guider=(24,),
+    fold=4,
+    condition="puppet",
+    noise=Noise(prediction="x0", betas="scaled_linear"),
+    residual=True,
+    scale=4.0,
+)
+"""Made for a CPU: no autoencoder, attention at the lowest level only, and what it generates is what the puppet's frame lacks."""
+
+ANIMATE_ANYONE = Preset(
+    name="animate_anyone",
+    size=(512, 512),
+    latent="kl",
+    patch=8,
+    unet=UNet(
+        in_channels=4,
+        channels=(320, 640, 1280, 1280),
+        attention=(True, True, True, False),
+        motion=(True, True, True, True),
+        image_dim=768,
+    ),
+    guider=(16, 32, 96, 256),
+    condition="skeleton",
+    image_encoder="clip",
+    scale=0.18215,
+)
+"""The layout of the published Moore-AnimateAnyone weights (Hu et al. 2023, arXiv 2311.17117)."""
+
+PRESETS = {preset.name: preset for preset in (TINY, COMPACT, ANIMATE_ANYONE)}
+
+
+def preset(name: str) -> Preset:
+    """A preset by name. Raises AvatarError for an unknown one."""
+    if name not in PRESETS:
+        raise AvatarError(f"There is no preset called '{name}'; choose one of: {', '.join(sorted(PRESETS))}.")
+    return PRESETS[name]
+
+
+def check(made: Preset) -> None:
+    """Raise AvatarError where the fields of a preset contradict each other."""
+    unet, (height, width) = made.unet, made.size
+    depth = made.patch * 2 ** (len(unet.channels) - 1)
+    rules = (
+        (len(unet.attention) == len(unet.motion) == len(unet.channels), "attention and motion need one entry a level"),
+        (height % depth == 0 and width % depth == 0, f"its size must be a multiple of {depth}"),
+        (all(c % unet.groups == 0 and c % unet.heads == 0 for c in unet.channels), "groups and heads must divide every level's channels"),
+        (0 <= made.sinks < made.window - 1, "it needs fewer pinned frames than its window has"),
+        (1 <= made.chunk <= made.ring, "a chunk must fit into the window"),
+        (made.patch == made.fold * 2 ** (len(made.guider) - 1), "the guider must come down to the latents' size"),
+        (not made.residual or (made.condition == "puppet" and made.latent == "pixel"), "a residual needs the puppet's frame and pixels"),
+        ((made.image_encoder == "none") == (unet.image_dim == 0), "an image encoder and the width of its tokens come together"),
+        (made.latent != "pixel" or unet.in_channels == _pixels(made.patch), "pixel latents have 3 channels a px of the patch"),
+    )
+    for holds, complaint in rules:
+        if not holds:
+            raise AvatarError(f"The preset '{made.name}' cannot be built: {complaint}.")
+
+
+__all__ = ["ANIMATE_ANYONE", "COMPACT", "PRESETS", "TINY", "Noise", "Preset", "UNet", "check", "preset"]

@@ -1,0 +1,82 @@
+"""What attentions read beside pictures: the identity's tokens and the speech of a frame."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from engine.generators.diffusion.presets import Preset
+from engine.types import MEL_BANDS, MEL_ROWS
+
+POOLED = 8
+"""px a side that the pooled encoder looks at."""
+ROWS_A_TOKEN = 4
+"""Rows of log-mel in one speech token: 40 ms, about one frame."""
+SPEECH_TOKENS = MEL_ROWS // ROWS_A_TOKEN
+MEL_MIDDLE, MEL_SPREAD = -4.0, 4.0
+"""Log-mel values of speech lie about here; silence is the floor, -10."""
+CLIP_SIZE = 224
+CLIP_MEAN, CLIP_DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+class PooledImage(nn.Module):
+    """One token from the colours of a very small picture."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(3 * POOLED**2, width)
+
+    def forward(self, picture: Tensor) -> Tensor:
+        """[N, 3, H, W] -1..1 -> [N, 1, D]"""
+        made: Tensor = self.proj(functional.adaptive_avg_pool2d(picture, POOLED).flatten(1))[:, None]
+        return made
+
+
+class ClipImage(nn.Module):
+    """CLIP's image embedding as one token, squashed to a square and not normalised, as the published networks were trained with."""
+
+    def __init__(self, model: Any = None) -> None:
+        super().__init__()
+        from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+        self.model = model or CLIPVisionModelWithProjection(
+            CLIPVisionConfig(
+                hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, patch_size=14, projection_dim=768
+            )
+        )
+
+    def forward(self, picture: Tensor) -> Tensor:
+        """[N, 3, H, W] -1..1 -> [N, 1, 768]"""
+        small = functional.interpolate((picture.float() + 1) / 2, (CLIP_SIZE, CLIP_SIZE), mode="bicubic", antialias=True).clamp(0, 1)
+        mean, deviation = (torch.tensor(x, device=small.device).view(1, 3, 1, 1) for x in (CLIP_MEAN, CLIP_DEVIATION))
+        weight = next(self.model.parameters())
+        made: Tensor = self.model(((small - mean) / deviation).to(weight.dtype)).image_embeds[:, None]
+        return made
+
+
+class SpeechTokens(nn.Module):
+    """The log-mel of a frame as a few tokens of 40 ms."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(ROWS_A_TOKEN * MEL_BANDS, width)
+        self.position = nn.Parameter(torch.zeros(SPEECH_TOKENS, width))
+
+    def forward(self, logmel: Tensor) -> Tensor:
+        """[N, 16, 80] -> [N, 4, D]"""
+        grouped = logmel.unflatten(1, (SPEECH_TOKENS, ROWS_A_TOKEN)).flatten(2)
+        made: Tensor = self.proj((grouped - MEL_MIDDLE) / MEL_SPREAD) + self.position
+        return made
+
+
+def image_encoder(made: Preset) -> PooledImage | ClipImage | None:
+    """The one of a preset."""
+    if made.image_encoder == "none":
+        return None
+    return ClipImage() if made.image_encoder == "clip" else PooledImage(made.unet.image_dim)
+
+
+__all__ = ["SPEECH_TOKENS", "ClipImage", "PooledImage", "SpeechTokens", "image_encoder"]

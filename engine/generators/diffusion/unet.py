@@ -1,0 +1,200 @@
+"""Denoiser and reference network: one definition for every preset, with the layout and key names of Stable Diffusion 1.5's UNet."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.embeddings import TimestepEmbedding
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
+from torch import Tensor, nn
+from torch.nn import functional
+
+from engine.generators.diffusion.attention import Sources, SpatialTransformer
+from engine.generators.diffusion.presets import UNet
+from engine.generators.diffusion.temporal import MotionModule, Window
+
+NORM_EPS = 1e-5
+"""Of the GroupNorms in resnets and before the last convolution."""
+LONGEST_PERIOD = 10_000.0
+"""Of the sinusoids that a noise level is written in."""
+
+
+class _Counter:
+    """Numbers the attentions in the order of the data, which is the order caches and rings are listed in."""
+
+    def __init__(self, config: UNet, *, motion: bool) -> None:
+        self.config, self.motion = config, motion
+        self.spatial = self.temporal = 0
+
+    def attention(self, width: int) -> SpatialTransformer:
+        c = self.config
+        self.spatial += 1
+        return SpatialTransformer(width, c.heads, c.groups, image_dim=c.image_dim, speech_dim=c.speech_dim, index=self.spatial - 1)
+
+    def module(self, width: int) -> MotionModule:
+        self.temporal += 1
+        return MotionModule(width, self.config.heads, self.config.groups, index=self.temporal - 1)
+
+    def resnet(self, width_in: int, width: int) -> ResnetBlock2D:
+        c = self.config
+        return ResnetBlock2D(in_channels=width_in, out_channels=width, temb_channels=c.time_dim, groups=c.groups, eps=NORM_EPS)
+
+
+class Level(nn.Module):
+    """Resnets of one resolution, each with its attention and its motion module where the level has them."""
+
+    def __init__(self, widths: list[tuple[int, int]], count: _Counter, *, attention: bool, motion: bool) -> None:
+        super().__init__()
+        resnets, attentions, motions = [], [], []
+        for width_in, width in widths:
+            resnets.append(count.resnet(width_in, width))
+            if attention:
+                attentions.append(count.attention(width))
+            if motion and count.motion:
+                motions.append(count.module(width))
+        self.resnets = nn.ModuleList(resnets)
+        if attentions:
+            self.attentions = nn.ModuleList(attentions)
+        if motions:
+            self.motion_modules = nn.ModuleList(motions)
+        self.has_attention, self.has_motion = bool(attentions), bool(motions)
+
+    def run(self, k: int, x: Tensor, level: Tensor, sources: Sources, window: Window | None) -> Tensor:
+        """Resnet, attention and motion module number k."""
+        x = self.resnets[k](x, level)
+        if self.has_attention:
+            x = self.attentions[k](x, sources)
+        if self.has_motion and window is not None:
+            x = self.motion_modules[k](x, window)
+        return x
+
+
+class Middle(Level):
+    """Resnet, attention, motion module, resnet."""
+
+    def forward(self, x: Tensor, level: Tensor, sources: Sources, window: Window | None) -> Tensor:
+        """[N, C, h, w] -> [N, C, h, w]"""
+        made: Tensor = self.resnets[1](self.run(0, x, level, sources, window), level)
+        return made
+
+
+class Backbone(nn.Module):
+    """What denoiser and reference network share. `motion`: with temporal modules; `tail`: with the last norm and convolution."""
+
+    def __init__(self, config: UNet, *, motion: bool, tail: bool) -> None:
+        super().__init__()
+        self.config = config
+        count = _Counter(config, motion=motion)
+        widths, layers = config.channels, config.layers
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.time_embedding = TimestepEmbedding(widths[0], config.time_dim)
+        down: list[Level] = []
+        skips = [widths[0]]
+        for i, width in enumerate(widths):
+            ins = [widths[max(0, i - 1)], *[width] * (layers - 1)]
+            level = Level([(a, width) for a in ins], count, attention=config.attention[i], motion=config.motion[i])
+            skips += [width] * layers
+            if i < len(widths) - 1:
+                level.downsamplers = nn.ModuleList([Downsample2D(width, use_conv=True, out_channels=width, name="op")])
+                skips.append(width)
+            down.append(level)
+        self.down_blocks = nn.ModuleList(down)
+        last = widths[-1]
+        # The second resnet comes after attention and motion, which belong to the first.
+        self.mid_block = Middle([(last, last)], count, attention=True, motion=config.motion_middle)
+        self.mid_block.resnets.append(count.resnet(last, last))
+        up: list[Level] = []
+        below = last
+        for i, width in reversed(list(enumerate(widths))):
+            ins = [(below if k == 0 else width) + skips.pop() for k in range(layers + 1)]
+            level = Level([(a, width) for a in ins], count, attention=config.attention[i], motion=config.motion[i])
+            if i > 0:
+                level.upsamplers = nn.ModuleList([Upsample2D(width, use_conv=True, out_channels=width)])
+            up.append(level)
+            below = width
+        self.up_blocks = nn.ModuleList(up)
+        if tail:
+            self.conv_norm_out = nn.GroupNorm(config.groups, widths[0], eps=NORM_EPS)
+            self.conv_out = nn.Conv2d(widths[0], config.in_channels, 3, padding=1)
+        self.tail = tail
+        self.spatial_blocks, self.temporal_attentions = count.spatial, 2 * count.temporal
+
+    def body(self, x: Tensor, t: Tensor, hint: Tensor | None, sources: Sources, window: Window | None) -> Tensor:
+        """x [N, C, h, w], t [N] noise levels 0..999, hint [N, C0, h, w] is added after the first convolution -> [N, C or C0, h, w]."""
+        level = self.time_embedding(embed(t, self.config.channels[0]).to(x.dtype))
+        x = self.conv_in(x)
+        if hint is not None:
+            x = x + hint
+        skips = [x]
+        for block in self.down_blocks:
+            for k in range(len(block.resnets)):
+                x = block.run(k, x, level, sources, window)
+                skips.append(x)
+            if hasattr(block, "downsamplers"):
+                x = block.downsamplers[0](x)
+                skips.append(x)
+        x = self.mid_block(x, level, sources, window)
+        for block in self.up_blocks:
+            for k in range(len(block.resnets)):
+                x = block.run(k, torch.cat([x, skips.pop()], 1), level, sources, window)
+            if hasattr(block, "upsamplers"):
+                x = block.upsamplers[0](x)
+        if self.tail:
+            x = self.conv_out(functional.silu(self.conv_norm_out(x)))
+        return x
+
+
+class ReferenceNet(Backbone):
+    """Reads the portrait once. Its only product is what its attentions read: the bank."""
+
+    def __init__(self, config: UNet) -> None:
+        super().__init__(config, motion=False, tail=False)
+
+    def forward(self, latents: Tensor, tokens: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        """latents [N, C, h, w] without noise, the identity's tokens by block (or none) -> by block [N, L, C]."""
+        bank: list[Tensor] = []
+        self.body(latents, torch.zeros(len(latents), device=latents.device), None, Sources(identity=tokens, bank=bank), None)
+        return bank
+
+
+class Denoiser(Backbone):
+    """One denoising step of a chunk of frames. Pure: the past and the caches come in, what they grow by goes out."""
+
+    def __init__(self, config: UNet) -> None:
+        super().__init__(config, motion=True, tail=True)
+
+    def forward(self, x: Tensor, t: Tensor, hint: Tensor, sources: Sources, window: Window) -> Tensor:
+        """x [N, C, h, w], t [N], hint [N, C0, h, w] -> prediction [N, C, h, w]; `window.new` receives the chunk's keys and values."""
+        return self.body(x, t, hint, sources, window)
+
+    def freeze(self, length: int) -> None:
+        """Work out what depends on weights alone; they must not change afterwards."""
+        for attention in temporal_attentions(self):
+            attention.freeze(length)
+
+
+def spatial_blocks(network: Backbone) -> list[nn.Module]:
+    """In the order of their indices."""
+    from engine.generators.diffusion.attention import SpatialBlock
+
+    return sorted((m for m in network.modules() if isinstance(m, SpatialBlock)), key=lambda m: m.index)
+
+
+def temporal_attentions(network: Backbone) -> list[nn.Module]:
+    """In the order of their indices."""
+    from engine.generators.diffusion.temporal import TemporalAttention
+
+    return sorted((m for m in network.modules() if isinstance(m, TemporalAttention)), key=lambda m: m.index)
+
+
+def embed(t: Tensor, width: int) -> Tensor:
+    """[N] -> [N, width]: cosines, then sines (Stable Diffusion's order) of t · 10000^(-i / (width / 2))."""
+    rate = torch.exp(torch.arange(width // 2, device=t.device, dtype=torch.float32) * (-2 * math.log(LONGEST_PERIOD) / width))
+    angle = t.float()[:, None] * rate
+    return torch.cat([torch.cos(angle), torch.sin(angle)], 1)
+
+
+__all__ = ["Backbone", "Denoiser", "ReferenceNet", "embed", "spatial_blocks", "temporal_attentions"]
