@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.types import AvatarError, GraphSpec
+from engine.types import AvatarError, GraphSpec, MissingPart
 
 PACKAGE = "avatar-engine"
 ASIDE = {"mediapipe": "==0.10.21"}
@@ -49,6 +49,7 @@ def examine() -> list[Check]:
     ]
     checks += [_attempt(f"generator {name}", _generator(name), AGAIN) for name in _names("generators")]
     checks += [_backend(name) for name in _names("backends")]
+    checks += _memory()
     espeak = shutil.which("espeak-ng") or _version("espeakng-loader")
     checks.append(Check("text to speech", bool(espeak), "espeak-ng" if espeak else "pip install espeakng-loader, or apt install espeak-ng"))
     return checks
@@ -143,6 +144,8 @@ def _attempt(part: str, action: Callable[[], str], advice: str) -> Check:
     start = time.perf_counter()
     try:
         detail = action()
+    except MissingPart as error:
+        return Check(part, None, str(error))
     except AvatarError as error:  # says what to do
         return Check(part, False, str(error))
     except Exception as error:
@@ -222,6 +225,38 @@ def _generator(name: str) -> Callable[[], str]:
     return run
 
 
+# -- memory of an accelerator ---------------------------------------------------------------------------------------------
+
+MEGABYTE = 1e6
+
+
+def _memory() -> list[Check]:
+    """What one session of each size of the diffusion generator keeps on its device, and how many that would be on this GPU."""
+    from engine.generators.diffusion.budget import budget
+    from engine.generators.diffusion.presets import PRESETS
+
+    free, name = _gpu()
+    checks = []
+    for made in PRESETS.values():
+        need = budget(made)
+        detail = f"{need.total / MEGABYTE:.0f} MB a session in half precision, {need.window / MEGABYTE:.0f} of it the window of {made.window} frames"
+        fits = f"; {free / need.total:.0f} sessions in the {free / MEGABYTE:.0f} MB free on {name}, less the weights" if free else ""
+        checks.append(Check(f"memory {made.name}", True, f"{detail} ({made.steps} steps){fits}"))
+    return checks
+
+
+def _gpu() -> tuple[int, str]:
+    """Free bytes and the name of the first NVIDIA GPU; 0 where PyTorch sees none."""
+    try:
+        import torch
+
+        if not torch.cuda.is_available():
+            return 0, ""
+        return int(torch.cuda.mem_get_info()[0]), str(torch.cuda.get_device_name(0))
+    except Exception:  # whatever a broken driver raises: the check of the generator says it
+        return 0, ""
+
+
 # -- backends -------------------------------------------------------------------------------------------------------------
 
 DOUBLE_ONNX = (
@@ -235,7 +270,17 @@ def _double(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {"y": inputs["x"] + inputs["x"]}
 
 
-GRAPHS: dict[str, Callable[[], Any]] = {"fake": lambda: _double, "onnxruntime": lambda: DOUBLE_ONNX}
+def _doubling_module() -> Any:
+    import torch
+
+    class Double(torch.nn.Module):
+        def forward(self, x: Any) -> Any:
+            return x + x
+
+    return Double()
+
+
+GRAPHS: dict[str, Callable[[], Any]] = {"fake": lambda: _double, "onnxruntime": lambda: DOUBLE_ONNX, "pytorch": _doubling_module}
 """Backend -> `GraphSpec.build` of the graph that is tried on it."""
 
 

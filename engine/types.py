@@ -35,6 +35,10 @@ class AvatarError(Exception):
     """Bad input or a missing part. The message is one sentence for a person and says what to do about it."""
 
 
+class MissingPart(AvatarError):
+    """Something optional is not installed; the message says how to get it."""
+
+
 @dataclass(frozen=True, slots=True)
 class VideoFrame:
     """One picture."""

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.generators.diffusion.presets import COMPACT, TINY, Noise, Preset, check, preset
+from engine.generators.diffusion.budget import budget
+from engine.generators.diffusion.presets import ANIMATE_ANYONE, COMPACT, TINY, Noise, Preset, check, preset
 from engine.types import AvatarError
 from tests.conftest import found, require
 
@@ -327,8 +328,20 @@ def test_a_whole_clip_may_see_itself_as_the_published_models_do() -> None:
 def test_tiny_is_tiny_and_rings_are_as_declared() -> None:
     networks = seeded(TINY)
     assert sum(p.numel() for p in networks.parameters()) < 1_000_000
-    assert len(streams.ring_shapes(TINY)) == networks.denoiser.temporal_attentions
-    assert len(streams.ring_shapes(COMPACT)) == build(COMPACT).denoiser.temporal_attentions
+    for made in (TINY, COMPACT):
+        how = recipe(build(made))
+        cache = how.networks.remember(torch.zeros(1, 3, *made.size))
+        stream = streams.open_stream(how, 1, cache)
+        spent = [sum(x.numel() * 4 for pair in kept for x in pair) for kept in (stream.rings, stream.reference)]
+        need = budget(made, precision="fp32")
+        assert [need.window, need.reference] == spent, "what is said to be needed is what is taken"
+
+
+def test_the_published_size_needs_what_the_arithmetic_says() -> None:
+    """At 512 px: 96 MB a frame and level in half precision, and 46 MB for the portrait."""
+    need = budget(ANIMATE_ANYONE, steps=2, precision="fp16")
+    assert need.window / (2 * 16) == pytest.approx(96e6, rel=0.05)
+    assert need.reference == 2 * 2 * 11_550_720
 
 
 def test_untrained_compact_is_the_puppet_itself() -> None:

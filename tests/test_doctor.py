@@ -11,7 +11,7 @@ import pytest
 import avatar
 from engine import backends, doctor
 from engine.types import AvatarError
-from tests.conftest import require
+from tests.conftest import require, require_for
 
 
 def _report(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
@@ -98,6 +98,7 @@ def test_a_version_meets_a_pin(version: str, pin: str, within: bool) -> None:
 def test_a_backend_that_loads_but_reckons_wrong_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if name == "onnxruntime":
         require("onnxruntime")
+    require_for(name)
     assert doctor._backend(name).ok is True
 
     class Wrong:

@@ -19,7 +19,7 @@ from engine.drivers.portrait import find_face
 from engine.generators import load as load_generator
 from engine.generators.diffusion.conditions import painter
 from engine.generators.diffusion.presets import preset as preset_named
-from engine.types import AvatarError, Generator, GeneratorSpec, Identity, Signal, UInt8Array, VideoFrame
+from engine.types import AvatarError, Generator, GeneratorSpec, Identity, MissingPart, Signal, UInt8Array, VideoFrame
 
 try:
     import torch
@@ -30,7 +30,7 @@ try:
     from engine.generators.diffusion.networks import UNTRAINED, Cache
     from engine.generators.diffusion.sampler import levels
 except ImportError as error:
-    raise AvatarError(f"The diffusion generator needs PyTorch and diffusers ({error}); pip install 'avatar-engine[torch]'.") from error
+    raise MissingPart(f"The diffusion generator needs PyTorch and diffusers ({error}); pip install 'avatar-engine[torch]'.") from error
 
 Precision = Literal["fp32", "bf16", "fp16"]
 KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from engine.generators.diffusion.attention import KeyValue, Sources
 from engine.generators.diffusion.autoencoder import to_pixels, to_unit
+from engine.generators.diffusion.budget import ring_shapes, slots
 from engine.generators.diffusion.networks import Cache, Networks
 from engine.generators.diffusion.presets import Preset
 from engine.generators.diffusion.sampler import Levels, advance
-from engine.generators.diffusion.temporal import Window, places, put_at, slots, write
+from engine.generators.diffusion.temporal import Window, places, put_at, write
 from engine.generators.diffusion.tokens import SPEECH_TOKENS
 from engine.types import MEL_BANDS, MEL_ROWS
 
@@ -104,23 +105,6 @@ def open_stream(recipe: Recipe, rows: int, like: Cache) -> Stream:
         spoken=empty(rows, between if unet.speech_dim else 0, chunk, SPEECH_TOKENS, unet.speech_dim),
         bases=empty(rows, between if made.residual else 0, chunk, height, width, 3, kind=torch.uint8),
     )
-
-
-def ring_shapes(made: Preset) -> list[tuple[int, int]]:
-    """(channels, cells) of every temporal attention, in order."""
-    unet, (h, w) = made.unet, made.latent_size
-    last = len(unet.channels) - 1
-
-    def cells(level: int) -> int:
-        return (h >> level) * (w >> level)
-
-    found: list[tuple[int, int]] = []
-    for i, width in enumerate(unet.channels):
-        found += [(width, cells(i))] * (2 * unet.layers * unet.motion[i])
-    found += [(unet.channels[-1], cells(last))] * (2 * unet.motion_middle)
-    for i in range(last, -1, -1):
-        found += [(unet.channels[i], cells(i))] * (2 * (unet.layers + 1) * unet.motion[i])
-    return found
 
 
 def seat(stream: Stream, row: int, cache: Cache) -> None:
@@ -249,4 +233,4 @@ def whole_clip(recipe: Recipe, cache: Cache, condition: Tensor, speech: Tensor |
     return x
 
 
-__all__ = ["Recipe", "Stream", "forget", "keep", "open_stream", "ring_shapes", "seat", "step", "whole_clip"]
+__all__ = ["Recipe", "Stream", "forget", "keep", "open_stream", "seat", "step", "whole_clip"]

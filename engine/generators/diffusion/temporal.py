@@ -37,11 +37,6 @@ class Places:
         return int(self.key.shape[2] - self.key.shape[1])
 
 
-def slots(made: Preset) -> int:
-    """Of a ring: the pinned frames, the recent ones, and one that rows without a frame write to."""
-    return made.sinks + made.ring + 1
-
-
 def places(count: Tensor, frames: int, made: Preset) -> Places:
     """count [B] int64 frames seen before -> Places of the next `frames` among a ring's `slots` and themselves."""
     device, sinks, ring = count.device, made.sinks, made.ring
@@ -195,4 +190,4 @@ def sinusoids(length: int, width: int) -> Tensor:
     return torch.stack([torch.sin(at * rate), torch.cos(at * rate)], -1).flatten(1).float()
 
 
-__all__ = ["MotionModule", "Places", "TemporalAttention", "Window", "places", "put_at", "sinusoids", "slots", "whole", "write"]
+__all__ = ["MotionModule", "Places", "TemporalAttention", "Window", "places", "put_at", "sinusoids", "whole", "write"]
