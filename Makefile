@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 ARGS ?=
 
-.PHONY: serve test venv clean
+.PHONY: serve test venv torch clean
 
 serve: $(VENV)/ready
 	$(BIN)/avatar serve $(ARGS)
@@ -30,6 +30,13 @@ $(VENV)/ready: $(BIN)/python pyproject.toml requirements.txt
 
 $(VENV)/ready-dev: $(VENV)/ready requirements-dev.txt
 	$(PIP) --no-deps -r requirements-dev.txt
+	@touch $@
+
+# PyTorch and what the diffusion generator needs beside it. What PyTorch itself needs differs by machine, so here pip resolves.
+torch: $(VENV)/ready-torch
+
+$(VENV)/ready-torch: $(VENV)/ready requirements-torch.txt
+	$(PIP) -c requirements.txt -r requirements-torch.txt
 	@touch $@
 
 clean:

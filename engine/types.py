@@ -217,9 +217,15 @@ class GraphSpec:
     build: Any  # () -> the framework's module
 
     def examples(self, seed: int = 0) -> dict[str, npt.NDArray[Any]]:
-        """Seeded random inputs of the declared shapes."""
+        """Seeded random inputs of the declared shapes; whole numbers are 0 to 7, truth values true."""
         rng = np.random.default_rng(seed)
-        return {name: rng.standard_normal(shape).astype(dtype) for name, (shape, dtype) in self.inputs.items()}
+
+        def make(shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
+            if dtype == "bool":
+                return np.ones(shape, bool)
+            return rng.integers(0, 8, shape).astype(dtype) if dtype.startswith("int") else rng.standard_normal(shape).astype(dtype)
+
+        return {name: make(shape, dtype) for name, (shape, dtype) in self.inputs.items()}
 
 
 class Runner(Protocol):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine.backends import backend
 from engine.generators.diffusion.budget import budget
 from engine.generators.diffusion.presets import ANIMATE_ANYONE, COMPACT, TINY, Noise, Preset, check, preset
 from engine.types import AvatarError
@@ -18,6 +19,7 @@ if found("torch") and found("diffusers"):
 
     from engine.generators.diffusion import stream as streams
     from engine.generators.diffusion.attention import Sources
+    from engine.generators.diffusion.graphs import denoiser_spec
     from engine.generators.diffusion.networks import Cache, Networks, build
     from engine.generators.diffusion.sampler import advance, alphas, clean_and_noise, levels, noised
     from engine.generators.diffusion.temporal import Window, places, whole
@@ -320,6 +322,29 @@ def test_a_whole_clip_may_see_itself_as_the_published_models_do() -> None:
         made = networks.denoiser(x, torch.full((6,), 500.0), hint, Sources(6, cache.reference, cache.identity), window)
     assert made.shape == x.shape
     assert len(window.new) == networks.denoiser.temporal_attentions
+
+
+@pytest.mark.parametrize("made", [TINY, COMPACT], ids=["tiny", "compact"])
+def test_the_denoiser_is_a_graph_of_arrays(made: Preset) -> None:
+    """As a backend runs it, it equals the call inside the stream."""
+    networks = seeded(made)
+    spec = denoiser_spec(networks, rows=2)
+    inputs = spec.examples(seed=4)
+    at = places(torch.tensor([3, 40]), 1, made)
+    inputs |= {"position": at.key.numpy(), "visible": ~at.hidden.numpy()}
+    got = backend("pytorch").load(spec)(inputs)
+    assert set(got) == set(spec.outputs)
+
+    def pairs(kind: str) -> list[Any]:
+        count = sum(name.startswith(f"{kind}.") for name in inputs) // 2
+        return [tuple(torch.from_numpy(inputs[f"{kind}.{i}.{part}"]) for part in "kv") for i in range(count)]
+
+    window = Window(at, made.window, 1, pairs("ring"), {})
+    sources = Sources(1, pairs("reference"), pairs("identity"), speech=torch.from_numpy(inputs["speech"]))
+    with torch.inference_mode():
+        want = networks.denoiser(*(torch.from_numpy(inputs[name]) for name in ("x", "level", "hint")), sources, window)
+    assert error(torch.from_numpy(got["answer"]), want) < SAME
+    assert error(torch.from_numpy(got["new.1.v"]), window.new[1][1]) < SAME
 
 
 # -- presets --------------------------------------------------------------------------------------------------------------

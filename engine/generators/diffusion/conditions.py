@@ -1,26 +1,52 @@
-"""Condition pictures from signals: skeletons in the DWPose convention and face landmark maps."""
+"""Condition pictures from signals: skeletons in the DWPose convention and face landmark maps, in the portrait's frame.
+
+The driver's picture is not the portrait's: its person sits elsewhere, nearer or further. Where the points go follows from one
+signal and from the portrait alone, without a memory (`conditions_place`):
+
+1. *A face that the camera sees and that moves its own lips* (`motion.expression` given, confidences at least 0.3). A rigid fit says
+   where the driver's head is now, `motion.head` says how far that is from the driver's neutral: so the neutral's place and size
+   are known. One similarity (a scale and a shift, no rotation) takes the neutral head onto the portrait's, and all points of the
+   driver through it: face, shoulders, arms, hands. Size and place of the head thereby follow `motion.head` exactly, smoothed
+   as it is, while its turn and its features are the driver's own. A signal without a motion counts as the neutral.
+2. *No face, or lips that a voice moves* (`conditions_own`): the portrait's own face, found once, is moved by the motion: lids,
+   irises, brows and lips by the scalars (and the expression, if there is one), then the head turns about the neck as one piece.
+3. *A body of which the camera sees neither shoulder* is the portrait's own, moved by `motion.body`. One it sees below a face of rule 2
+   is brought to the portrait's by the two shoulders alone.
+
+A hand or a joint whose confidence is under 0.3 is left out; a face under it is not the driver's any more (rule 2), so that no
+frame is without one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-
+from engine.generators.diffusion.conditions_place import Anchor, Placed, anchor_of, place
+from engine.generators.diffusion.landmarks import paint_landmarks
 from engine.generators.diffusion.presets import Preset
+from engine.generators.diffusion.skeleton import FACE_68, joints_of, paint_skeleton
 from engine.types import Signal, UInt8Array
 
-Painter = Callable[[Signal, UInt8Array], UInt8Array]
-"""(signal, the portrait it drives [H, W, 3]) -> condition picture [H, W, 3]."""
+Painter = Callable[[Signal, Anchor], UInt8Array]
+"""(signal, where the portrait it drives has its face and shoulders) -> condition picture [H, W, 3]."""
 
 
 def painter(made: Preset) -> Painter:
-    """The painter of a preset's condition."""
-    height, width = made.size
+    """The painter of a preset's condition: of its skeleton, or of its landmarks."""
+    paint_points = {"skeleton": _skeleton, "landmarks": _landmarks}[made.condition]
 
-    def paint(signal: Signal, portrait: UInt8Array) -> UInt8Array:
-        return np.zeros((height, width, 3), np.uint8)
+    def paint(signal: Signal, anchor: Anchor) -> UInt8Array:
+        return paint_points(place(signal, anchor, made.size), made.size)
 
     return paint
 
 
-__all__ = ["Painter", "painter"]
+def _skeleton(placed: Placed, size: tuple[int, int]) -> UInt8Array:
+    return paint_skeleton(size, joints_of(placed.face, placed.body), placed.hands, placed.face[list(FACE_68)])
+
+
+def _landmarks(placed: Placed, size: tuple[int, int]) -> UInt8Array:
+    return paint_landmarks(size, placed.face)
+
+
+__all__ = ["Anchor", "Painter", "anchor_of", "painter"]

@@ -15,9 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.backends import pytorch  # before torch: see there
-from engine.drivers.portrait import find_face
 from engine.generators import load as load_generator
-from engine.generators.diffusion.conditions import painter
+from engine.generators.diffusion.conditions import Anchor, anchor_of, painter
 from engine.generators.diffusion.presets import preset as preset_named
 from engine.types import AvatarError, Generator, GeneratorSpec, Identity, MissingPart, Signal, UInt8Array, VideoFrame
 
@@ -34,7 +33,7 @@ except ImportError as error:
 
 Precision = Literal["fp32", "bf16", "fp16"]
 KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-VERSION = "1"
+VERSION = "2"
 """Of the features: cached ones of another version are made anew."""
 SILENCE = -10.0
 """Log-mel of nothing heard."""
@@ -47,6 +46,7 @@ class Features:
 
     cache: Cache
     base: Identity | None  # the same portrait for the generator whose frames are the condition
+    anchor: Anchor | None  # where the portrait has its face and shoulders, for a painted condition
 
 
 @dataclass
@@ -114,8 +114,7 @@ class Diffusion:
 
     def prepare(self, portrait: UInt8Array) -> Identity:
         """Portrait [H, W, 3] of any size -> Identity. Raises AvatarError where no face is found."""
-        if self._base is None:
-            find_face(portrait)
+        anchor = anchor_of(portrait) if self._paint else None
         base = self._base.prepare(portrait) if self._base else None
         height, width = self.spec.size
         how = cv2.INTER_AREA if portrait.shape[0] > height else cv2.INTER_CUBIC
@@ -123,7 +122,7 @@ class Diffusion:
         picture = to_unit(torch.from_numpy(rgb)[None].to(self.device)).to(self.recipe.dtype)
         made_by = f"diffusion {VERSION} {self.recipe.preset} {self.weights}"
         key = hashlib.sha256(np.ascontiguousarray(portrait).tobytes() + made_by.encode()).hexdigest()
-        return Identity(key, rgb, Features(self.recipe.networks.remember(picture), base))
+        return Identity(key, rgb, Features(self.recipe.networks.remember(picture), base, anchor))
 
     def pack(self, identity: Identity) -> dict[str, npt.NDArray[Any]]:
         """What `np.savez` can keep of an identity, without pickle; half precisions are kept as they are, in 16-bit words."""
@@ -135,6 +134,8 @@ class Diffusion:
         if features.base is not None:
             arrays |= {f"base.{name}": array for name, array in cast(Any, self._base).pack(features.base).items()}
             arrays["base_portrait"] = features.base.portrait
+        if features.anchor is not None:
+            arrays |= {"anchor.face": features.anchor.face, "anchor.body": features.anchor.body}
         return arrays
 
     def unpack(self, portrait: UInt8Array, arrays: dict[str, npt.NDArray[Any]]) -> Identity:
@@ -150,7 +151,8 @@ class Diffusion:
         if self._base is not None:
             parts = {name.removeprefix("base."): array for name, array in arrays.items() if name.startswith("base.")}
             base = cast(Any, self._base).unpack(arrays["base_portrait"], parts)
-        return Identity(str(arrays["key"]), portrait, Features(Cache(kept("reference"), kept("identity")), base))
+        anchor = Anchor(arrays["anchor.face"], arrays["anchor.body"]) if self._paint else None
+        return Identity(str(arrays["key"]), portrait, Features(Cache(kept("reference"), kept("identity")), base, anchor))
 
     def _tensor(self, words: npt.NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(np.array(words)).view(self.recipe.dtype).to(self.device)
@@ -223,7 +225,7 @@ class Diffusion:
         assert self._paint is not None
         paint, rows = self._paint, state.rows
         return {
-            row: [VideoFrame(paint(signal, cast(Identity, rows[row]).portrait), signal.time, signal.id) for signal in chunk]
+            row: [VideoFrame(paint(signal, cast(Identity, rows[row]).features.anchor), signal.time, signal.id) for signal in chunk]
             for row, chunk in enumerate(signals)
             if chunk is not None
         }

@@ -91,23 +91,41 @@ def save(networks: Networks, folder: Path, *, origin: dict[str, str]) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
+def empty(made: Preset) -> Networks:
+    """Networks whose parameters have shapes but no values: they cost neither memory nor the time of an initialisation."""
+    with torch.device("meta"):
+        return Networks(made)
+
+
 def load(folder: Path) -> Networks:
-    """The networks of a folder that `save` or an importer wrote. Raises AvatarError for anything else."""
+    """The networks of a folder that `save` or an importer wrote, in the precision of the files. Raises AvatarError for anything else."""
     try:
         text = (folder / MANIFEST).read_text()
         manifest = json.loads(text)
         name = manifest["preset"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AvatarError(f"{folder} holds no weights of this engine: it has no readable {MANIFEST}; import or train them first.") from error
-    networks = Networks(preset(name))
+    networks = empty(preset(name))
     for part, module in networks.parts().items():
         try:
-            module.load_state_dict(load_file(folder / f"{part}.safetensors"))
+            # Read, not mapped: a file that is written again must not change what runs.
+            module.load_state_dict(load_file(folder / f"{part}.safetensors", backend="pread"), assign=True)
         except Exception as error:  # whatever a broken file raises
             raise AvatarError(f"{folder / part}.safetensors is missing, damaged or of another preset than '{name}'; import it again.") from error
+    _number(networks)
     networks.origin = hashlib.sha256(text.encode()).hexdigest()
     networks.eval().requires_grad_(False)
     return networks
 
 
-__all__ = ["UNTRAINED", "Cache", "Networks", "build", "load", "save"]
+def _number(networks: Networks) -> None:
+    """Fill what no file keeps: transformers' encoders count their patches in a buffer [1, P]."""
+    for name, buffer in list(networks.named_buffers()):
+        if buffer.is_meta:
+            owner, _, own = name.rpartition(".")
+            if own != "position_ids":
+                raise AvatarError(f"This version of transformers or diffusers keeps '{name}' beside the weights; install the pinned versions.")
+            networks.get_submodule(owner).register_buffer(own, torch.arange(buffer.shape[1])[None], persistent=False)
+
+
+__all__ = ["UNTRAINED", "Cache", "Networks", "build", "empty", "load", "save"]
