@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -80,6 +81,10 @@ class Diffusion:
         `mode`: eager, compile or cudagraph, see `engine.backends.pytorch`. Raises AvatarError where any of it does not fit together.
         """
         self.device = pytorch.device(device)
+        if self.device.type == "cpu":
+            # Trackers and encoders share the cores, and a parallel loop waits for its slowest thread: on two busy cores two threads took
+            # ten times as long as one.
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
         networks = weights_of.build(preset_named(preset or "compact"), seed=seed) if weights is None else weights_of.load(Path(weights))
         made = networks.preset
         if preset is not None and preset != made.name:
