@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -118,6 +119,15 @@ def persona(args: argparse.Namespace) -> int:
     return 0
 
 
+def import_(args: argparse.Namespace) -> int:
+    """Turn published weights into a folder that `serve --weights` takes."""
+    from exporters.import_checkpoint import import_animate_anyone
+
+    import_animate_anyone(args.folder, args.out, vae=args.vae, image_encoder=args.image_encoder, precision=args.precision, tell=_line)
+    print(f"Wrote {args.out}. Serve it: avatar serve --generator diffusion --weights {shlex.quote(str(args.out))}")
+    return 0
+
+
 def bench(args: argparse.Namespace) -> int:
     """Run a benchmark: a table, then one JSON line."""
     from importlib import import_module
@@ -138,6 +148,10 @@ def doctor(args: argparse.Namespace) -> int:
         mark = {True: "ok     ", False: "PROBLEM", None: "absent "}[check.ok]
         print(f"{mark} {check.part:32s} {check.detail}")
     return 1 if any(check.ok is False for check in checks) else 0
+
+
+def _line(text: str) -> None:
+    print(text, flush=True)
 
 
 def _persona(generator: Generator, args: argparse.Namespace) -> Persona:
@@ -264,6 +278,16 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (("show", "a persona's manifest"), ("remove", "delete a persona")):
         actions.add_parser(name, help=text).add_argument("name")
     p.set_defaults(run=persona)
+
+    p = commands.add_parser("import", help="turn published weights into a folder for --weights")
+    systems = p.add_subparsers(dest="system", required=True)
+    anyone = systems.add_parser("animate-anyone", help="Moore-AnimateAnyone's four files, the autoencoder and the image encoder")
+    anyone.add_argument("folder", type=Path, metavar="DIR", help="where its download script put them, or the folder above")
+    anyone.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the folder to write; it must not exist yet")
+    anyone.add_argument("--vae", type=Path, metavar="DIR", help="config.json and weights of the autoencoder (default: DIR/sd-vae-ft-mse)")
+    anyone.add_argument("--image-encoder", type=Path, metavar="DIR", help="the same of CLIP's image encoder (default: DIR/image_encoder)")
+    anyone.add_argument("--precision", choices=["fp32", "fp16"], default="fp32", help="of the files written; fp16 halves them")
+    p.set_defaults(run=import_)
 
     p = commands.add_parser(
         "bench", help="measure: latency, loopback, capacity, quality", epilog=BENCH_HELP, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -1,0 +1,214 @@
+"""Published weights become a folder of this engine: every key by a table, every shape checked, nothing missing and nothing left over."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from engine.types import AvatarError
+from exporters import keys
+from exporters.files import find, fresh_folder, read, read_config, sha256
+from exporters.keys import Drop, Table
+
+try:
+    import torch
+    from safetensors.torch import save_file
+    from torch import Tensor
+
+    from engine.generators.diffusion.networks import MANIFEST, Networks, empty
+    from engine.generators.diffusion.presets import ANIMATE_ANYONE, Preset
+    from engine.generators.diffusion.temporal import sinusoids
+except ImportError as error:
+    raise AvatarError(f"Importing weights needs PyTorch and diffusers ({error}); pip install 'avatar-engine[torch]'.") from error
+
+Precision = Literal["fp32", "fp16"]
+KINDS = {"fp32": torch.float32, "fp16": torch.float16}
+PUBLISHED = "pretrained_weights"
+"""The folder that the published download script makes, looked into as well."""
+SHOWN = 3
+"""Names of each kind that a report spells out."""
+CLOSE = 2e-3
+"""Between sinusoids that are made again and those of a file, which may be in half precision."""
+
+Shape = tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Match:
+    """What one file gives, by published key, and what is wrong with it."""
+
+    pairs: dict[str, str] = field(default_factory=dict)  # our key -> published key
+    dropped: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)  # our keys, without the prefix
+    unexpected: list[str] = field(default_factory=list)
+    unfit: list[str] = field(default_factory=list)  # each with what it is and what it should be
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    table: Table
+    path: Path
+    name: str  # in reports and in the manifest
+
+
+def import_animate_anyone(
+    source: Path,
+    out: Path,
+    *,
+    vae: Path | None = None,
+    image_encoder: Path | None = None,
+    precision: Precision = "fp32",
+    made: Preset = ANIMATE_ANYONE,
+    tell: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Moore-AnimateAnyone's files in `source`, with the autoencoder and CLIP's image encoder, -> weights of `made` in a new folder `out`.
+
+    Everything is checked before anything is written. Raises AvatarError, one sentence, for whatever does not fit.
+    """
+    if precision not in KINDS:
+        raise AvatarError(f"Weights are kept as one of: {', '.join(KINDS)}; not as '{precision}'.")
+    sources = _sources(source, {keys.AUTOENCODER.part: vae, keys.IMAGE.part: image_encoder})
+    networks = empty(made)
+    matches = [_checked(each, networks, tell) for each in sources]
+    with fresh_folder(out) as folder:
+        count = sum(parameter.numel() for parameter in networks.parameters())
+        _check_room(folder, count * KINDS[precision].itemsize)
+        hashes = {}
+        for part in networks.parts():
+            given = [(each, match) for each, match in zip(sources, matches, strict=True) if each.table.part == part]
+            hashes[part] = _write(folder / f"{part}.safetensors", given, precision)
+            tell(f"{part}: written")
+        tell("Hashing what was read ...")
+        origin = {"system": keys.SYSTEM, "precision": precision} | {each.name: sha256(each.path) for each in sources}
+        manifest = {"preset": made.name, "sha256": hashes, "origin": origin}
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    tell(f"{count / 1e6:,.1f} million values in {precision}.")
+
+
+def match(table: Table, held: Mapping[str, Tensor], wanted: Mapping[str, Shape]) -> Match:
+    """Lay a file's tensors beside the shapes of our network, our keys with their prefix."""
+    made = Match()
+    open_keys = {key.removeprefix(table.prefix): shape for key, shape in wanted.items() if table.fills(key)}
+    for key, tensor in held.items():
+        drop = next((drop for drop in table.drops if key.endswith(drop.suffix)), None)
+        if drop is not None:
+            made.dropped.append(key)
+            if not _made_again(drop, tensor):
+                made.unfit.append(f"'{key}', which is not {drop.reason}")
+            continue
+        shape = open_keys.pop(table.ours(key), None)
+        if shape is None:
+            made.unexpected.append(key)
+        elif tuple(tensor.shape) != shape or not _plain(tensor):
+            made.unfit.append(f"'{key}', {list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')} instead of {list(shape)}")
+        else:
+            made.pairs[table.prefix + table.ours(key)] = key
+    made.missing = list(open_keys)
+    return made
+
+
+def _plain(tensor: Tensor) -> bool:
+    """Numbers that are there, one after the other."""
+    return bool(tensor.is_floating_point() and tensor.layout == torch.strided and tensor.device.type == "cpu")
+
+
+def _made_again(drop: Drop, tensor: Tensor) -> bool:
+    """Whether a tensor that is left out, [1, P, C] or [1, P], holds what will be made in its place."""
+    if drop.again == "count":
+        return bool(tensor.ndim == 2 and torch.equal(tensor[0].long(), torch.arange(tensor.shape[1])))
+    if tensor.ndim != 3 or tuple(tensor.shape[:2]) != (1, keys.POSITIONS):
+        return False
+    return bool(torch.allclose(tensor[0].float(), sinusoids(*tensor.shape[1:]), atol=CLOSE))
+
+
+# -- what is there --------------------------------------------------------------------------------------------------------
+
+
+def _sources(source: Path, elsewhere: Mapping[str, Path | None]) -> list[_Source]:
+    """Every file that is needed, where it usually lies or in the folder that was given for its part."""
+    if not source.is_dir():
+        raise AvatarError(f"{source} is no folder; give the one that {keys.SYSTEM}'s files were downloaded to.")
+    found = []
+    for table in keys.ANIMATE_ANYONE:
+        given = elsewhere.get(table.part)
+        folders = [given] if given else [source / table.folder, source / PUBLISHED / table.folder]
+        path = find(folders, table.stems)
+        if path is None:
+            what = " or ".join(table.stems)
+            option = {keys.AUTOENCODER.part: " or name its folder with --vae", keys.IMAGE.part: " or name its folder with --image-encoder"}
+            hint = option.get(table.part, "")
+            raise AvatarError(f"{folders[0]} has no file {what} (.safetensors, .pth, .pt, .ckpt or .bin); download it{hint}.")
+        found.append(_Source(table, path, f"{path.parent.name}/{path.name}" if table.folder else path.name))
+    return found
+
+
+def _checked(source: _Source, networks: Networks, tell: Callable[[str], None]) -> Match:
+    """Raise AvatarError unless a file is what its table says."""
+    table, module = source.table, networks.parts()[source.table.part]
+    if table.config:
+        _check_config(source.path.parent, table, module.model.config)
+    held = read(source.path)
+    made = match(table, held, {key: tuple(value.shape) for key, value in module.state_dict().items()})
+    _report(source, made, held, tell)
+    return made
+
+
+def _check_config(folder: Path, table: Table, ours: Any) -> None:
+    config = read_config(folder)
+    for name in table.config:
+        want = getattr(ours, name)
+        want = list(want) if isinstance(want, tuple) else want
+        if config.get(name, want) != want:
+            raise AvatarError(f"{folder}/config.json has {name} {config[name]}, this system {want}; give the published {table.folder}.")
+
+
+def _report(source: _Source, made: Match, held: Mapping[str, Tensor], tell: Callable[[str], None]) -> None:
+    """A few lines of what a file gives, and AvatarError for what it lacks or has too much."""
+    values = sum(held[key].numel() for key in made.pairs.values())
+    tell(f"{source.name}: {len(made.pairs)} tensors -> {source.table.part}, {values / 1e6:,.1f} million values")
+    for drop in source.table.drops:
+        if names := [key for key in made.dropped if key.endswith(drop.suffix)]:
+            tell(f"  {len(names)} left out, {drop.reason}: {_few(names)}")
+    wrong = {"missing": made.missing, "unexpected": made.unexpected, "unfit": made.unfit}
+    for kind, names in wrong.items():
+        if names:
+            tell(f"  {len(names)} {kind}: {_few(names)}")
+    told = [f"{len(made.missing)} missing (first '{made.missing[0]}')"] if made.missing else []
+    told += [f"{len(made.unexpected)} unexpected (first '{made.unexpected[0]}')"] if made.unexpected else []
+    told += [f"{len(made.unfit)} of another kind (first {made.unfit[0]})"] if made.unfit else []
+    if told:
+        what = source.table.folder or source.table.stems[0]
+        raise AvatarError(f"{source.path} is not {keys.SYSTEM}'s {what}: of its tensors, {', '.join(told)}; give the published file.")
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+
+
+# -- writing --------------------------------------------------------------------------------------------------------------
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise AvatarError(f"The weights need {needed / 1e9:.1f} GB, and {folder.parent} has room for {free / 1e9:.1f}; make room or write elsewhere.")
+
+
+def _write(path: Path, given: list[tuple[_Source, Match]], precision: Precision) -> str:
+    """One network's tensors from its files -> sha256 of what was written. Read anew and mapped: one network at a time is held at most."""
+    tensors: dict[str, Tensor] = {}
+    for source, match_ in given:
+        held = read(source.path)
+        tensors |= {ours: held[theirs].to(KINDS[precision]).contiguous() for ours, theirs in match_.pairs.items()}
+    try:
+        save_file(tensors, path)
+    except Exception as error:  # the library has its own kinds, even for a full disk
+        raise AvatarError(f"{path.name} cannot be written ({str(error).splitlines()[0]}); check the room on the disk.") from error
+    return sha256(path)
+
+
+__all__ = ["Match", "import_animate_anyone", "match"]

@@ -1,0 +1,97 @@
+"""Published checkpoint keys and ours: one table a file, and what is left out with the reason.
+
+Our networks carry the published names on purpose, so most tables say "the same"; saying it is what makes a missing key an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+SYSTEM = "Moore-AnimateAnyone"
+POSITIONS = 32
+"""That the published motion modules know. Other systems of the same layout have 24 or 128, and another noise schedule."""
+LATER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""How diffusers named an autoencoder's attention until 2023, and how it does now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Keys that are left out, because what they hold is made again; a file that holds something else there is refused."""
+
+    suffix: str  # of the keys
+    again: Literal["sinusoids", "count"]  # what they hold
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """How one published file becomes (a part of) one of our networks."""
+
+    stems: tuple[str, ...]  # names the file goes by, without their ending
+    part: str  # our network
+    ours: Callable[[str], str]  # published key -> our key, without the prefix
+    fills: Callable[[str], bool] = lambda key: True  # which keys of ours are to come from this file
+    prefix: str = ""  # of all of our keys
+    drops: tuple[Drop, ...] = ()
+    folder: str = ""  # the folder inside the published one that the file usually lies in
+    config: tuple[str, ...] = ()  # fields of the folder's config.json that must be as ours are: shapes do not tell them
+
+
+def same(key: str) -> str:
+    """Ours is the published key."""
+    return key
+
+
+def temporal(key: str) -> bool:
+    """Whether a key of the denoiser belongs to a motion module."""
+    return ".motion_modules." in key
+
+
+def spatial(key: str) -> bool:
+    """Whether it belongs to the Stable Diffusion part."""
+    return not temporal(key)
+
+
+def later(key: str) -> str:
+    """An autoencoder's key with the names of today: `x.attentions.0.query.weight` -> `x.attentions.0.to_q.weight`."""
+    head, attention, tail = key.partition(".attentions.")
+    if not attention:
+        return key
+    number, _, rest = tail.partition(".")
+    name, _, kind = rest.rpartition(".")
+    return f"{head}.attentions.{number}.{LATER.get(name, name)}.{kind}"
+
+
+DENOISER = Table(("denoising_unet",), "denoiser", same, spatial)
+MOTION = Table(
+    ("motion_module",),
+    "denoiser",
+    same,
+    temporal,
+    drops=(Drop(".pos_encoder.pe", "sinusoids", f"the sinusoids of {POSITIONS} positions, which are made again"),),
+)
+REFERENCE = Table(("reference_unet",), "reference", same)
+GUIDER = Table(("pose_guider",), "guider", same)
+AUTOENCODER = Table(
+    ("diffusion_pytorch_model",),
+    "autoencoder",
+    later,
+    prefix="model.",
+    folder="sd-vae-ft-mse",
+    config=("act_fn", "block_out_channels", "in_channels", "latent_channels", "layers_per_block", "norm_num_groups", "scaling_factor"),
+)
+IMAGE = Table(
+    ("model", "pytorch_model"),
+    "image",
+    same,
+    prefix="model.",
+    drops=(Drop(".position_ids", "count", "0, 1, 2 and so on, which is made again"),),
+    folder="image_encoder",
+    config=("hidden_act", "hidden_size", "image_size", "layer_norm_eps", "num_attention_heads", "num_hidden_layers", "patch_size", "projection_dim"),
+)
+ANIMATE_ANYONE = (GUIDER, DENOISER, MOTION, REFERENCE, AUTOENCODER, IMAGE)
+"""Every file that is needed; Stable Diffusion's own UNet is not: the denoising file holds all that it would give."""
+
+__all__ = ["ANIMATE_ANYONE", "AUTOENCODER", "DENOISER", "GUIDER", "IMAGE", "MOTION", "POSITIONS", "REFERENCE", "SYSTEM", "Drop", "Table", "later"]
