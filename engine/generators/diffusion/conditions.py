@@ -13,8 +13,8 @@ signal and from the portrait alone, without a memory (`conditions_place`):
 3. *A body of which the camera sees neither shoulder* is the portrait's own, moved by `motion.body`. One it sees below a face of rule 2
    is brought to the portrait's by the two shoulders alone.
 
-A hand or a joint whose confidence is under 0.3 is left out; a face under it is not the driver's any more (rule 2), so that no
-frame is without one.
+A hand or a joint whose confidence is under 0.3 is left out, and so is a joint that the tracker guesses well outside the picture. A face
+under it is not the driver's any more (rule 2), so that no frame is without one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from collections.abc import Callable
 from engine.generators.diffusion.conditions_place import Anchor, Placed, anchor_of, place
 from engine.generators.diffusion.landmarks import paint_landmarks
 from engine.generators.diffusion.presets import Preset
-from engine.generators.diffusion.skeleton import FACE_68, joints_of, paint_skeleton
+from engine.generators.diffusion.skeleton import face_68, joints_of, paint_skeleton
 from engine.types import Signal, UInt8Array
 
 Painter = Callable[[Signal, Anchor], UInt8Array]
@@ -42,7 +42,7 @@ def painter(made: Preset) -> Painter:
 
 
 def _skeleton(placed: Placed, size: tuple[int, int]) -> UInt8Array:
-    return paint_skeleton(size, joints_of(placed.face, placed.body), placed.hands, placed.face[list(FACE_68)])
+    return paint_skeleton(size, joints_of(placed.face, placed.body), placed.hands, face_68(placed.face))
 
 
 def _landmarks(placed: Placed, size: tuple[int, int]) -> UInt8Array:

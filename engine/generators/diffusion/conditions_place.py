@@ -21,6 +21,8 @@ CLOSE_UPS = (2.2, 3.2, 1.7)
 """Sides of the windows in which a portrait's face is read, in its own widths: the first that shows it again counts."""
 SOFTER = 0.006
 """Standard deviation of the softened picture for a second look, as a share of its longest side: strokes of paint mislead the tracker."""
+OUTSIDE = 0.1
+"""Picture widths and heights: joints further out of the picture are guesses, however sure the tracker is of them."""
 CENTRE = RIGID_WEIGHTS @ MEAN_RIGID / RIGID_WEIGHTS.sum()
 """[3] the point of the mean head that a rigid fit places best: its own weighted middle, on the bridge of the nose."""
 
@@ -109,13 +111,13 @@ def place(signal: Signal, anchor: Anchor, size: tuple[int, int]) -> Placed:
     else:
         face = own_face(portrait, motion)[:, :2]
         way = _shoulders_onto(seen_body, signal.body, own, anchor)
-    body, sure = own, anchor.body[:, 3]
-    if seen_body is not None and signal.body is not None and way is not None and float(signal.body[SHOULDERS, 3].max()) >= SEEN:
-        body, sure = way(seen_body), signal.body[:, 3]
+    body, sure = own, _sure(anchor.body)
+    if seen_body is not None and signal.body is not None and way is not None and float(_sure(signal.body)[SHOULDERS].max()) >= SEEN:
+        body, sure = way(seen_body), _sure(signal.body)
     hands = tuple(way(hand) * height for hand in _hands(signal)) if way is not None else ()
     return Placed(
         face=(face * height).astype(np.float32),
-        body=np.concatenate([body * height, sure[:, None]], 1).astype(np.float32),
+        body=np.concatenate([np.nan_to_num(body * height), sure[:, None]], 1).astype(np.float32),
         hands=tuple(hand.astype(np.float32) for hand in hands),
     )
 
@@ -147,11 +149,17 @@ def head_onto(points: Float64Array, head: FloatArray, home: Pose) -> Similarity:
 
 def _shoulders_onto(seen: Float64Array | None, body: FloatArray | None, own: Float64Array, anchor: Anchor) -> Similarity | None:
     """The way that takes the driver's shoulders onto the portrait's moved ones, where both are seen."""
-    if seen is None or body is None or min(body[SHOULDERS, 3].min(), anchor.body[SHOULDERS, 3].min()) < SEEN:
+    if seen is None or body is None or min(_sure(body)[SHOULDERS].min(), _sure(anchor.body)[SHOULDERS].min()) < SEEN:
         return None
     there, here = seen[SHOULDERS, :2], own[SHOULDERS]
     grown = float(np.hypot(*(here[1] - here[0])) / max(1e-6, np.hypot(*(there[1] - there[0]))))
     return Similarity(grown, here.mean(0) - grown * there.mean(0))
+
+
+def _sure(body: FloatArray) -> FloatArray:
+    """[33] visibility of the pose landmarks [33, 4]; 0 for those that lie outside their picture or are no numbers."""
+    inside = ((body[:, :2] > -OUTSIDE) & (body[:, :2] < 1.0 + OUTSIDE)).all(1)
+    return np.where(inside, body[:, 3], 0.0).astype(np.float32)
 
 
 def _hands(signal: Signal) -> list[Float64Array]:

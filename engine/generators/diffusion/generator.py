@@ -110,7 +110,7 @@ class Diffusion:
             fps=made.fps,
             chunk=made.chunk,
             delay=(count - 1) * made.chunk if self.recipe.batched else 0,
-            needs=("motion",) if self._base else ("face", "body"),
+            needs=("motion",) if self._base else ("motion", "face", "body", "hands"),
             together=self.device.type != "cpu",
             notice="" if self.trained else NOTICE,
         )

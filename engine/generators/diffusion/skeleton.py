@@ -46,13 +46,18 @@ LIMBS = ((1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10)
 COLOURS = ((255, 0, 0), (255, 85, 0), (255, 170, 0), (255, 255, 0), (170, 255, 0), (85, 255, 0), (0, 255, 0), (0, 255, 85), (0, 255, 170),
            (0, 255, 255), (0, 170, 255), (0, 85, 255), (0, 0, 255), (85, 0, 255), (170, 0, 255), (255, 0, 255), (255, 0, 170), (255, 0, 85))
 """RGB of the joints, and of the limbs before they are darkened."""
-FACE_68 = (127, 234, 132, 58, 172, 136, 149, 148, 152, 377, 378, 365, 397, 288, 361, 454, 356,  # jaw, at equal steps, over the chin
-           70, 63, 105, 66, 107, 336, 296, 334, 293, 300,  # brows
+JAW = ((127, 127, 0.0), (234, 93, 0.34), (93, 132, 0.60), (132, 58, 0.74), (58, 172, 0.94), (136, 150, 0.38), (150, 149, 0.93),
+       (176, 148, 0.60), (152, 152, 0.0), (400, 377, 0.60), (379, 378, 0.93), (365, 379, 0.38), (288, 397, 0.94), (361, 288, 0.74),
+       (323, 361, 0.60), (454, 323, 0.34), (356, 356, 0.0))
+"""Between which two points of the mesh, and at which share of the way, lie the 17 of the jaw: equal steps from temple over chin to temple."""
+FACE_51 = (70, 63, 105, 66, 107, 336, 296, 334, 293, 300,  # brows
            168, 197, 5, 4, 98, 97, 2, 326, 327,  # nose: bridge down to the tip, then its base
            33, 160, 158, 133, 153, 144, 362, 385, 387, 263, 373, 380,  # eyes, each clockwise from the picture's left
            61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181, 78, 82, 13, 312, 308, 317, 14, 87)  # lips: outer, then inner edge, clockwise
-"""Face mesh points that are the 68 of iBUG's convention (Sagonas et al. 2013), in its order, from the picture's left."""
+"""Face mesh points that are the other 51 of iBUG's 68 (Sagonas et al. 2013), in its order, from the picture's left."""
 # fmt: on
+LIMB_COLOURS = tuple(tuple(int(LIMB_SHARE * part) for part in colour) for colour in COLOURS[: len(LIMBS)])
+"""DWPose darkens the whole picture once the limbs are on it, which is the same."""
 FINGERS = tuple((0 if joint == 0 else base + joint - 1, base + joint) for base in (1, 5, 9, 13, 17) for joint in range(4))
 """Bones of a hand: from the wrist along each finger."""
 FINGER_COLOURS = tuple(tuple(255.0 * part for part in colorsys.hsv_to_rgb(i / len(FINGERS), 1.0, 1.0)) for i in range(len(FINGERS)))
@@ -76,15 +81,20 @@ def joints_of(face: FloatArray, body: FloatArray) -> FloatArray:
     return joints
 
 
+def face_68(face: FloatArray) -> FloatArray:
+    """Face [478, 2] -> [68, 2] iBUG's points: jaw, brows, nose, eyes, lips."""
+    jaw = [face[a] + share * (face[b] - face[a]) for a, b, share in JAW]
+    return np.concatenate([jaw, face[list(FACE_51)]]).astype(np.float32)
+
+
 def paint_skeleton(size: tuple[int, int], joints: FloatArray, hands: Sequence[FloatArray], face: FloatArray | None) -> UInt8Array:
     """A picture of `size` (H, W): joints [18, 3] (x, y in px, score), each hand [21, 2] px, face [68, 2] px."""
     canvas = np.zeros((*size, 3), np.uint8)
     unit = min(size) / PUBLISHED_SIDE
     seen = joints[:, 2] > SEEN
-    for (a, b), colour in zip(LIMBS, COLOURS, strict=False):
+    for (a, b), colour in zip(LIMBS, LIMB_COLOURS, strict=True):
         if seen[a] and seen[b]:
             _limb(canvas, joints[a, :2], joints[b, :2], colour, _px(STICK * unit))
-    canvas = (canvas * LIMB_SHARE).astype(np.uint8)
     for joint, colour in zip(joints[seen], np.array(COLOURS)[seen].tolist(), strict=True):
         cv2.circle(canvas, _cut(joint), _px(JOINT * unit), colour, thickness=-1)
     for hand in hands:
@@ -126,4 +136,4 @@ def _inside(point: FloatArray) -> bool:
     return int(point[0]) > 0 and int(point[1]) > 0
 
 
-__all__ = ["COLOURS", "FACE_68", "FINGERS", "LIMBS", "SEEN", "joints_of", "paint_skeleton"]
+__all__ = ["COLOURS", "FACE_51", "FINGERS", "LIMBS", "SEEN", "face_68", "joints_of", "paint_skeleton"]
