@@ -309,7 +309,9 @@ def _add_generator(parser: argparse.ArgumentParser) -> None:
     diffusion.add_argument("--steps", type=int, metavar="N", help="denoising steps a frame (default: the preset's)")
     diffusion.add_argument("--stream-batch", action="store_true", default=None, help="all steps in one call; a frame leaves N - 1 frames later")
     diffusion.add_argument("--precision", choices=["fp32", "bf16", "fp16"])
-    diffusion.add_argument("--mode", choices=["eager", "compile", "cudagraph"], help="how PyTorch runs it")
+    diffusion.add_argument(
+        "--mode", choices=["eager", "script", "compile", "cudagraph"], help="how PyTorch runs it (default: script on a CPU, cudagraph on a GPU)"
+    )
     diffusion.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda where there is one)")
 
 

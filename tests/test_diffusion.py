@@ -85,7 +85,7 @@ def run(made: streams.Recipe, stream: streams.Stream, row: int, condition: Any, 
         stream.active[row] = True
         stream.condition[row] = condition[start : start + chunk]
         stream.speech[row] = speech[start : start + chunk]
-        streams.step(made, stream, 0, len(stream.count))
+        streams.step(made, stream)
     return torch.cat([seen[row] for seen in latents.seen[first:]])
 
 
@@ -177,7 +177,7 @@ def test_rows_join_and_leave_while_others_stream(batched: bool, monkeypatch: pyt
             together.active[row] = t in when[row]
             together.condition[row] = condition[t - starts[row]]
             together.speech[row] = speech[t - starts[row]]
-        streams.step(how, together, 0, 3)
+        streams.step(how, together)
         for row in range(3):
             if t in when[row]:
                 got[row].append(latents.seen[-1][row])
@@ -213,7 +213,7 @@ def test_nothing_grows_with_the_length_of_a_stream() -> None:
     before = stream.bytes, [ring.data_ptr() for pair in stream.rings for ring in pair]
     for t in range(60):
         stream.condition[0], stream.speech[0] = condition[t % FRAMES], speech[t % FRAMES]
-        streams.step(how, stream, 0, 1)
+        streams.step(how, stream)
     assert (stream.bytes, [ring.data_ptr() for pair in stream.rings for ring in pair]) == before
     assert int(stream.count[0]) == 60
 
@@ -378,7 +378,7 @@ def test_untrained_compact_is_the_puppet_itself() -> None:
     streams.seat(stream, 0, cache)
     stream.active[:] = True
     stream.condition.random_(0, 256)
-    streams.step(how, stream, 0, 1)
+    streams.step(how, stream)
     assert torch.equal(stream.out, stream.condition)
 
 

@@ -1,16 +1,17 @@
-"""PyTorch: eager, compiled, or as one CUDA graph, behind the same call. `spec.build()` returns an nn.Module."""
+"""PyTorch: eager, traced, compiled, or as one CUDA graph, behind the same call. `spec.build()` returns an nn.Module."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_args
 
 from engine.backends import check_inputs
 from engine.types import AvatarError, GraphSpec, Runner
 
-Mode = Literal["eager", "compile", "cudagraph"]
+Mode = Literal["eager", "script", "compile", "cudagraph"]
 # Read when PyTorch loads. Threads that wait by spinning take the cores that trackers and encoders share: a step took 2 to 7 times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -38,12 +39,17 @@ def device(name: str | None = None) -> Any:
     return found
 
 
+def best_mode(on: Any) -> Mode:
+    """What suits a device: one launch a step on a GPU, one call a step on a CPU."""
+    return "cudagraph" if on.type == "cuda" else "script"
+
+
 def check_mode(mode: str, on: Any) -> None:
     """Raise AvatarError for a mode that does not exist or cannot run on the device."""
-    if mode not in ("eager", "compile", "cudagraph"):
-        raise AvatarError(f"PyTorch has no mode called '{mode}'; choose one of: eager, compile, cudagraph.")
+    if mode not in get_args(Mode):
+        raise AvatarError(f"PyTorch has no mode called '{mode}'; choose one of: {', '.join(get_args(Mode))}.")
     if mode == "cudagraph" and on.type != "cuda":
-        raise AvatarError("CUDA graphs need a CUDA GPU; use --mode eager or compile on this machine.")
+        raise AvatarError("CUDA graphs need a CUDA GPU; use --mode script, eager or compile on this machine.")
 
 
 def compiled(module: Any) -> Any:
@@ -53,12 +59,30 @@ def compiled(module: Any) -> Any:
     return torch.compile(module, dynamic=False)
 
 
-def prepared(step: Callable[[], None], *, mode: Mode) -> Callable[[], None]:
-    """A step over static tensors -> the same step; in mode cudagraph captured at its second call, so that a call is one launch.
+def scripted(module: Any, tensors: Sequence[Any]) -> Any:
+    """The module as a graph that runs in one call, without the interpreter.
 
-    The first call runs it as it is. The step must neither allocate what it leaves behind nor look at a value on the host, and running it
-    again for a warm-up must do no harm but to what it counts, so the capture replays instead of running.
+    A step of a thousand operations lets go of the interpreter's lock a thousand times, and beside busy Python threads waits for it as
+    often: five times its time was measured. Tracing runs the module once, on copies.
     """
+    import torch
+
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # tracing warns of every shape it takes as fixed, which is what it is for
+        return torch.jit.freeze(torch.jit.trace(module, tuple(x.clone() for x in tensors), check_trace=False))
+
+
+def prepared(module: Any, tensors: Sequence[Any], *, mode: Mode) -> Callable[[], None]:
+    """`module(*tensors)`, which writes its tensors in place, as a call without arguments.
+
+    In mode cudagraph it is captured after WARM_UPS calls, which run as they are: it must not look at a value on the host.
+    """
+    import torch
+
+    def step() -> None:
+        with torch.no_grad():
+            module(*tensors)
+
     return _Captured(step) if mode == "cudagraph" else step
 
 
@@ -94,7 +118,7 @@ class _TorchRunner:
         self._call = compiled(module) if mode == "compile" else module
         self._mode = mode
         self._static: dict[str, Any] = {}
-        self._made: tuple[Any, ...] = ()
+        self._made: Any = ()
         self._run: Callable[[], None] | None = None
 
     def __call__(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,7 +129,9 @@ class _TorchRunner:
         if arrays:
             check_inputs(self._spec, inputs)
         given = {name: torch.as_tensor(inputs[name]) for name in self._spec.inputs}
-        with torch.inference_mode():
+        with torch.no_grad():
+            if self._mode == "script" and not self._static:
+                self._static, self._call = {"traced": True}, scripted(self._call, [x.to(self._on) for x in given.values()])
             results = self._captured(given) if self._mode == "cudagraph" else self._call(*(x.to(self._on) for x in given.values()))
         results = (results,) if isinstance(results, torch.Tensor) else results
         return {name: x.cpu().numpy() if arrays else x for name, x in zip(self._spec.outputs, results, strict=True)}
@@ -115,10 +141,10 @@ class _TorchRunner:
         if not self._static:
             self._static = {name: x.to(self._on, copy=True) for name, x in given.items()}
 
-            def step() -> None:
-                self._made = self._call(*self._static.values())
+            def call(*static: Any) -> None:
+                self._made = self._call(*static)
 
-            self._run = prepared(step, mode="cudagraph")
+            self._run = prepared(call, list(self._static.values()), mode="cudagraph")
         for name, x in given.items():
             self._static[name].copy_(x, non_blocking=True)
         assert self._run is not None

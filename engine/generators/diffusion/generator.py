@@ -7,7 +7,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from engine.backends import pytorch  # before torch: see there
 from engine.generators import load as load_generator
 from engine.generators.diffusion.conditions import Anchor, anchor_of, painter
+from engine.generators.diffusion.presets import Preset, check
 from engine.generators.diffusion.presets import preset as preset_named
 from engine.types import AvatarError, Generator, GeneratorSpec, Identity, MissingPart, Signal, UInt8Array, VideoFrame
 
@@ -57,7 +57,7 @@ class State:
     stream: streams.Stream | None  # made with the first identity, whose caches tell the shapes
     base: Any  # the State of the generator whose frames are the condition
     rows: list[Identity | None]
-    run: dict[tuple[int, int], Callable[[], None]] = field(default_factory=dict)  # span of rows -> the prepared step
+    run: dict[int | None, Callable[[], None]] = field(default_factory=dict)  # row, or None for all at once -> its prepared step
     shown: list[deque[list[VideoFrame]]] = field(default_factory=list)  # a row: chunks that the stream batch still holds
 
 
@@ -68,17 +68,18 @@ class Diffusion:
         self,
         preset: str | None = None,
         *,
+        size: tuple[int, int] | None = None,
         weights: str | Path | None = None,
         steps: int | None = None,
         stream_batch: bool = False,
         precision: Precision = "fp32",
-        mode: pytorch.Mode = "eager",
+        mode: pytorch.Mode | None = None,
         device: str | None = None,
         seed: int = 0,
     ) -> None:
         """`preset`: of random weights (seeded by `seed`) where `weights`, a folder, is not given; default compact. `steps` a frame.
 
-        `mode`: eager, compile or cudagraph, see `engine.backends.pytorch`. Raises AvatarError where any of it does not fit together.
+        `size` (H, W) px instead of the preset's. `mode`: see `engine.backends.pytorch`. Raises AvatarError where any of it does not fit together.
         """
         self.device = pytorch.device(device)
         if self.device.type == "cpu":
@@ -89,18 +90,22 @@ class Diffusion:
         made = networks.preset
         if preset is not None and preset != made.name:
             raise AvatarError(f"The weights in {weights} are for the preset '{made.name}', not '{preset}'; leave --preset out.")
+        if size is not None:
+            made = networks.preset = _resized(made, size)
         if precision not in KINDS:
             raise AvatarError(f"There is no precision called '{precision}'; choose one of: {', '.join(KINDS)}.")
         count = steps or made.steps
         self.trained = networks.origin != UNTRAINED
-        self.weights = f"{networks.origin} {seed if not self.trained else ''} {precision}"
+        self.preset, self.backend, self.precision, self.steps = made.name, f"pytorch {mode}", precision, count
+        self.weights = f"{networks.origin} {seed if not self.trained else ''} {precision} {made.size}"
         networks = networks.to(self.device, KINDS[precision])
         networks.denoiser.freeze(made.window)
         at = levels(made.noise, count).to(self.device)
         self.recipe = streams.Recipe(networks, at, stream_batch and count > 1, KINDS[precision], self.device)
-        self.mode = mode
-        pytorch.check_mode(mode, self.device)
-        if mode == "compile":
+        self.mode = mode or pytorch.best_mode(self.device)
+        self._scripts: dict[tuple[int, ...], Any] = {}
+        pytorch.check_mode(self.mode, self.device)
+        if self.mode == "compile":
             networks.denoiser = pytorch.compiled(networks.denoiser)
         self._base: Generator | None = load_generator("puppet", size=made.size) if made.condition == "puppet" else None
         self._paint = None if self._base else painter(made)
@@ -209,12 +214,23 @@ class Diffusion:
             stream.condition[row].copy_(torch.from_numpy(np.stack([frame.rgb for frame in frames])))
             stream.speech[row].copy_(torch.from_numpy(_heard(cast(Sequence[Signal], signals[row]))))
         # A CPU gains nothing from a batch and would pay for idle rows; an accelerator takes all rows at once.
-        for span in [(0, len(signals))] if self.device.type != "cpu" else [(row, row + 1) for row in asked]:
-            if span not in state.run:
-                state.run[span] = pytorch.prepared(partial(streams.step, self.recipe, stream, *span), mode=self.mode)
-            state.run[span]()
+        for row_alone in asked if self.device.type == "cpu" else [None]:
+            if row_alone not in state.run:
+                state.run[row_alone] = self._prepared(stream if row_alone is None else stream.row(row_alone))
+            state.run[row_alone]()
         pictures = stream.out.cpu().numpy()
         return [self._told(state, row, pictures[row], conditions[row]) if row in conditions else None for row in range(len(signals))]
+
+    def _prepared(self, stream: streams.Stream) -> Callable[[], None]:
+        """The step of a stream, or of one row's view of it."""
+        module = streams.Step(self.recipe, stream).eval()
+        if self.mode == "script":
+            # One trace serves every row and every State of as many rows: it reads and writes what it is given.
+            shape = tuple(stream.condition.shape)
+            if shape not in self._scripts:
+                self._scripts[shape] = pytorch.scripted(module, stream.tensors())
+            module = self._scripts[shape]
+        return pytorch.prepared(module, stream.tensors(), mode=self.mode)
 
     def _conditions(self, state: State, signals: Sequence[Sequence[Signal] | None]) -> dict[int, list[VideoFrame]]:
         """Row -> a condition picture for each of its signals."""
@@ -244,6 +260,15 @@ class Diffusion:
             return conditions if self._base is not None else [replace(frame, rgb=still.copy()) for frame in conditions]
         shown = waiting.popleft()
         return [VideoFrame(picture.copy(), frame.time, frame.id, frame.alpha) for picture, frame in zip(pictures, shown, strict=True)]
+
+
+def _resized(made: Preset, size: tuple[int, int]) -> Preset:
+    """The preset at another size: no weight depends on it. Raises AvatarError where it does not fit."""
+    if min(size) < 1:
+        raise AvatarError(f"A picture of {size[0]} x {size[1]} px cannot be made; give a height and a width above 0.")
+    other = replace(made, size=size)
+    check(other)
+    return other
 
 
 def _heard(chunk: Sequence[Signal]) -> npt.NDArray[np.float32]:

@@ -8,10 +8,11 @@ so both are equal to banded-causal attention over the whole clip.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.generators.diffusion.attention import KeyValue, Sources
 from engine.generators.diffusion.autoencoder import to_pixels, to_unit
@@ -19,7 +20,7 @@ from engine.generators.diffusion.budget import ring_shapes, slots
 from engine.generators.diffusion.networks import Cache, Networks
 from engine.generators.diffusion.presets import Preset
 from engine.generators.diffusion.sampler import Levels, advance
-from engine.generators.diffusion.temporal import Window, places, put_at, write
+from engine.generators.diffusion.temporal import Places, Window, places, put_at, write
 from engine.generators.diffusion.tokens import SPEECH_TOKENS
 from engine.types import MEL_BANDS, MEL_ROWS
 
@@ -29,29 +30,54 @@ NOISE_SEED = 20260101
 
 @dataclass(slots=True)
 class Stream:
-    """B rows of sessions. A lane is one noise level of one row: S a row. Shapes never change."""
+    """B rows of sessions, or a view of one of them. Shapes never change."""
 
     count: Tensor  # [B] int64 frames seen
     active: Tensor  # [B] bool: rows that have a chunk now
     condition: Tensor  # [B, c, H, W, 3] uint8
     speech: Tensor  # [B, c, 16, 80] log-mel
     out: Tensor  # [B, c, H, W, 3] uint8
-    reference: list[KeyValue]  # a spatial block: [B, L, C]
-    identity: list[KeyValue]  # a spatial block: [B, T, C]
-    rings: list[KeyValue]  # a temporal attention: [B · S, L, h, K, d]
     noise: Tensor  # [c, C, h, w]
-    # Stream batch only: what lies between two calls
+    # Stream batch only (S is 0 else): what lies between two calls
     x: Tensor  # [B, S, c, C, h, w] latents at the entry of each step
     hints: Tensor  # [B, S, c, C0, h, w]
     spoken: Tensor  # [B, S, c, T, D] speech tokens
     bases: Tensor  # [B, S, c, H, W, 3] uint8 conditions
+    reference: list[KeyValue]  # a spatial block: [B, L, C]
+    identity: list[KeyValue]  # a spatial block: [B, T, C]
+    rings: list[KeyValue]  # a temporal attention: [S, B, L, h, K, d], in a stream batch [B, S, ..]: what one call reads lies together
+
+    def tensors(self) -> list[Tensor]:
+        """All of them, always in the same order."""
+        pairs = [tensor for kept in (self.reference, self.identity, self.rings) for pair in kept for tensor in pair]
+        return [*(getattr(self, name) for name in SINGLE), *pairs]
+
+    def like(self, tensors: Sequence[Tensor]) -> Stream:
+        """A stream of other tensors, in the order of `tensors`."""
+        rest = list(tensors[len(SINGLE) :])
+        pairs = [(rest[i], rest[i + 1]) for i in range(0, len(rest), 2)]
+        first, second = len(self.reference), len(self.reference) + len(self.identity)
+        single = dict(zip(SINGLE, tensors, strict=False))
+        return replace(self, **single, reference=pairs[:first], identity=pairs[first:second], rings=pairs[second:])
+
+    def row(self, row: int) -> Stream:
+        """A view of one row, which the same step takes: what it writes is written here."""
+        level_first = not self.x.shape[1]
+
+        def of(pairs: list[KeyValue]) -> list[KeyValue]:
+            return [(k[row : row + 1], v[row : row + 1]) for k, v in pairs]
+
+        rings = [(k[:, row : row + 1], v[:, row : row + 1]) for k, v in self.rings] if level_first else of(self.rings)
+        single = {name: getattr(self, name)[row : row + 1] for name in SINGLE if name != "noise"}
+        return replace(self, **single, reference=of(self.reference), identity=of(self.identity), rings=rings)
 
     @property
     def bytes(self) -> int:
         """Of all tensors together."""
-        single = [getattr(self, name) for name in ("count", "active", "condition", "speech", "out", "noise", "x", "hints", "spoken", "bases")]
-        pairs = [tensor for kept in (self.reference, self.identity, self.rings) for pair in kept for tensor in pair]
-        return sum(tensor.numel() * tensor.element_size() for tensor in (*single, *pairs))
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors())
+
+
+SINGLE = ("count", "active", "condition", "speech", "out", "noise", "x", "hints", "spoken", "bases")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +110,10 @@ def open_stream(recipe: Recipe, rows: int, like: Cache) -> Stream:
     def seats(kept: list[KeyValue]) -> list[KeyValue]:
         return [(empty(rows, *k.shape[1:]), empty(rows, *v.shape[1:])) for k, v in kept]
 
+    lanes = (rows, steps) if recipe.batched else (steps, rows)
     rings: list[KeyValue] = []
     for attention, cells in ring_shapes(made):
-        heads = unet.heads
-        shape = (rows * steps, cells, heads, slots(made), attention // heads)
+        shape = (*lanes, cells, unet.heads, slots(made), attention // unet.heads)
         rings.append((empty(*shape), empty(*shape)))
     between = steps if recipe.batched else 0
     return Stream(
@@ -96,14 +122,14 @@ def open_stream(recipe: Recipe, rows: int, like: Cache) -> Stream:
         condition=empty(rows, chunk, height, width, 3, kind=torch.uint8),
         speech=empty(rows, chunk, MEL_ROWS, MEL_BANDS),
         out=empty(rows, chunk, height, width, 3, kind=torch.uint8),
-        reference=seats(like.reference),
-        identity=seats(like.identity),
-        rings=rings,
         noise=noise.to(device, dtype).contiguous(),
         x=empty(rows, between, chunk, unet.in_channels, h, w),
         hints=empty(rows, between, chunk, unet.channels[0], h, w),
         spoken=empty(rows, between if unet.speech_dim else 0, chunk, SPEECH_TOKENS, unet.speech_dim),
         bases=empty(rows, between if made.residual else 0, chunk, height, width, 3, kind=torch.uint8),
+        reference=seats(like.reference),
+        identity=seats(like.identity),
+        rings=rings,
     )
 
 
@@ -117,100 +143,101 @@ def seat(stream: Stream, row: int, cache: Cache) -> None:
 
 def forget(stream: Stream, row: int) -> None:
     """A row's past. Hidden slots must hold numbers, so whatever a failed step may have left goes too."""
-    stream.count[row] = 0
-    lanes = slice(*(end * (len(stream.rings[0][0]) // len(stream.count)) for end in (row, row + 1))) if stream.rings else slice(0)
-    for k, v in stream.rings:
-        if stream.x.shape[1]:  # row-major lanes
-            k[lanes].zero_()
-            v[lanes].zero_()
-        else:
-            k[row :: len(stream.count)].zero_()
-            v[row :: len(stream.count)].zero_()
-    for tensor in (stream.x, stream.hints, stream.spoken, stream.bases):
-        tensor[row].zero_()
+    view = stream.row(row)
+    for tensor in (view.count, view.x, view.hints, view.spoken, view.bases, *(tensor for pair in view.rings for tensor in pair)):
+        tensor.zero_()
 
 
-@torch.inference_mode()
-def step(recipe: Recipe, stream: Stream, start: int, end: int) -> None:
-    """A chunk for the rows start..end - 1, from `condition`, `speech` and `active` into `out`."""
-    made, networks, dtype = recipe.preset, recipe.networks, recipe.dtype
-    span = slice(start, end)
-    condition = stream.condition[span].flatten(0, 1)  # [N, H, W, 3]
-    hint = networks.guider(condition.permute(0, 3, 1, 2).to(dtype) / 255)
-    spoken = networks.speech(stream.speech[span].flatten(0, 1)) if networks.speech is not None else None
+class Step(nn.Module):
+    """A chunk for every row, from `condition`, `speech` and `active` into `out`: a module of tensors, for whatever runs modules."""
+
+    def __init__(self, recipe: Recipe, like: Stream) -> None:
+        super().__init__()
+        self.networks, self._recipe, self._like = recipe.networks, recipe, like
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """The tensors of a stream, which are written in place -> its `out`."""
+        stream = self._like.like(tensors)
+        step(self._recipe, stream)
+        return stream.out
+
+
+@torch.no_grad()
+def step(recipe: Recipe, stream: Stream) -> None:
+    """As `Step`."""
+    made, networks = recipe.preset, recipe.networks
+    condition = stream.condition.flatten(0, 1)  # [N, H, W, 3]
+    hint = networks.guider(condition.permute(0, 3, 1, 2).to(recipe.dtype) / 255)
+    spoken = networks.speech(stream.speech.flatten(0, 1)) if networks.speech is not None else None
     run = _stream_batch if recipe.batched else _in_turn
-    latents, base = run(recipe, stream, span, hint, spoken)
+    latents, base = run(recipe, stream, hint, spoken)
     picture = networks.autoencoder.decode(latents / made.scale)
     if made.residual:
         picture = picture + to_unit(base.flatten(0, 1))
-    stream.out[span] = to_pixels(picture).unflatten(0, (-1, made.chunk))
-    stream.count[span] += made.chunk * stream.active[span]
+    stream.out.copy_(to_pixels(picture).unflatten(0, (-1, made.chunk)))
+    stream.count += made.chunk * stream.active
 
 
-def _in_turn(recipe: Recipe, stream: Stream, span: slice, hint: Tensor, spoken: Tensor | None) -> tuple[Tensor, Tensor]:
+def _in_turn(recipe: Recipe, stream: Stream, hint: Tensor, spoken: Tensor | None) -> tuple[Tensor, Tensor]:
     """S calls, each of all rows -> (latents [N, C, h, w], the condition they belong to)."""
-    made, levels, rows = recipe.preset, recipe.levels, span.stop - span.start
-    count, active, total = stream.count[span], stream.active[span], len(stream.count)
-    noise = stream.noise.repeat(rows, 1, 1, 1)
+    made, levels = recipe.preset, recipe.levels
+    noise = stream.noise.repeat(stream.count.shape[0], 1, 1, 1)
     x = noise
-    at, put = places(count, made.chunk, made), put_at(count, made.chunk, active, made)
-    sources = Sources(made.chunk, *_seated(stream, span), speech=spoken)
+    at, put = places(stream.count, made.chunk, made), put_at(stream.count, made.chunk, stream.active, made)
+    sources = Sources(made.chunk, stream.reference, stream.identity, speech=spoken)
     for s in range(len(levels)):
-        lanes = slice(s * total + span.start, s * total + span.stop)
-        window = Window(at, made.window, made.chunk, [(k[lanes], v[lanes]) for k, v in stream.rings], {})
-        answer = recipe.networks.denoiser(x, levels.t[s].expand(len(x)), hint, sources, window)
-        keep(stream.rings, lanes, window, put)
+        answer = _call(recipe, [(k[s], v[s]) for k, v in stream.rings], x, levels.t[s].expand(x.shape[0]), hint, sources, at, put)
         x = advance(levels, s, x, answer, noise)
-    return x, stream.condition[span]
+    return x, stream.condition
 
 
-def _stream_batch(recipe: Recipe, stream: Stream, span: slice, hint: Tensor, spoken: Tensor | None) -> tuple[Tensor, Tensor]:
+def _stream_batch(recipe: Recipe, stream: Stream, hint: Tensor, spoken: Tensor | None) -> tuple[Tensor, Tensor]:
     """One call: level s has the frames of s calls ago -> (latents [N, C, h, w] of the oldest, the condition they belong to)."""
-    made, levels, rows = recipe.preset, recipe.levels, span.stop - span.start
-    steps, chunk = len(levels), made.chunk
+    made, levels, rows = recipe.preset, recipe.levels, stream.count.shape[0]
+    steps, chunk, active = len(levels), made.chunk, stream.active
     noise = stream.noise.repeat(rows, 1, 1, 1).unflatten(0, (rows, chunk))
-    kept = [(stream.x, noise), (stream.hints, hint.unflatten(0, (rows, chunk)))]
+    _shift(stream.hints, hint.unflatten(0, (rows, chunk)), active)
     if spoken is not None:
-        kept.append((stream.spoken, spoken.unflatten(0, (rows, chunk))))
+        _shift(stream.spoken, spoken.unflatten(0, (rows, chunk)), active)
     if made.residual:
-        kept.append((stream.bases, stream.condition[span]))
-    active = stream.active[span]
-    for queue, newest in kept:
-        moved = torch.cat([newest[:, None], queue[span, 1:] if queue is stream.x else queue[span, :-1]], 1)
-        keep_old = active.view(-1, *[1] * (moved.ndim - 1))
-        queue[span] = torch.where(keep_old, moved, queue[span])
+        _shift(stream.bases, stream.condition, active)
     level = torch.arange(steps, device=recipe.device)
-    behind = (stream.count[span, None] - level * chunk).flatten()  # [rows · S] frames that this lane has seen
-    at = places(behind.clamp(min=0), chunk, made)
-    put = put_at(behind.clamp(min=0), chunk, (active[:, None].expand(-1, steps).flatten()) & (behind >= 0), made)
-    reference, identity = ([tuple(x.repeat_interleave(steps, 0) for x in pair) for pair in kept_] for kept_ in _seated(stream, span))
-    heard = stream.spoken[span].flatten(0, 2) if spoken is not None else None
-    lanes = slice(span.start * steps, span.stop * steps)
-    window = Window(at, made.window, chunk, [(k[lanes], v[lanes]) for k, v in stream.rings], {})
+    behind = (stream.count[:, None] - level * chunk).flatten()  # [B · S] frames that this level of this row has seen
+    working = active[:, None].expand(-1, steps).flatten() & (behind >= 0)
+    at, put = places(behind.clamp(min=0), chunk, made), put_at(behind.clamp(min=0), chunk, working, made)
+    reference, identity = (
+        [(k.repeat_interleave(steps, 0), v.repeat_interleave(steps, 0)) for k, v in kept] for kept in (stream.reference, stream.identity)
+    )
+    sources = Sources(chunk, reference, identity, speech=stream.spoken.flatten(0, 2) if spoken is not None else None)
     each = level.repeat(rows).repeat_interleave(chunk)  # [N] level of every picture
-    x = stream.x[span].flatten(0, 2)
-    answer = recipe.networks.denoiser(x, levels.t[each], stream.hints[span].flatten(0, 2), Sources(chunk, reference, identity, speech=heard), window)
-    keep(stream.rings, lanes, window, put)
-    made_x = advance(levels, each, x, answer, noise.repeat_interleave(steps, 0).flatten(0, 1)).unflatten(0, (rows, steps, chunk))
-    ready = torch.cat([stream.x[span, :1], made_x[:, :-1]], 1)  # what each step will find at its entry
-    stream.x[span] = torch.where(active.view(-1, 1, 1, 1, 1, 1), ready, stream.x[span])
-    base = stream.bases[span, -1] if made.residual else stream.condition[span]
-    return made_x[:, -1].flatten(0, 1), base
+    x = torch.cat([noise[:, None], stream.x[:, 1:]], 1).flatten(0, 2)
+    rings = [(k.flatten(0, 1), v.flatten(0, 1)) for k, v in stream.rings]
+    answer = _call(recipe, rings, x, levels.t[each], stream.hints.flatten(0, 2), sources, at, put)
+    moved = advance(levels, each, x, answer, noise.repeat_interleave(steps, 0).flatten(0, 1)).unflatten(0, (rows, steps, chunk))
+    _shift(stream.x, noise, active, moved)
+    return moved[:, -1].flatten(0, 1), stream.bases[:, -1] if made.residual else stream.condition
 
 
-def _seated(stream: Stream, span: slice) -> tuple[list[KeyValue], list[KeyValue]]:
-    """The caches of some rows."""
-    return [(k[span], v[span]) for k, v in stream.reference], [(k[span], v[span]) for k, v in stream.identity]
+def _shift(queue: Tensor, newest: Tensor, active: Tensor, moved: Tensor | None = None) -> None:
+    """`newest` [B, ..] enters a queue [B, S, ..] of the active rows, whose contents (or `moved` instead of them) go one place on."""
+    now = torch.cat([newest[:, None], (queue if moved is None else moved)[:, :-1]], 1)
+    queue.copy_(torch.where(active.view(-1, *[1] * (queue.ndim - 1)), now, queue))
 
 
-def keep(rings: list[KeyValue], lanes: slice, window: Window, put: Tensor) -> None:
-    """What a call made, into the rings."""
+def _call(
+    recipe: Recipe, rings: list[KeyValue], x: Tensor, t: Tensor, hint: Tensor, sources: Sources, at: Places, put: Tensor
+) -> Tensor:  # fmt: skip
+    """One call of the denoiser; what it learns goes into the rings [.., L, h, K, d]."""
+    made = recipe.preset
+    window = Window(at, made.window, made.chunk, rings, {})
+    answer = recipe.networks.denoiser(x, t, hint, sources, window)
     for index, (k, v) in window.new.items():
-        write(rings[index][0][lanes], k, put)
-        write(rings[index][1][lanes], v, put)
+        write(rings[index][0], k, put)
+        write(rings[index][1], v, put)
+    return answer
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def whole_clip(recipe: Recipe, cache: Cache, condition: Tensor, speech: Tensor | None) -> Tensor:
     """The same by definition, without a ring: banded-causal attention over a clip at once.
 
@@ -225,7 +252,7 @@ def whole_clip(recipe: Recipe, cache: Cache, condition: Tensor, speech: Tensor |
     x = noise
     at = places(torch.zeros(1, dtype=torch.int64, device=recipe.device), frames, made)
     empty = slots(made)
-    alone = type(at)(at.query, at.key[:, :, empty:], at.hidden[:, :, empty:])
+    alone = Places(at.query, at.key[:, :, empty:], at.hidden[:, :, empty:])
     for s in range(len(levels)):
         window = Window(alone, made.window, frames, None, {})
         answer = networks.denoiser(x, levels.t[s].expand(frames), hint, sources, window)
@@ -233,4 +260,4 @@ def whole_clip(recipe: Recipe, cache: Cache, condition: Tensor, speech: Tensor |
     return x
 
 
-__all__ = ["Recipe", "Stream", "forget", "keep", "open_stream", "seat", "step", "whole_clip"]
+__all__ = ["Recipe", "Step", "Stream", "forget", "open_stream", "seat", "step", "whole_clip"]

@@ -42,7 +42,7 @@ def places(count: Tensor, frames: int, made: Preset) -> Places:
     device, sinks, ring = count.device, made.sinks, made.ring
     before = count[:, None]
     asked = before + torch.arange(frames, device=device)  # [B, c] frame numbers
-    pinned = torch.arange(sinks, device=device).expand(len(count), sinks)
+    pinned = torch.arange(sinks, device=device).expand(count.shape[0], sinks)
     pinned = torch.where(pinned < before, pinned, NEVER)
     slot = torch.arange(ring, device=device)
     recent = before - 1 - (before - 1 - slot) % ring  # the newest frame that this slot got
