@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.backends import backend
+from engine.backends import backend, pytorch
 from engine.generators.diffusion.budget import budget
 from engine.generators.diffusion.presets import ANIMATE_ANYONE, COMPACT, TINY, Noise, Preset, check, preset
 from engine.types import AvatarError
@@ -216,6 +216,32 @@ def test_nothing_grows_with_the_length_of_a_stream() -> None:
         streams.step(how, stream)
     assert (stream.bytes, [ring.data_ptr() for pair in stream.rings for ring in pair]) == before
     assert int(stream.count[0]) == 60
+
+
+@pytest.mark.parametrize("batched", [False, True], ids=["in-turn", "stream-batch"])
+def test_a_traced_step_is_the_step_for_every_row(batched: bool) -> None:
+    """One trace, made on copies, serves rows it was not made from; pictures are the same but for rounding."""
+    networks = seeded(TINY)
+    portrait, condition, speech = clip(TINY)
+    how = recipe(networks, batched=batched)
+    cache, stranger = networks.remember(portrait), networks.remember(-portrait)
+    plain, traced = streams.open_stream(how, 2, cache), streams.open_stream(how, 2, cache)
+    for stream in (plain, traced):
+        for row, who in enumerate((cache, stranger)):
+            streams.seat(stream, row, who)
+        stream.active[:] = True
+    first = traced.row(0)
+    script = pytorch.scripted(streams.Step(how, first).eval(), first.tensors())
+    assert int(traced.count.sum()) == 0, "tracing leaves no trace"
+    for t in range(10):
+        for stream in (plain, traced):
+            stream.condition[:], stream.speech[:] = condition[t], speech[t]
+        streams.step(how, plain)
+        for row in (1, 0):
+            pytorch.prepared(script, traced.row(row).tensors(), mode="script")()
+        assert int((plain.out.int() - traced.out.int()).abs().max()) <= 1
+    assert traced.count.tolist() == [10, 10]
+    assert error(traced.rings[1][0], plain.rings[1][0]) < SAME
 
 
 # -- noise levels ---------------------------------------------------------------------------------------------------------

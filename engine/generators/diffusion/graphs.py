@@ -38,7 +38,10 @@ def denoiser_inputs(networks: Networks, rows: int, *, identity_tokens: int = 1, 
 
 
 def denoiser_spec(networks: Networks, rows: int = 1) -> GraphSpec:
-    """The graph of one step. `position` and `visible` are those of `temporal.places`. Out come `answer`, then what every ring grows by, [rows, c, cells, heads, d]."""
+    """The graph of one step. `position` and `visible` are those of `temporal.places`.
+
+    Out come `answer`, then what every ring grows by, [rows, c, cells, heads, d].
+    """
     outputs = ["answer", *(f"new.{i}.{part}" for i in range(len(ring_shapes(networks.preset))) for part in "kv")]
     inputs = denoiser_inputs(networks, rows)
     return GraphSpec(f"{networks.preset.name} denoiser", inputs, tuple(outputs), lambda: DenoiserGraph(networks, tuple(inputs)))
