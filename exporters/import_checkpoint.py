@@ -31,6 +31,8 @@ PUBLISHED = "pretrained_weights"
 """The folder that the published download script makes, looked into as well."""
 SHOWN = 3
 """Names of each kind that a report spells out."""
+NOTICE = "They were made for about 30 steps with guidance 3.5; with the few steps of a live stream, which has none, expect a soft picture."
+"""Defaults of the published inference script; guidance has yet to be distilled into the weights."""
 CLOSE = 2e-3
 """Between sinusoids that are made again and those of a file, which may be in half precision."""
 
@@ -86,7 +88,9 @@ def import_animate_anyone(
         origin = {"system": keys.SYSTEM, "precision": precision} | {each.name: sha256(each.path) for each in sources}
         manifest = {"preset": made.name, "sha256": hashes, "origin": origin}
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    tell(f"{count / 1e6:,.1f} million values in {precision}.")
+        for part in hashes:  # the library makes files that only their owner may read
+            shutil.copymode(folder / MANIFEST, folder / f"{part}.safetensors")
+    tell(f"{count / 1e6:,.1f} million values in {precision}. {NOTICE}")
 
 
 def match(table: Table, held: Mapping[str, Tensor], wanted: Mapping[str, Shape]) -> Match:

@@ -15,11 +15,14 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import avatar
+from engine.generators import load
 from engine.generators.diffusion.presets import ANIMATE_ANYONE, PRESETS
-from engine.types import AvatarError
+from engine.persona import demo_portrait
+from engine.types import AvatarError, Signal
 from tests.conftest import found, require
 
 if found("torch") and found("diffusers"):
@@ -27,8 +30,6 @@ if found("torch") and found("diffusers"):
     from safetensors.torch import load_file, save_file
 
     from engine.generators.diffusion import autoencoder, networks, tokens
-    from engine.generators.diffusion import stream as streams
-    from engine.generators.diffusion.sampler import levels
     from exporters import files, import_checkpoint, keys
     from exporters.import_checkpoint import import_animate_anyone
 
@@ -314,19 +315,14 @@ def test_imported_weights_load_and_make_a_frame(published: Path, out: Path) -> N
     assert all(torch.equal(mine[key], value) for key, value in moving.items() if not key.endswith(".pe"))
     assert any("42 left out" in line for line in told)
     assert not any(x.is_meta for x in (*loaded.parameters(), *loaded.buffers()))
-    torch.manual_seed(0)
-    cache = loaded.remember(torch.rand(1, 3, 64, 64) * 2 - 1)
-    how = streams.Recipe(loaded, levels(SMALL.noise, SMALL.steps), False, torch.float32, torch.device("cpu"))
-    stream = streams.open_stream(how, 1, cache)
-    streams.seat(stream, 0, cache)
-    stream.active[:] = True
-    pictures = []
-    for _ in range(2):
-        stream.condition.random_(0, 256)
-        streams.step(how, stream, 0, 1)
-        pictures.append(stream.out.clone())
-    assert pictures[0].shape == (1, 1, 64, 64, 3)
-    assert not torch.equal(pictures[0], pictures[1])
+    generator: Any = load("diffusion", weights=out)
+    assert generator.trained
+    assert generator.spec.notice == ""
+    state = generator.allocate(1)
+    generator.admit(state, 0, generator.prepare(demo_portrait()))
+    frames = [generator.step(state, [[Signal(time=t / 25)]])[0][0] for t in range(2)]
+    assert all(frame.rgb.shape == (64, 64, 3) for frame in frames)
+    assert len(np.unique(frames[-1].rgb)) > 10
 
 
 def test_loading_gives_what_building_and_copying_gives(published: Path, out: Path) -> None:
@@ -379,15 +375,14 @@ def test_every_ending_is_read(suffix: str, nested: bool, published: Path) -> Non
 
 
 def test_the_manifest_names_what_was_read(published: Path, out: Path) -> None:
-    run(published.parent / "pretrained", out)
+    run(published, out)
+    assert {path.stat().st_mode for path in out.iterdir()} == {(out / "weights.json").stat().st_mode}
     manifest = json.loads((out / "weights.json").read_text())
     assert manifest["preset"] == SMALL.name
     assert manifest["origin"] == {
         "system": "Moore-AnimateAnyone",
         "precision": "fp32",
-        **{
-            name: files.sha256(published / f"{name}") for name in ("denoising_unet.pth", "reference_unet.pth", "motion_module.pth", "pose_guider.pth")
-        },
+        **{name: files.sha256(published / name) for name in ("denoising_unet.pth", "reference_unet.pth", "motion_module.pth", "pose_guider.pth")},
         **{name: files.sha256(published / name) for name in ("sd-vae-ft-mse/diffusion_pytorch_model.bin", "image_encoder/pytorch_model.bin")},
     }
     assert manifest["sha256"] == {part.removesuffix(".safetensors"): files.sha256(out / part) for part in WRITTEN - {"weights.json"}}
@@ -395,7 +390,9 @@ def test_the_manifest_names_what_was_read(published: Path, out: Path) -> None:
 
 def test_half_precision_halves_and_is_read_as_it_is(published: Path, out: Path, tmp_path: Path) -> None:
     run(published, out, precision="fp16")
+    changed(published / "pose_guider.pth", lambda held: {key: value.half() for key, value in held.items()})
     run(published, tmp_path / "whole")
+    assert {parameter.dtype for parameter in networks.load(tmp_path / "whole").parameters()} == {torch.float32}
     assert (out / "denoiser.safetensors").stat().st_size < 0.6 * (tmp_path / "whole" / "denoiser.safetensors").stat().st_size
     assert {parameter.dtype for parameter in networks.load(out).parameters()} == {torch.float16}
     with pytest.raises(AvatarError, match="fp32, fp16"):
