@@ -21,6 +21,7 @@ if found("torch") and found("diffusers"):
     from engine.generators.diffusion.attention import Sources
     from engine.generators.diffusion.graphs import denoiser_spec
     from engine.generators.diffusion.networks import Cache, Networks, build
+    from engine.generators.diffusion.offline import sample, windows
     from engine.generators.diffusion.sampler import advance, alphas, clean_and_noise, levels, noised
     from engine.generators.diffusion.temporal import Window, places, whole
 
@@ -444,3 +445,58 @@ def test_features_are_kept_in_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
         assert np.array_equal(again.features.base.portrait, identity.features.base.portrait)
     with pytest.raises(AvatarError, match="other weights"):
         load("diffusion", preset="tiny", seed=1).unpack(identity.portrait, generator.pack(identity))  # type: ignore[attr-defined]
+
+
+# -- at leisure -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("frames", "size", "overlap"), [(5, 24, 4), (24, 24, 4), (25, 24, 4), (60, 24, 4), (13, 6, 2)])
+def test_windows_cover_every_frame(frames: int, size: int, overlap: int) -> None:
+    found = windows(frames, size=size, overlap=overlap)
+    assert {number for window in found for number in window} == set(range(frames))
+    assert all(len(window) == min(size, frames) == len(set(window)) for window in found)
+
+
+def test_one_window_without_guidance_is_plain_sampling() -> None:
+    made = replace(TINY, steps=5)
+    networks = seeded(made)
+    portrait, condition, speech = clip(made)
+    cache, how = networks.remember(portrait), recipe(networks)
+    noise = torch.randn(8, made.unet.in_channels, *made.latent_size)
+    got = sample(how, cache, condition[:8], speech[:8], guidance=1.0, noise=noise)
+    x, hint = noise, networks.guider(condition[:8].permute(0, 3, 1, 2) / 255)
+    assert networks.speech is not None
+    sources = Sources(8, cache.reference, cache.identity, speech=networks.speech(speech[:8]))
+    with torch.no_grad():
+        for s in range(5):
+            window = Window(whole(8, 1, torch.device("cpu")), 8, 8, None, {})
+            x = advance(how.levels, s, x, networks.denoiser(x, how.levels.t[s].expand(8), hint, sources, window), noise)
+    assert error(got, x) < SAME
+
+
+def test_guidance_is_away_from_what_knows_no_portrait() -> None:
+    networks = seeded(TINY)
+    portrait, condition, speech = clip(TINY)
+    how = recipe(networks)
+    mine, theirs = networks.remember(portrait), networks.remember(-portrait)
+    steps: list[int] = []
+
+    def at(cache: Cache, guidance: float) -> Any:
+        return sample(how, cache, condition[:9], speech[:9], guidance=guidance, size=6, overlap=2, progress=lambda done, _: steps.append(done))
+
+    assert torch.equal(at(mine, 0.0), at(theirs, 0.0)), "all of the unguided half, none of the portrait"
+    assert steps == [1, 2] * 2
+    assert error(at(mine, 1.0), at(theirs, 1.0)) > 1e-3
+    assert error(at(mine, 3.5), at(mine, 1.0)) > 1e-3
+
+
+def test_distilled_guidance_is_told_to_the_network() -> None:
+    made = replace(TINY, unet=replace(TINY.unet, guidance_dim=16), guidance=2.5)
+    networks = seeded(made)
+    portrait, condition, speech = clip(made)
+    cache, how = networks.remember(portrait), recipe(networks)
+    told = streams.whole_clip(how, cache, condition[:4], speech[:4])
+    networks.denoiser.guidance = 1.5
+    assert error(streams.whole_clip(how, cache, condition[:4], speech[:4]), told) > 1e-4
+    with pytest.raises(AvatarError, match="told"):
+        check(replace(TINY, guidance=2.0))

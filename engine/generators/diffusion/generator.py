@@ -96,13 +96,14 @@ class Diffusion:
             raise AvatarError(f"There is no precision called '{precision}'; choose one of: {', '.join(KINDS)}.")
         count = steps or made.steps
         self.trained = networks.origin != UNTRAINED
-        self.preset, self.backend, self.precision, self.steps = made.name, f"pytorch {mode}", precision, count
+        self.preset, self.precision, self.steps = made.name, precision, count
         self.weights = f"{networks.origin} {seed if not self.trained else ''} {precision} {made.size}"
         networks = networks.to(self.device, KINDS[precision])
         networks.denoiser.freeze(made.window)
         at = levels(made.noise, count).to(self.device)
         self.recipe = streams.Recipe(networks, at, stream_batch and count > 1, KINDS[precision], self.device)
         self.mode = mode or pytorch.best_mode(self.device)
+        self.backend = f"pytorch {self.mode}"
         self._scripts: dict[tuple[int, ...], Any] = {}
         pytorch.check_mode(self.mode, self.device)
         if self.mode == "compile":

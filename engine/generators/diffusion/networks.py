@@ -40,6 +40,7 @@ class Networks(nn.Module):
         check(made)
         self.preset = made
         self.reference, self.denoiser, self.guider = ReferenceNet(made.unet), Denoiser(made.unet), PoseGuider(made)
+        self.denoiser.guidance = made.guidance
         self.autoencoder = autoencoder(made)
         self.image = image_encoder(made)
         self.speech = SpeechTokens(made.unet.speech_dim) if made.unet.speech_dim else None

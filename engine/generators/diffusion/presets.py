@@ -28,6 +28,7 @@ class UNet:
     heads: int = 8
     groups: int = 32  # of every GroupNorm, each over one frame
     image_dim: int = 0  # width of the identity's tokens that attn2 reads; 0 for none
+    guidance_dim: int = 0  # width of the guidance scale's embedding, for weights into which guidance was distilled; 0 for none
     speech_dim: int = 0  # width of the speech tokens that a third attention reads; 0 for none
 
     @property
@@ -65,6 +66,7 @@ class Preset:
     scale: float = 1.0  # latents are multiplied by this, so that their variance is about 1
     window: int = 16  # frames a frame attends to, itself included
     sinks: int = 0  # of these, how many are the stream's first frames, pinned
+    guidance: float = 1.0  # scale that such weights are told, live
     steps: int = 2  # denoising steps a frame, live
     chunk: int = 1
     fps: int = 25
@@ -179,6 +181,7 @@ def check(made: Preset) -> None:
         (made.patch == made.fold * 2 ** (len(made.guider) - 1), "the guider must come down to the latents' size"),
         (not made.residual or (made.condition == "puppet" and made.latent == "pixel"), "a residual needs the puppet's frame and pixels"),
         ((made.image_encoder == "none") == (unet.image_dim == 0), "an image encoder and the width of its tokens come together"),
+        (made.guidance == 1.0 or unet.guidance_dim > 0, "a guidance scale needs a network that is told it"),
         (made.latent != "pixel" or unet.in_channels == _pixels(made.patch), "pixel latents have 3 channels a px of the patch"),
     )
     for holds, complaint in rules:

@@ -90,7 +90,8 @@ class Backbone(nn.Module):
         count = _Counter(config, motion=motion)
         widths, layers = config.channels, config.layers
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
-        self.time_embedding = TimestepEmbedding(widths[0], config.time_dim)
+        self.time_embedding = TimestepEmbedding(widths[0], config.time_dim, cond_proj_dim=(tail and config.guidance_dim) or None)
+        self.guidance = 1.0  # what a network with guidance distilled into it is told
         down: list[Level] = []
         skips = [widths[0]]
         for i, width in enumerate(widths):
@@ -124,7 +125,10 @@ class Backbone(nn.Module):
 
     def body(self, x: Tensor, t: Tensor, hint: Tensor | None, sources: Sources, window: Window | None) -> Tensor:
         """x [N, C, h, w], t [N] noise levels 0..999, hint [N, C0, h, w] is added after the first convolution -> [N, C or C0, h, w]."""
-        level = self.time_embedding(embed(t, self.config.channels[0]).to(x.dtype))
+        told = None
+        if self.tail and self.config.guidance_dim:
+            told = embed_guidance(self.guidance, self.config.guidance_dim).to(x)
+        level = self.time_embedding(embed(t, self.config.channels[0]).to(x.dtype), told)
         x = self.conv_in(x)
         if hint is not None:
             x = x + hint
@@ -197,4 +201,12 @@ def embed(t: Tensor, width: int) -> Tensor:
     return torch.cat([torch.cos(angle), torch.sin(angle)], 1)
 
 
-__all__ = ["Backbone", "Denoiser", "ReferenceNet", "embed", "spatial_blocks", "temporal_attentions"]
+def embed_guidance(scale: float, width: int) -> Tensor:
+    """[1, width]: sines, then cosines of the scale above 1, times 1000 (Luo et al. 2023, arXiv 2310.04378, as published)."""
+    half = width // 2
+    rate = torch.exp(torch.arange(half, dtype=torch.float32) * (-math.log(LONGEST_PERIOD) / (half - 1)))
+    angle = 1000.0 * (scale - 1.0) * rate
+    return torch.cat([torch.sin(angle), torch.cos(angle)])[None]
+
+
+__all__ = ["Backbone", "Denoiser", "ReferenceNet", "embed", "embed_guidance", "spatial_blocks", "temporal_attentions"]
