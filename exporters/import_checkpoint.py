@@ -85,7 +85,7 @@ def import_animate_anyone(
             hashes[part] = _write(folder / f"{part}.safetensors", given, precision)
             tell(f"{part}: written")
         tell("Hashing what was read ...")
-        origin = {"system": keys.SYSTEM, "precision": precision} | {each.name: sha256(each.path) for each in sources}
+        origin = {"system": keys.SYSTEM, "precision": precision, "made_for": keys.MADE_FOR} | {each.name: sha256(each.path) for each in sources}
         manifest = {"preset": made.name, "sha256": hashes, "origin": origin}
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         for part in hashes:  # the library makes files that only their owner may read

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 SYSTEM = "Moore-AnimateAnyone"
+MADE_FOR = "30 steps with guidance 3.5"
 POSITIONS = 32
 """That the published motion modules know. Other systems of the same layout have 24 or 128, and another noise schedule."""
 LATER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}

@@ -500,3 +500,20 @@ def test_distilled_guidance_is_told_to_the_network() -> None:
     assert error(streams.whole_clip(how, cache, condition[:4], speech[:4]), told) > 1e-4
     with pytest.raises(AvatarError, match="told"):
         check(replace(TINY, guidance=2.0))
+
+
+@pytest.mark.parametrize("batched", [False, True], ids=["in-turn", "stream-batch"])
+def test_half_precision_is_near_the_whole(batched: bool) -> None:
+    made, (portrait, condition, speech) = TINY, clip(TINY)
+    pictures = []
+    for kind in (torch.float32, torch.bfloat16):
+        networks = seeded(made).to(kind)
+        how = streams.Recipe(networks, levels(made.noise, 2), batched, kind, torch.device("cpu"))
+        stream = streams.open_stream(how, 1, networks.remember(portrait.to(kind)))
+        streams.seat(stream, 0, networks.remember(portrait.to(kind)))
+        stream.active[:] = True
+        for t in range(4):
+            stream.condition[0], stream.speech[0] = condition[t], speech[t]
+            streams.step(how, stream)
+        pictures.append(stream.out.float())
+    assert error(pictures[1], pictures[0]) < 0.05

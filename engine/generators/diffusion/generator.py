@@ -40,6 +40,8 @@ SILENCE = -10.0
 """Log-mel of nothing heard."""
 NOTICE = "These weights are untrained: the picture shows that the engine runs, not what it can do. Give trained ones with --weights."
 
+MANY_STEPS = "These weights were made for {}; in {} the picture is soft until they are distilled."
+
 
 @dataclass(frozen=True, slots=True)
 class Features:
@@ -118,7 +120,7 @@ class Diffusion:
             delay=(count - 1) * made.chunk if self.recipe.batched else 0,
             needs=("motion",) if self._base else ("motion", "face", "body", "hands"),
             together=self.device.type != "cpu",
-            notice="" if self.trained else NOTICE,
+            notice=MANY_STEPS.format(networks.made_for, count) if networks.made_for else "" if self.trained else NOTICE,
         )
 
     # -- slow, once -----------------------------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ class Networks(nn.Module):
         self.autoencoder = autoencoder(made)
         self.image = image_encoder(made)
         self.speech = SpeechTokens(made.unet.speech_dim) if made.unet.speech_dim else None
+        self.made_for = ""  # what the weights want and a live stream does not give, in words
         self.origin = UNTRAINED  # sha256 of the weights' manifest, once there are any
 
     @torch.inference_mode()
@@ -114,6 +115,7 @@ def load(folder: Path) -> Networks:
         except Exception as error:  # whatever a broken file raises
             raise AvatarError(f"{folder / part}.safetensors is missing, damaged or of another preset than '{name}'; import it again.") from error
     _number(networks)
+    networks.made_for = str(manifest.get("origin", {}).get("made_for", ""))
     networks.origin = hashlib.sha256(text.encode()).hexdigest()
     networks.eval().requires_grad_(False)
     return networks

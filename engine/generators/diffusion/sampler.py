@@ -106,10 +106,11 @@ def clean_and_noise(at: Levels, step: Step, x: Tensor, answer: Tensor) -> tuple[
 def advance(at: Levels, step: Step, x: Tensor, answer: Tensor, noise: Tensor) -> Tensor:
     """x at level `step` -> x at the next: along the predicted noise (Euler, which is DDIM without randomness), or with the stream's own
     fixed `noise` again (a consistency model's)."""
+    kind, x, answer, noise = x.dtype, x.float(), answer.float(), noise.float()  # differences of near values: halves would lose them
     clean, found = clean_and_noise(at, step, x, answer)
     if at.stepper == "lcm":
         clean, found = _of(at.skip, step) * x + _of(at.out, step) * clean, noise
-    return _of(at.next_alpha, step) * clean + _of(at.next_sigma, step) * found
+    return (_of(at.next_alpha, step) * clean + _of(at.next_sigma, step) * found).to(kind)
 
 
 def noised(at: Levels, step: Step, clean: Tensor, noise: Tensor) -> Tensor:
