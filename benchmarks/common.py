@@ -71,6 +71,7 @@ class Table:
 
     columns: Sequence[str]
     title: str = ""
+    notes: Sequence[str] = ()  # lines below
     rows: list[list[str]] = field(default_factory=list)
 
     def add(self, *cells: Any) -> None:
@@ -85,7 +86,7 @@ class Table:
         numeric = [all(_numeric(row[i]) for row in self.rows) and bool(self.rows) for i in range(len(self.columns))]
         text = ["  ".join(c.rjust(w) if n else c.ljust(w) for c, w, n in zip(line, widths, numeric, strict=True)).rstrip() for line in lines]
         text.insert(1, "  ".join("-" * w for w in widths))
-        return "\n".join([self.title, *text] if self.title else text)
+        return "\n".join([*([self.title] if self.title else []), *text, *self.notes])
 
 
 def show(value: Any) -> str:
@@ -165,9 +166,14 @@ def plain(value: Any) -> Any:
     return float(f"{number:.{DIGITS}g}") if math.isfinite(number) else None
 
 
-def report(name: str, argv: Sequence[str], result: Mapping[str, Any], *, tables: Sequence[Table], json_file: Path | None = None) -> None:
-    """Print machine, commit and command, the tables, and the JSON line last; write the line to `json_file` where given."""
-    stamped = {"benchmark": name, **plain(result), "machine": machine(), "commit": commit(), "command": command(name, argv)}
+def report(
+    name: str, argv: Sequence[str], result: Mapping[str, Any], *, tables: Sequence[Table], json_file: Path | None = None, repeat: str | None = None
+) -> None:
+    """Print machine, commit and command, the tables, and the JSON line last; write the line to `json_file` where given.
+
+    `repeat`: the command, where it is not `avatar bench`.
+    """
+    stamped = {"benchmark": name, **plain(result), "machine": machine(), "commit": commit(), "command": repeat or command(name, argv)}
     line = json.dumps(stamped, allow_nan=False)
     print(f"machine: {stamped['machine']}\ncommit:  {stamped['commit']}\ncommand: {stamped['command']}")
     for table in tables:

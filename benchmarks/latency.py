@@ -1,106 +1,47 @@
 """What a frame costs: every generator's step at several sizes, every driver, and the whole chain from picture to picture.
 
 CPU times are those of the whole process (trackers work on threads of their own), so nothing else may run in it; wall times on
-a shared machine are upper bounds. The ratios compare work of one run and carry over to other machines best.
+a shared machine are upper bounds. The ratios compare work of one run and carry over to other machines best. The diffusion generator is
+measured where PyTorch is installed, at its preset's own size; its chain from picture to picture only where --generator names it.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from benchmarks import media
 from benchmarks.common import Laps, Panel, Table, arguments, percentiles, plot, report, start
+from benchmarks.steps import DIFFUSION, LEAST_LAPS, WARM_UP, Row, Running, missing, step_time
 from engine.config import BODY_EVERY
-from engine.types import AudioChunk, Motion, Signal, UInt8Array, VideoFrame
+from engine.types import AudioChunk, UInt8Array, VideoFrame
 
 SIZES = (256, 512, 768)
 CHAIN_SIZE = 512
-"""px at which the whole chain runs."""
-WARM_UP = 5
-"""Frames thrown away: caches, compilation, the trackers' first search."""
+"""px at which the whole chain runs, but for the diffusion generator, which has a size of its own."""
 FRAMES = 150
 SOUND_STEP = 1.0 / media.FPS
 """s of sound heard and read per frame."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One generator at one size."""
-
-    generator: str
-    made: dict[str, str | None]  # preset, backend, precision
-    size: tuple[int, int]
-    steps: int  # network evaluations a frame
-    laps: Laps
-    prepare_s: float
-    floor_ms: float
-
-    def fields(self) -> dict[str, Any]:
-        """As in the JSON line."""
-        return {
-            "generator": self.generator,
-            **self.made,
-            "size": list(self.size),
-            "steps": self.steps,
-            "laps": len(self.laps.wall_ms),
-            "step_ms": percentiles(self.laps.wall_ms),
-            "cpu_ms": percentiles(self.laps.cpu_ms),
-            "floor_ms": self.floor_ms,
-            "prepare_s": self.prepare_s,
-        }
-
-
-def step_time(name: str, size: int, motions: Sequence[Motion], *, portrait: UInt8Array) -> Row:
-    """Step a generator along known motion."""
-    from engine.generators import load
-    from engine.persona import make_persona
-
-    generator = load(name, size=(size, size))
-    preparing = Laps()
-    with preparing:
-        persona = make_persona(generator, portrait, name=name)
-    state = generator.allocate(1)
-    generator.admit(state, 0, persona.identity)
-    laps = Laps()
-    chunk = generator.spec.chunk
-    signals = [Signal(i / media.FPS, i + 1, motion=motion) for i, motion in enumerate(motions)]
-    for i in range(0, len(signals) - chunk + 1, chunk):
-        lap = laps if i >= WARM_UP * chunk else Laps()
-        with lap:
-            generator.step(state, [signals[i : i + chunk]])
-    # A generator without networks names none of these: it is compiled by numba and works on bytes.
-    made = {word: getattr(generator, word, default) for word, default in (("preset", None), ("backend", "numba"), ("precision", "uint8"))}
-    return Row(
-        name, made, generator.spec.size, int(getattr(generator, "steps", 1)), laps, preparing.wall_ms[0] / 1000, warp_floor(persona.identity.portrait)
-    )
-
-
-def warp_floor(picture: UInt8Array, *, rounds: int = 30) -> float:
-    """Median CPU ms of one bilinear remap and one blend of the frame: less than that no warping generator can cost."""
-    import cv2
-
-    height, width = picture.shape[:2]
-    x, y = np.meshgrid(np.arange(width, dtype=np.float32) + 0.3, np.arange(height, dtype=np.float32) + 0.3)
-    share = np.full((height, width), 0.5, np.float32)
-    laps = Laps()
-    for _ in range(rounds):
-        with laps:
-            warped = cv2.remap(picture, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-            cv2.blendLinear(warped, picture, share, 1 - share)
-    return float(np.median(laps.cpu_ms))
+CHAIN_SECONDS = 30.0
+"""s after which a part of a slow generator's chain ends."""
+STEPS = (1, 2)
+"""Denoising steps a frame that are measured by default."""
 
 
 def timed(work: Callable[[VideoFrame], object], frames: Iterator[VideoFrame]) -> Laps:
-    """Time a driver over camera frames, the first ones thrown away."""
-    laps = Laps()
+    """Time a driver over camera frames, the first ones thrown away; it ends early where it is slow."""
+    laps, end = Laps(), time.perf_counter() + CHAIN_SECONDS
     for i, frame in enumerate(frames):
+        if i >= WARM_UP + LEAST_LAPS and time.perf_counter() > end:
+            break
         with laps if i >= WARM_UP else Laps():
             work(frame)
     return laps
@@ -139,7 +80,16 @@ def driver_times(clip: media.Clip, count: int) -> dict[str, Laps]:
     return found
 
 
-def chain_times(name: str, clip: media.Clip, count: int, *, portrait: UInt8Array) -> dict[str, Laps]:
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Camera picture in, finished avatar picture out."""
+
+    size: tuple[int, int]
+    alone: Laps  # the face
+    with_body: Laps  # and the shoulders, every BODY_EVERY frames
+
+
+def chain_times(name: str, wanted: Mapping[str, Any], clip: media.Clip, count: int, *, portrait: UInt8Array) -> Chain:
     """Camera picture in, finished avatar picture out, through a Session; without and with the shoulders."""
     from engine.batch import Batch
     from engine.config import SessionSettings
@@ -147,10 +97,10 @@ def chain_times(name: str, clip: media.Clip, count: int, *, portrait: UInt8Array
     from engine.persona import make_persona
     from engine.session import Session
 
-    generator = load(name, size=(CHAIN_SIZE, CHAIN_SIZE))
+    generator = load(name, **wanted)
     persona = make_persona(generator, portrait, name=name)
-    found = {}
-    for label, with_body in (("chain", False), ("chain_body", True)):
+    found = []
+    for with_body in (False, True):
         session = Session(Batch(generator, rows=1), persona, settings=SessionSettings(track_body=with_body))
 
         def one(frame: VideoFrame, session: Session = session, with_body: bool = with_body) -> None:
@@ -158,83 +108,159 @@ def chain_times(name: str, clip: media.Clip, count: int, *, portrait: UInt8Array
                 session.track_body(frame)
             session.push_video(frame)
 
-        found[label] = timed(one, camera(clip, count))
+        found.append(timed(one, camera(clip, count)))
         session.close()
-    return found
+    return Chain(generator.spec.size, *found)
 
 
-def ratios(rows: Sequence[Row], drivers: Mapping[str, Laps], chains: Mapping[str, Laps]) -> dict[str, float | None]:
-    """Shares and factors within this run, of means, since a body reading falls on every third frame only."""
+def ratios(main: Row | None, drivers: Mapping[str, Laps], chain: Chain) -> dict[str, float | None]:
+    """Shares and factors within this run, of means, since a body reading falls on every third frame only. `main`: the chain's own step."""
 
     def mean(laps: Laps | None) -> float:
         return float(np.mean(laps.cpu_ms)) if laps is not None and laps.cpu_ms else float("nan")
 
-    main = next((row for row in rows if row.size[0] == CHAIN_SIZE), None)
-    chain, with_body = mean(chains.get("chain")), mean(chains.get("chain_body"))
-    step = mean(main.laps if main else None)
+    alone, with_body = mean(chain.alone), mean(chain.with_body)
     return {
-        "generator_share": step / chain,
-        "face_share": mean(drivers.get("face")) / chain,
-        "body_share": (with_body - chain) / with_body,
-        "body_extra_cpu_ms": with_body - chain,
-        "step_over_floor": float(np.median(main.laps.cpu_ms)) / main.floor_ms if main else None,
+        "generator_share": mean(main.laps if main else None) / alone,
+        "face_share": mean(drivers.get("face")) / alone,
+        "body_share": (with_body - alone) / with_body,
+        "body_extra_cpu_ms": with_body - alone,
+        "step_over_floor": main.over_floor if main else None,
     }
+
+
+def options_of(words: Sequence[str]) -> argparse.Namespace:
+    """What the command line asks for."""
+    from engine.backends import pytorch
+    from engine.generators import NAMES
+    from engine.generators.diffusion.presets import PRESETS
+
+    parser = arguments("latency", __doc__)
+    parser.add_argument("--generator", nargs="+", choices=sorted(NAMES), help="default: every one that can run here")
+    parser.add_argument("--size", nargs="+", type=int, help=f"px of the square frames (default: {SIZES}; diffusion: its preset's)")
+    parser.add_argument("--frames", type=int, default=FRAMES, help="frames a row, fewer where a generator is slow")
+    parser.add_argument("--portrait", metavar="P", help="a picture (default: the built-in one)")
+    parser.add_argument("--clip", type=Path, metavar="F", help="the camera picture (default: a clip made here)")
+    parser.add_argument("--stream-frames", type=int, default=0, metavar="N", help="also compare a stream's last frames with its first (default: no)")
+    diffusion = parser.add_argument_group("diffusion")
+    diffusion.add_argument("--preset", default="compact", choices=sorted(PRESETS))
+    diffusion.add_argument("--steps", nargs="+", type=int, default=list(STEPS), help="denoising steps a frame")
+    diffusion.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"))
+    diffusion.add_argument("--mode", choices=get_args(pytorch.Mode), help="default: the device's best")
+    diffusion.add_argument("--device", help="default: the GPU where there is one")
+    diffusion.add_argument("--rows", type=int, default=1, metavar="B", help="sessions in one batch")
+    return parser.parse_args(words)
+
+
+def planned(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """What a generator is loaded with, a row of the table each."""
+    if name != DIFFUSION:
+        return [{"size": (size, size)} for size in options.size or SIZES]
+    sizes = [(size, size) for size in options.size] if options.size else [None]
+    same = {"preset": options.preset, "precision": options.precision, "mode": options.mode, "device": options.device}
+    return [{**same, "size": size, "steps": steps} for size in sizes for steps in options.steps]
+
+
+def caches_of(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """What the diffusion generator's caches save, at the first size asked for -> (the fields, a line for people)."""
+    from dataclasses import replace
+
+    from benchmarks import bare, window
+    from engine.backends import pytorch
+    from engine.generators.diffusion.presets import preset
+
+    made, device = preset(options.preset), pytorch.device(options.device)
+    if options.size:
+        made = replace(made, size=(options.size[0], options.size[0]))
+    networks = bare.random_networks(made, precision=options.precision, device=device)
+    found = window.caches(networks, steps=made.steps, precision=options.precision, device=device)
+    named = {"preset": made.name, "size": list(made.size), "steps": made.steps, "frames": found.frames, "precision": options.precision}
+    times = {"step_ms": found.step_ms, "window_ms": found.window_ms, "reference_ms": found.reference_ms}
+    line = (
+        f"{made.name} {made.size[0]} px, {made.steps} steps: without the ring of {found.frames} frames a step costs {found.window:.1f} times, "
+        f"without the reference's cache {found.reference:.2f} times."
+    )
+    return {**named, **times, "window": found.window, "reference": found.reference}, line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark -> exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
+    from benchmarks.window import growth
     from engine.generators import NAMES
 
-    parser = arguments("latency", __doc__)
-    parser.add_argument("--generator", nargs="+", default=sorted(NAMES), choices=sorted(NAMES))
-    parser.add_argument("--size", nargs="+", type=int, default=list(SIZES), help="px of the square frames")
-    parser.add_argument("--frames", type=int, default=FRAMES)
-    parser.add_argument("--portrait", metavar="P", help="a picture (default: the built-in one)")
-    parser.add_argument("--clip", type=Path, metavar="F", help="the camera picture (default: a clip made here)")
-    options = parser.parse_args(words)
+    options = options_of(words)
+    lacking = {name: why for name in sorted(NAMES) if options.generator is None and (why := missing(name))}
+    names = options.generator or [name for name in sorted(NAMES, key=lambda name: (name == DIFFUSION, name)) if name not in lacking]
+    notes = [f"Left out: {name}. {why}" for name, why in lacking.items()]
     count = options.frames + WARM_UP
     portrait = media.demo() if options.portrait is None else media.read_picture(options.portrait)
     clip = media.read_clip(options.clip) if options.clip else media.moving_portrait(min(count / media.FPS, media.CLIP_SECONDS))[0]
     motions = media.script(count / media.FPS)
-    rows = [step_time(name, size, motions, portrait=portrait) for name in options.generator for size in options.size]
+    rows: list[Row] = []
+    stream: Mapping[str, Any] | None = None
+    for name in names:
+        for i, wanted in enumerate(planned(name, options)):
+            running = Running(name, wanted, motions, portrait=portrait, rows=options.rows if name == DIFFUSION else 1)
+            rows.append(step_time(running, name=name, frames=options.frames))
+            if options.stream_frames and name == names[-1] and i == 0:
+                stream = {"row": _label(rows[-1]), **growth(running.step, options.stream_frames, device=running.device)}
     drivers = driver_times(clip, count)
-    chains = {name: chain_times(name, clip, count, portrait=portrait) for name in options.generator}
-    first = chains[options.generator[0]]
-    result = {
-        "rows": [row.fields() for row in rows],
+    chains = {}
+    for name in names:
+        if options.generator is not None or name != DIFFUSION:
+            wanted = planned(name, options)[0] if name == DIFFUSION else {"size": (CHAIN_SIZE, CHAIN_SIZE)}
+            chains[name] = chain_times(name, wanted, clip, count, portrait=portrait)
+    first, chain = next(iter(chains.items()))
+    shares = ratios(next((row for row in rows if (row.generator, row.size) == (first, chain.size)), None), drivers, chain)
+    result: dict[str, Any] = {"rows": [row.fields() for row in rows], "notes": notes}
+    if DIFFUSION in names:
+        caches, line = caches_of(options)
+        shares |= {"window": caches["window"], "reference": caches["reference"]}
+        result["caches"] = caches
+        notes.append(line)
+    if stream is not None:
+        result["stream"] = stream
+        notes.append(f"A stream of {stream['frames']} frames: its end takes {stream['ratio']:.3f} times as long as its beginning.")
+    result |= {
+        "rates": next((dict(row.floor.rates) for row in rows if row.floor.rates), None),
         "drivers": {name: {"cpu_ms": percentiles(laps.cpu_ms), "wall_ms": percentiles(laps.wall_ms)} for name, laps in drivers.items()},
-        "chain": _chains(chains),
-        "ratios": ratios(rows, drivers, first),
+        "chain": {
+            name: {"size": list(chain.size), "chain": _fields(chain.alone), "chain_body": _fields(chain.with_body)} for name, chain in chains.items()
+        },
+        "ratios": shares,
     }
-    report("latency", words, result, tables=_tables(rows, drivers, chains), json_file=options.json)
+    report("latency", words, result, tables=_tables(rows, drivers, chains, notes), json_file=options.json)
     if options.plot is not None:
-        lines = {f"{row.generator} {row.size[0]}": (list(range(len(row.laps.cpu_ms))), row.laps.cpu_ms) for row in rows}
+        lines = {_label(row): (list(range(len(row.laps.cpu_ms))), row.laps.cpu_ms) for row in rows}
         plot([Panel("step", "frame", "CPU ms", lines)], options.plot)
     return 0
 
 
-def _chains(chains: Mapping[str, Mapping[str, Laps]]) -> dict[str, Any]:
-    return {
-        name: {
-            label: {"cpu_ms": percentiles(laps.cpu_ms), "cpu_ms_mean": float(np.mean(laps.cpu_ms)), "wall_ms": percentiles(laps.wall_ms)}
-            for label, laps in both.items()
-        }
-        for name, both in chains.items()
-    }
+def _fields(laps: Laps) -> dict[str, Any]:
+    return {"cpu_ms": percentiles(laps.cpu_ms), "cpu_ms_mean": float(np.mean(laps.cpu_ms)), "wall_ms": percentiles(laps.wall_ms)}
 
 
-def _tables(rows: Sequence[Row], drivers: Mapping[str, Laps], chains: Mapping[str, Mapping[str, Laps]]) -> list[Table]:
-    steps = Table(("generator", "size", "cpu p50", "cpu p95", "wall p50", "wall p95", "wall p99", "floor", "prepare s"), title="a step, ms")
+def _label(row: Row) -> str:
+    """A row's name for people."""
+    if row.made["preset"] is None:
+        return row.generator
+    batch = f", {row.rows} sessions" if row.rows > 1 else ""
+    return f"{row.made['preset']} {row.steps} step{'s' if row.steps > 1 else ''}, {row.made['backend']} {row.made['precision']} {row.device}{batch}"
+
+
+def _tables(rows: Sequence[Row], drivers: Mapping[str, Laps], chains: Mapping[str, Chain], notes: Sequence[str]) -> list[Table]:
+    columns = ("generator", "size", "cpu p50", "cpu p95", "wall p50", "wall p95", "wall p99", "GFLOP", "MB", "floor", "over floor", "prepare s")
+    steps = Table(columns, title="a step, ms", notes=notes)
     for row in rows:
         cpu, wall = percentiles(row.laps.cpu_ms), percentiles(row.laps.wall_ms)
-        steps.add(row.generator, row.size[0], cpu["p50"], cpu["p95"], wall["p50"], wall["p95"], wall["p99"], row.floor_ms, row.prepare_s)
-    parts = Table(
-        ("part", "cpu p50", "cpu p95", "cpu mean", "wall p50", "wall p95"), title=f"drivers, and the whole chain at {CHAIN_SIZE} px, ms a frame"
-    )
+        times = (cpu["p50"], cpu["p95"], wall["p50"], wall["p95"], wall["p99"])
+        steps.add(_label(row), row.size[0], *times, row.floor.gflop, row.floor.mbytes, row.floor.ms, row.over_floor, row.prepare_s)
+    parts = Table(("part", "cpu p50", "cpu p95", "cpu mean", "wall p50", "wall p95"), title="drivers, and the whole chain, ms a frame")
     named = dict(drivers)
-    for name, both in chains.items():
-        named |= {f"{name}: face to picture": both["chain"], f"{name}: with shoulders every {BODY_EVERY} frames": both["chain_body"]}
+    for name, chain in chains.items():
+        at = f"{name} {chain.size[0]} px"
+        named |= {f"{at}: face to picture": chain.alone, f"{at}: with shoulders every {BODY_EVERY} frames": chain.with_body}
     for name, laps in named.items():
         cpu, wall = percentiles(laps.cpu_ms), percentiles(laps.wall_ms)
         parts.add(name, cpu["p50"], cpu["p95"], float(np.mean(laps.cpu_ms)), wall["p50"], wall["p95"])

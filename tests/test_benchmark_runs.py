@@ -24,6 +24,7 @@ from benchmarks import barcode, blocks, delivery, latency, loopback, media, peer
 from benchmarks.delivery import Seen
 from engine.types import GeneratorSpec, Identity, Signal, UInt8Array, VideoFrame
 from streaming.rtc import make_peer_connection
+from tests.conftest import require_for
 
 P = {"p50", "p95", "p99"}
 
@@ -331,6 +332,44 @@ def test_latency_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     assert all(set(driver["cpu_ms"]) == P for driver in line["drivers"].values())
     assert line["ratios"]
     assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+@pytest.mark.torch
+def test_latency_measures_the_diffusion_generator(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    require_for("diffusion")
+    clip = a_clip(tmp_path / "clip.mp4")
+    monkeypatch.setattr(latency, "driver_times", lambda clip, count: {})
+    asked = ["--preset", "tiny", "--size", "64", "--steps", "1", "2", "--rows", "2", "--mode", "eager", "--device", "cpu"]
+    words = ["--generator", "diffusion", *asked, "--frames", "4", "--stream-frames", "6", "--clip", str(clip)]
+    assert latency.main(words) == 0
+    line = last_line(capsys)
+    assert [(row["size"], row["steps"], row["rows"]) for row in line["rows"]] == [([64, 64], steps, 2) for steps in (1, 2)]
+    for row in line["rows"]:
+        assert (row["preset"], row["backend"], row["precision"], row["device"]) == ("tiny", "pytorch eager", "fp32", "cpu")
+        assert all(0 < row[name] < np.inf for name in ("gflop", "mbytes", "floor_ms", "over_floor"))
+    assert line["rows"][1]["gflop"] > 1.5 * line["rows"][0]["gflop"]
+    assert line["rates"]["gflop_s"] > 0
+    assert line["rates"]["gbyte_s"] > 0
+    assert line["stream"]["frames"] == 6
+    assert 0 < line["stream"]["ratio"] < 10
+    assert np.isfinite(line["stream"]["rss_growth_mb"])
+    assert (line["caches"]["preset"], line["caches"]["size"], line["caches"]["frames"]) == ("tiny", [64, 64], 6)
+    assert line["ratios"]["window"] > 1
+    assert line["ratios"]["reference"] > 1
+    assert line["ratios"]["generator_share"] > 0
+    assert line["chain"]["diffusion"]["size"] == [64, 64]
+
+
+def test_latency_says_what_it_leaves_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from engine import generators
+
+    monkeypatch.setattr(generators, "NAMES", {"diffusion": "nowhere:Diffusion", "still": f"{__name__}:Still"})
+    monkeypatch.setattr(latency, "missing", lambda name: "PyTorch is not installed." if name == "diffusion" else None)
+    monkeypatch.setattr(latency, "driver_times", lambda clip, count: {})
+    assert latency.main(["--size", "512", "--frames", "2", "--clip", str(a_clip(tmp_path / "clip.mp4"))]) == 0
+    line = last_line(capsys)
+    assert line["notes"] == ["Left out: diffusion. PyTorch is not installed."]
+    assert [row["generator"] for row in line["rows"]] == ["still"]
 
 
 def test_quality_runs_and_finds_that_the_puppet_follows(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

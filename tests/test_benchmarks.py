@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from benchmarks import barcode, measure, media
 from benchmarks.common import Laps, Table, arguments, command, minus, percentiles, plain, report
 from engine.pose import angles, rotation
 from engine.types import AudioChunk, UInt8Array
+from tests.conftest import require_for
 
 numbers = st.integers(0, (1 << barcode.ID_BITS) - 1)
 
@@ -241,3 +245,91 @@ def test_a_benchmark_ends_in_one_json_line(capsys: pytest.CaptureFixture[str], t
 def test_numbers_are_made_plain_for_json() -> None:
     assert plain({"x": (1, 2.00004, True, None, "s", np.float64(1234567.0))}) == {"x": [1, 2.0, True, None, "s", 1235000.0]}
     assert command("quality", ["--portrait", "a b.jpg"]) == "python avatar.py bench quality --portrait 'a b.jpg'"
+
+
+@pytest.mark.torch
+def test_the_floor_counts_what_a_step_multiplies() -> None:
+    """Against the counter on a step that really runs, with attention spelled out: PyTorch does not count the fused one on a CPU."""
+    require_for("diffusion")
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from benchmarks import bare, floor
+    from engine.generators.diffusion.presets import preset
+
+    made = preset("tiny")
+    one = bare.bare(bare.random_networks(made, precision="fp32", device="cpu"), steps=2, precision="fp32", device="cpu")
+    counter = FlopCounterMode(display=False)
+    with counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        picture = one.step()
+    found = floor.work(made, steps=2, precision="fp32")
+    assert found.gflop == pytest.approx(counter.get_total_flops() / 1e9, rel=1e-6)
+    assert picture.shape == (1, 1, *made.size, 3)
+    assert picture.float().std() > 1
+    twice = floor.work(made, steps=2, precision="fp32", rows=2)
+    assert twice.gflop == pytest.approx(2 * found.gflop)
+    assert found.mbytes < twice.mbytes < 2 * found.mbytes  # the weights are read once
+    assert floor.work(made, steps=2, precision="bf16").mbytes < 0.55 * found.mbytes
+
+
+@pytest.mark.torch
+def test_the_floor_is_below_a_step() -> None:
+    require_for("diffusion")
+    from benchmarks import bare, floor
+    from engine.generators.diffusion.presets import preset
+
+    made = preset("compact")
+    one = bare.bare(bare.random_networks(made, precision="fp32", device="cpu"), steps=1, precision="fp32", device="cpu")
+    one.step()
+    laps = Laps()
+    for _ in range(3):
+        with laps:
+            one.step()
+    rates = floor.rates("cpu", "fp32")
+    assert 0 < rates.floor_ms(floor.work(made, steps=1, precision="fp32")) < min(laps.cpu_ms)
+    work = floor.Work(gflop=2.0, mbytes=500.0)
+    assert floor.Rates("cpu", "fp32", gflop_s=100.0, gbyte_s=10.0).floor_ms(work) == pytest.approx(50.0)
+    assert floor.Rates("cpu", "fp32", gflop_s=10.0, gbyte_s=10.0).floor_ms(work) == pytest.approx(200.0)
+
+
+def test_a_stream_is_compared_with_its_beginning() -> None:
+    from benchmarks import window
+    from engine.types import AvatarError
+
+    calls = []
+    found = window.growth(lambda: calls.append(sum(range(20_000))), 40, device="cpu", warm_up=3)
+    assert len(calls) == 43
+    assert found["frames"] == 40
+    assert 0.2 < found["ratio"] < 5
+    with pytest.raises(AvatarError, match="--stream-frames"):
+        window.growth(lambda: None, 1, device="cpu")
+
+
+@pytest.mark.torch
+def test_the_gpu_benchmark_runs_on_a_cpu_without_the_rest_of_the_house(tmp_path: Path) -> None:
+    """In a process of its own, to see what it imports."""
+    require_for("diffusion")
+    words = "--preset tiny --device cpu --steps 1 --sessions 1 2 --modes eager cudagraph --frames 3 --seconds 1 --alone --json"
+    target = tmp_path / "line.json"
+    code = f"""
+import sys, torch
+torch.set_num_threads(1)
+from benchmarks import gpu
+status = gpu.main({words.split()!r} + [{str(target)!r}])
+print(status, sorted({{"av", "cv2", "mediapipe", "transformers", "aiortc", "numba", "scipy", "psutil", "engine.persona"}} & set(sys.modules)))
+"""
+    out = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True)
+    assert out.stdout.rstrip().split("\n")[-1].startswith("0 [")
+    loaded = set(ast.literal_eval(out.stdout.rstrip().split("\n")[-1].partition(" ")[2]))
+    assert loaded <= {"transformers", "scipy"}, "which diffusers itself imports where they are installed"
+    line = json.loads(target.read_text())
+    assert line["command"].startswith("python -m benchmarks.gpu --preset tiny")
+    assert [(row["mode"], row["sessions"], row["error"] is None) for row in line["rows"]] == [
+        ("eager", 1, True),
+        ("eager", 2, True),
+        ("cudagraph", 1, False),
+    ]
+    assert all(row["fps"] > 0 and row["ms"]["p50"] > 0 and row["floor_ms"] > 0 and row["session_mb"] > 0 for row in line["rows"][:2])
+    assert line["caches"]["window"] > 1
+    assert line["caches"]["reference"] > 1
+    assert line["left_out"] == []
