@@ -195,24 +195,14 @@ def modes_table(rows: Sequence[dict[str, Any]], modes: Sequence[str]) -> Table:
 
 def sessions_table(rows: Sequence[dict[str, Any]], mode: str) -> tuple[Table, float | None]:
     """Sessions in one batch -> (the table, MB that each session after the first costs at its peak)."""
-    columns = (
-        "preset",
-        "decoder",
-        "precision",
-        "steps",
-        "sessions",
-        "ms a step",
-        "fps a session",
-        "state MB a session",
-        "peak MB",
-        "MB more a session",
-    )
+    what = ("preset", "decoder", "precision", "steps")
+    columns = (*what, "sessions", "ms a step", "fps a session", "state MB a session", "peak MB", "MB more a session")
     table = Table(columns, title=f"sessions in one batch, {mode}")
-    many = {tuple(row[name] for name in columns[:4]) for row in rows if row["sessions"] > 1}
+    many = {tuple(row[name] for name in what) for row in rows if row["sessions"] > 1}
     extra = None
     alone: dict[tuple[Any, ...], float | None] = {}
     for row in sorted(rows, key=lambda row: (row["steps"], row["sessions"])):
-        key = tuple(row[name] for name in columns[:4])
+        key = tuple(row[name] for name in what)
         if key not in many or row["mode"] != mode or row["error"] is not None:
             continue
         first = alone.setdefault(key, row["peak_mb"] if row["sessions"] == 1 else None)
