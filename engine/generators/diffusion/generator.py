@@ -96,7 +96,7 @@ class Diffusion:
             made = networks.preset = _resized(made, size)
         if precision not in KINDS:
             raise AvatarError(f"There is no precision called '{precision}'; choose one of: {', '.join(KINDS)}.")
-        count = steps or made.steps
+        count = made.steps if steps is None else steps
         self.trained = networks.origin != UNTRAINED
         self.preset, self.precision, self.steps = made.name, precision, count
         self.weights = f"{networks.origin} {seed if not self.trained else ''} {precision} {made.size}"
