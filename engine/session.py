@@ -18,7 +18,7 @@ from engine.config import OperatorSettings, SessionSettings
 from engine.drivers.mix import Mixer
 from engine.drivers.speech import LOOK_AHEAD, SpeechDriver
 from engine.persona import Persona
-from engine.types import AudioChunk, FaceSource, Output, Signal, VideoFrame
+from engine.types import AudioChunk, FaceSource, Output, Signal, UInt8Array, VideoFrame
 from engine.window import Due, Window
 
 HEARD_AT_ONCE = 0.1
@@ -54,6 +54,7 @@ class Session:
         self.window = Window(fps=spec.fps, chunk=spec.chunk, look_ahead=LOOK_AHEAD)
         self.mixer = Mixer(seed=seed)
         self.body_reading: Any = None
+        self._images: dict[int, UInt8Array | None] = {}  # camera frame -> its picture, while a strip of it is carried
         self._face = face
         self._body = body
         self._lock = threading.Lock()
@@ -121,14 +122,16 @@ class Session:
 
     def finish(self, due: Due, frames: Sequence[VideoFrame]) -> Output:
         """Composite the generator's frames into the persona's scene and put their sound beside them."""
-        done = [
-            compose(self.persona.scene, frame, self.settings, self.operator, driving=signal.image)
-            for frame, signal in zip(frames, due.signals, strict=True)
-        ]
-        start = due.signals[0].time
+        spec = self.batch.generator.spec
+        if self.operator.carry_strip:  # a generator with a delay shows earlier signals, so their pictures wait for it
+            self._images |= {signal.id: signal.image for signal in due.signals}
+            for old in list(self._images)[: -(spec.delay + spec.chunk)]:
+                del self._images[old]
+        done = [compose(self.persona.scene, frame, self.settings, self.operator, driving=self._images.get(frame.id)) for frame in frames]
+        start = frames[0].time  # the sound of what is shown, not of what was asked
         if due.grid == "camera":
             return Output(done, [], "camera", sound_time=start)
-        span = len(done) / self.batch.generator.spec.fps
+        span = len(done) / spec.fps
         return Output(done, self.speech.sound(start, start + span), "voice", sound_time=start)
 
     # -- the whole way in one call -------------------------------------------------------------------------------------

@@ -260,7 +260,8 @@ class Diffusion:
         waiting.append(conditions)
         if len(waiting) * self.spec.chunk <= self.spec.delay:
             still = cast(Identity, state.rows[row]).portrait
-            return conditions if self._base is not None else [replace(frame, rgb=still.copy()) for frame in conditions]
+            early = self.spec.delay / self.spec.fps  # what comes first is shown as if it had been asked for in time
+            return [replace(frame, time=frame.time - early, rgb=frame.rgb if self._base is not None else still.copy()) for frame in conditions]
         shown = waiting.popleft()
         return [VideoFrame(picture.copy(), frame.time, frame.id, frame.alpha) for picture, frame in zip(pictures, shown, strict=True)]
 
