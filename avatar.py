@@ -78,7 +78,7 @@ def render(args: argparse.Namespace) -> int:
     drive = args.drive_mode or natural_drive(args.drive)
     settings = SessionSettings(drive=drive, background=_background(args), track_body=not args.no_body)
     generator = load(args.generator, **_generator_options(args))
-    notices: list[str] = []
+    notices = [generator.spec.notice] if generator.spec.notice else []
     bar = _Bar()
     try:
         frames = run(

@@ -24,9 +24,14 @@ class Batch:
         """Seat an identity -> its row. Raises BatchFull."""
         if not self._free:
             raise BatchFull(f"All {self.rows} places are taken; try again when a session has ended.")
-        row = self._free.pop()
-        self.generator.admit(self.state, row, identity)
+        row = self._free[-1]
+        self.generator.admit(self.state, row, identity)  # a row whose identity cannot be seated stays free
+        self._free.pop()
         return row
+
+    def reset(self, row: int) -> None:
+        """Forget a row's past; the identity stays."""
+        self.generator.reset(self.state, row)
 
     def release(self, row: int) -> None:
         """Free a row; who sat there is forgotten at once. Harmless twice."""

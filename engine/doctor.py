@@ -240,7 +240,7 @@ def _memory() -> list[Check]:
     for made in PRESETS.values():
         need = budget(made)
         detail = f"{need.total / MEGABYTE:.0f} MB a session in half precision, {need.window / MEGABYTE:.0f} of it the window of {made.window} frames"
-        fits = f"; {free / need.total:.0f} sessions in the {free / MEGABYTE:.0f} MB free on {name}, less the weights" if free else ""
+        fits = f"; {free // need.total} sessions in the {free / MEGABYTE:.0f} MB free on {name}, less the weights" if free else ""
         checks.append(Check(f"memory {made.name}", True, f"{detail} ({made.steps} steps){fits}"))
     return checks
 

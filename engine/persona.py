@@ -287,7 +287,7 @@ def _weights(generator: Generator) -> str | None:
 
 def _cache_key(generator: Generator, portrait: str) -> str:
     """sha256 of all that the cached arrays depend on: the portrait's digest, the generator, its weights, the code of both halves, the tracker."""
-    digest = hashlib.sha256(f"{portrait} {generator.spec} {_weights(generator)} {_tracker()}".encode())
+    digest = hashlib.sha256(f"{portrait} {generator.spec.name} {generator.spec.size} {_weights(generator)} {_tracker()}".encode())
     for path in _sources(generator):
         digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
@@ -298,8 +298,10 @@ def _sources(generator: Generator) -> list[Path]:
     here = Path(__file__).parent
     own = Path(str(sys.modules[type(generator).__module__].__file__))
     files = [path for pattern in SCENE_SOURCES for path in sorted(here.glob(pattern))]
-    folder = [path for path in sorted(own.parent.rglob("*")) if path.is_file() and "__pycache__" not in path.parts] if here in own.parents else [own]
-    return files + folder
+    if here not in own.parents:
+        return [*files, own]
+    # All generators, since one may build on another.
+    return files + [path for path in sorted((here / "generators").rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
 
 
 def _tracker() -> str:

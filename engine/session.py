@@ -18,7 +18,7 @@ from engine.config import OperatorSettings, SessionSettings
 from engine.drivers.mix import Mixer
 from engine.drivers.speech import LOOK_AHEAD, SpeechDriver
 from engine.persona import Persona
-from engine.types import AudioChunk, FaceSource, Output, Signal, UInt8Array, VideoFrame
+from engine.types import AudioChunk, FaceSource, Grid, Output, Signal, UInt8Array, VideoFrame
 from engine.window import Due, Window
 
 HEARD_AT_ONCE = 0.1
@@ -54,6 +54,7 @@ class Session:
         self.window = Window(fps=spec.fps, chunk=spec.chunk, look_ahead=LOOK_AHEAD)
         self.mixer = Mixer(seed=seed)
         self.body_reading: Any = None
+        self._grid: Grid | None = None  # of the last frames
         self._images: dict[int, UInt8Array | None] = {}  # camera frame -> its picture, while a strip of it is carried
         self._face = face
         self._body = body
@@ -119,6 +120,12 @@ class Session:
         if share == 1.0 or signal.motion is None:
             return signal
         return replace(signal, motion=replace(signal.motion, body=signal.motion.body * share))
+
+    def begin(self, due: Due) -> None:
+        """Where the grid changes, frames that a generator still holds belong to another clock: they are given up."""
+        if due.grid != self._grid and self._grid is not None and self.batch.generator.spec.delay:
+            self.batch.reset(self.row)
+        self._grid = due.grid
 
     def finish(self, due: Due, frames: Sequence[VideoFrame]) -> Output:
         """Composite the generator's frames into the persona's scene and put their sound beside them."""
@@ -187,5 +194,7 @@ def render(batch: Batch, sessions: Sequence[Session], *, now: float) -> dict[int
     due = {session.row: (session, ready) for session in sessions if (ready := session.due(now)) is not None}
     if not due:
         return {}
+    for session, ready in due.values():
+        session.begin(ready)
     frames = batch.step({row: ready.signals for row, (_, ready) in due.items()})
     return {row: session.finish(ready, frames[row]) for row, (session, ready) in due.items()}

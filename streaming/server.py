@@ -109,6 +109,8 @@ async def _serve(settings: ServerSettings) -> None:
                 raise _port_error(settings, error) from error
             hint = "/#token=... with the token in place of the dots" if settings.token else ""
             print(f"Open {settings.address}{hint} in a browser; Ctrl+C ends the server.", flush=True)
+            if notice := app[DESK].studio.generator.spec.notice:
+                print(f"avatar: {notice}", file=sys.stderr, flush=True)
             await stopped
         ready.cancel()
     finally:

@@ -83,32 +83,37 @@ def prepared(module: Any, tensors: Sequence[Any], *, mode: Mode) -> Callable[[],
         with torch.no_grad():
             module(*tensors)
 
-    return _Captured(step) if mode == "cudagraph" else step
+    return _Captured(step, tensors[0].device) if mode == "cudagraph" else step
 
 
 class _Captured:
-    def __init__(self, step: Callable[[], None]) -> None:
-        self._step = step
+    def __init__(self, step: Callable[[], None], on: Any) -> None:
+        self._step, self._on = step, on
         self._calls = 0
         self._graph: Any = None
 
     def __call__(self) -> None:
         import torch
 
-        if self._graph is None and self._calls < WARM_UPS:
-            # Warm-ups are real frames on a side stream, as a capture needs; nothing is computed twice.
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
+        with torch.cuda.device(self._on):
+            if self._graph is not None:
+                self._graph.replay()
+                return
+            if self._calls < WARM_UPS:
+                # Warm-ups are real frames on a side stream, as a capture needs; nothing is computed twice.
+                side = torch.cuda.Stream()
+                side.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(side):
+                    self._step()
+                torch.cuda.current_stream().wait_stream(side)
+                self._calls += 1
+                return
+            graph = torch.cuda.CUDAGraph()
+            # Other threads may be preparing portraits on the same device meanwhile.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # records, does not run
                 self._step()
-            torch.cuda.current_stream().wait_stream(side)
-            self._calls += 1
-            return
-        if self._graph is None:
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):  # records, does not run
-                self._step()
-        self._graph.replay()
+            graph.replay()
+            self._graph = graph
 
 
 class _TorchRunner:

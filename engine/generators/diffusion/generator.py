@@ -74,7 +74,7 @@ class Diffusion:
         weights: str | Path | None = None,
         steps: int | None = None,
         stream_batch: bool = False,
-        precision: Precision = "fp32",
+        precision: Precision | None = None,
         mode: pytorch.Mode | None = None,
         device: str | None = None,
         seed: int = 0,
@@ -94,12 +94,13 @@ class Diffusion:
             raise AvatarError(f"The weights in {weights} are for the preset '{made.name}', not '{preset}'; leave --preset out.")
         if size is not None:
             made = networks.preset = _resized(made, size)
+        precision = precision or ("fp16" if self.device.type == "cuda" else "fp32")
         if precision not in KINDS:
             raise AvatarError(f"There is no precision called '{precision}'; choose one of: {', '.join(KINDS)}.")
         count = made.steps if steps is None else steps
         self.trained = networks.origin != UNTRAINED
         self.preset, self.precision, self.steps = made.name, precision, count
-        self.weights = f"{networks.origin} {seed if not self.trained else ''} {precision} {made.size}"
+        self.weights = f"{networks.origin} {seed if not self.trained else ''} {precision} {made.name} {made.size}"
         networks = networks.to(self.device, KINDS[precision])
         networks.denoiser.freeze(made.window)
         at = levels(made.noise, count).to(self.device)
@@ -111,6 +112,8 @@ class Diffusion:
         if self.mode == "compile":
             networks.denoiser = pytorch.compiled(networks.denoiser)
         self._base: Generator | None = load_generator("puppet", size=made.size) if made.condition == "puppet" else None
+        if self._base is None and made.size[0] != made.size[1]:
+            raise AvatarError("Painted conditions need a square picture so far; leave the size out.")
         self._paint = None if self._base else painter(made)
         self.spec = GeneratorSpec(
             name="diffusion",
@@ -118,7 +121,7 @@ class Diffusion:
             fps=made.fps,
             chunk=made.chunk,
             delay=(count - 1) * made.chunk if self.recipe.batched else 0,
-            needs=("motion",) if self._base else ("motion", "face", "body", "hands"),
+            needs=("motion", "speech") if self._base else ("motion", "speech", "face", "body", "hands"),
             together=self.device.type != "cpu",
             notice=MANY_STEPS.format(networks.made_for, count) if networks.made_for else "" if self.trained else NOTICE,
         )
@@ -135,7 +138,8 @@ class Diffusion:
         picture = to_unit(torch.from_numpy(rgb)[None].to(self.device)).to(self.recipe.dtype)
         made_by = f"diffusion {VERSION} {self.recipe.preset} {self.weights}"
         key = hashlib.sha256(np.ascontiguousarray(portrait).tobytes() + made_by.encode()).hexdigest()
-        return Identity(key, rgb, Features(self.recipe.networks.remember(picture), base, anchor))
+        # Kept on the host: a session's row gets a copy on its device, and portraits that nobody shows take no room there.
+        return Identity(key, rgb, Features(self.recipe.networks.remember(picture).to("cpu"), base, anchor))
 
     def pack(self, identity: Identity) -> dict[str, npt.NDArray[Any]]:
         """What `np.savez` can keep of an identity, without pickle; half precisions are kept as they are, in 16-bit words."""
@@ -168,7 +172,7 @@ class Diffusion:
         return Identity(str(arrays["key"]), portrait, Features(Cache(kept("reference"), kept("identity")), base, anchor))
 
     def _tensor(self, words: npt.NDArray[Any]) -> torch.Tensor:
-        return torch.from_numpy(np.array(words)).view(self.recipe.dtype).to(self.device)
+        return torch.from_numpy(np.array(words)).view(self.recipe.dtype)
 
     # -- fast, many -----------------------------------------------------------------------------------------------------
 
@@ -196,11 +200,13 @@ class Diffusion:
             self._base.reset(state.base, row)
 
     def evict(self, state: State, row: int) -> None:
-        """The row's session has ended. Its place in the tensors stays; nobody reads it."""
+        """The row's session has ended: nothing of who sat there stays."""
         if self._base is not None and state.rows[row] is not None:
             self._base.evict(state.base, row)
         state.rows[row] = None
         state.shown[row].clear()
+        if state.stream is not None:
+            streams.vacate(state.stream, row)
 
     def step(self, state: State, signals: Sequence[Sequence[Signal] | None]) -> list[list[VideoFrame] | None]:
         """One chunk for every row that has signals."""
@@ -216,13 +222,14 @@ class Diffusion:
         for row, frames in conditions.items():
             stream.condition[row].copy_(torch.from_numpy(np.stack([frame.rgb for frame in frames])))
             stream.speech[row].copy_(torch.from_numpy(_heard(cast(Sequence[Signal], signals[row]))))
-        # A CPU gains nothing from a batch and would pay for idle rows; an accelerator takes all rows at once.
-        for row_alone in asked if self.device.type == "cpu" else [None]:
+            state.shown[row].append(frames)
+        # A CPU gains nothing from a batch and would pay for idle rows; an accelerator takes all rows at once, where there are several.
+        for row_alone in [None] if self.spec.together and len(asked) > 1 else asked:
             if row_alone not in state.run:
                 state.run[row_alone] = self._prepared(stream if row_alone is None else stream.row(row_alone))
             state.run[row_alone]()
         pictures = stream.out.cpu().numpy()
-        return [self._told(state, row, pictures[row], conditions[row]) if row in conditions else None for row in range(len(signals))]
+        return [self._told(state, row, pictures[row]) if row in conditions else None for row in range(len(signals))]
 
     def _prepared(self, stream: streams.Stream) -> Callable[[], None]:
         """The step of a stream, or of one row's view of it."""
@@ -254,10 +261,10 @@ class Diffusion:
             if chunk is not None
         }
 
-    def _told(self, state: State, row: int, pictures: UInt8Array, conditions: list[VideoFrame]) -> list[VideoFrame]:
+    def _told(self, state: State, row: int, pictures: UInt8Array) -> list[VideoFrame]:
         """The pictures with the time of the motion they show. Until a stream batch is full they are the conditions, or the portrait."""
         waiting = state.shown[row]
-        waiting.append(conditions)
+        conditions = waiting[-1]
         if len(waiting) * self.spec.chunk <= self.spec.delay:
             still = cast(Identity, state.rows[row]).portrait
             early = self.spec.delay / self.spec.fps  # what comes first is shown as if it had been asked for in time

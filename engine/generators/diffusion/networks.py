@@ -31,6 +31,10 @@ class Cache:
     reference: list[KeyValue]  # [1, L, C] keys and values of the reference's bank, projected
     identity: list[KeyValue]  # [1, T, C] of the identity's tokens; empty for presets without
 
+    def to(self, device: torch.device | str) -> Cache:
+        """The same on a device."""
+        return Cache(*([(k.to(device), v.to(device)) for k, v in kept] for kept in (self.reference, self.identity)))
+
 
 class Networks(nn.Module):
     """Reference network, denoiser, guider, autoencoder, and the encoders of tokens that the preset has."""
@@ -50,7 +54,7 @@ class Networks(nn.Module):
     @torch.inference_mode()
     def remember(self, picture: Tensor) -> Cache:
         """Portrait [1, 3, H, W] -1..1 -> what every frame reads of it."""
-        latents = self.autoencoder.encode(picture) * self.preset.scale
+        latents = self.autoencoder.encode(picture) * self.preset.gain
         tokens = self.image(picture) if self.image is not None else None
         bank = self.reference(latents, self._read(self.reference, tokens))
         return Cache(self.project(bank), self._read(self.denoiser, tokens))
@@ -88,9 +92,15 @@ def save(networks: Networks, folder: Path, *, origin: dict[str, str]) -> None:
     for name, module in networks.parts().items():
         path = folder / f"{name}.safetensors"
         save_file({key: value.contiguous() for key, value in module.state_dict().items()}, path)
-        hashes[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        hashes[name] = sha256(path)
     manifest = {"preset": networks.preset.name, "sha256": hashes, "origin": origin}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def sha256(path: Path) -> str:
+    """Of a file of any size."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def empty(made: Preset) -> Networks:
@@ -104,18 +114,21 @@ def load(folder: Path) -> Networks:
     try:
         text = (folder / MANIFEST).read_text()
         manifest = json.loads(text)
-        name = manifest["preset"]
+        name, hashes, origin = manifest["preset"], dict(manifest["sha256"]), dict(manifest["origin"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AvatarError(f"{folder} holds no weights of this engine: it has no readable {MANIFEST}; import or train them first.") from error
     networks = empty(preset(name))
     for part, module in networks.parts().items():
+        path = folder / f"{part}.safetensors"
+        if path.is_file() and sha256(path) != hashes.get(part):
+            raise AvatarError(f"{path} is not the file that its {MANIFEST} names; import or train the weights again.")
         try:
             # Read, not mapped: a file that is written again must not change what runs.
             module.load_state_dict(load_file(folder / f"{part}.safetensors", backend="pread"), assign=True)
         except Exception as error:  # whatever a broken file raises
             raise AvatarError(f"{folder / part}.safetensors is missing, damaged or of another preset than '{name}'; import it again.") from error
     _number(networks)
-    networks.made_for = str(manifest.get("origin", {}).get("made_for", ""))
+    networks.made_for = str(origin.get("made_for", ""))
     networks.origin = hashlib.sha256(text.encode()).hexdigest()
     networks.eval().requires_grad_(False)
     return networks

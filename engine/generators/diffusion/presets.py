@@ -77,6 +77,11 @@ class Preset:
         return self.size[0] // self.patch, self.size[1] // self.patch
 
     @property
+    def gain(self) -> float:
+        """What the autoencoder's latents are multiplied by; a tiny one's are scaled already."""
+        return 1.0 if self.latent == "tiny" else self.scale
+
+    @property
     def recent(self) -> int:
         """Frames of the window that are not pinned, the newest one included."""
         return self.window - self.sinks

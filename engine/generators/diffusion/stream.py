@@ -148,6 +148,14 @@ def forget(stream: Stream, row: int) -> None:
         tensor.zero_()
 
 
+def vacate(stream: Stream, row: int) -> None:
+    """Nothing of whoever sat in a row stays."""
+    forget(stream, row)
+    view = stream.row(row)
+    for tensor in (view.condition, view.speech, view.out, *(x for kept in (view.reference, view.identity) for pair in kept for x in pair)):
+        tensor.zero_()
+
+
 class Step(nn.Module):
     """A chunk for every row, from `condition`, `speech` and `active` into `out`: a module of tensors, for whatever runs modules."""
 
@@ -171,7 +179,7 @@ def step(recipe: Recipe, stream: Stream) -> None:
     spoken = networks.speech(stream.speech.flatten(0, 1)) if networks.speech is not None else None
     run = _stream_batch if recipe.batched else _in_turn
     latents, base = run(recipe, stream, hint, spoken)
-    picture = networks.autoencoder.decode(latents / made.scale)
+    picture = networks.autoencoder.decode(latents / made.gain)
     if made.residual:
         picture = picture + to_unit(base.flatten(0, 1))
     stream.out.copy_(to_pixels(picture).unflatten(0, (-1, made.chunk)))
@@ -260,4 +268,4 @@ def whole_clip(recipe: Recipe, cache: Cache, condition: Tensor, speech: Tensor |
     return x
 
 
-__all__ = ["Recipe", "Step", "Stream", "forget", "open_stream", "seat", "step", "whole_clip"]
+__all__ = ["Recipe", "Step", "Stream", "forget", "open_stream", "seat", "step", "vacate", "whole_clip"]

@@ -86,12 +86,12 @@ class TemporalAttention(Projections):
     def __init__(self, width: int, heads: int, *, index: int) -> None:
         super().__init__(width, heads)
         self.index = index  # among all temporal attentions of the network
-        self._tables: tuple[Tensor, Tensor, Tensor] | None = None
+        self.register_buffer("_tables", None, persistent=False)  # [3, length, C] once frozen; goes along to other devices
 
     def tables(self, length: int) -> tuple[Tensor, Tensor, Tensor]:
         """[length, C] each: what positions add to queries, keys and values."""
-        if self._tables is not None and len(self._tables[0]) == length:
-            return self._tables
+        if self._tables is not None and self._tables.shape[1] == length:
+            return self._tables[0], self._tables[1], self._tables[2]
         pe = sinusoids(length, self.to_q.in_features).to(self.to_q.weight)
         return self.to_q(pe), self.to_k(pe), self.to_v(pe)
 
@@ -99,7 +99,7 @@ class TemporalAttention(Projections):
         """Keep the tables: the weights will not change any more."""
         self._tables = None
         with torch.no_grad():
-            self._tables = self.tables(length)
+            self._tables = torch.stack(self.tables(length))
 
     def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None, at: Places, length: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """x [B, c, L, C]; past keys and values [B, L, h, K, d] -> (attended [B, c, L, C], this chunk's keys and values [B, c, L, h, d])."""

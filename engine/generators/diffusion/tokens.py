@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from engine.generators.diffusion.presets import Preset
-from engine.types import MEL_BANDS, MEL_ROWS
+from engine.types import MEL_BANDS, MEL_ROWS, MissingPart
 
 POOLED = 8
 """px a side that the pooled encoder looks at."""
@@ -40,7 +40,10 @@ class ClipImage(nn.Module):
 
     def __init__(self, model: Any = None) -> None:
         super().__init__()
-        from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+        try:
+            from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+        except ImportError as error:
+            raise MissingPart(f"The image encoder needs transformers ({error}); run `make torch`, or pip install 'avatar-engine[torch]'.") from error
 
         self.model = model or CLIPVisionModelWithProjection(
             CLIPVisionConfig(

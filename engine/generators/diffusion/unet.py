@@ -92,6 +92,7 @@ class Backbone(nn.Module):
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(widths[0], config.time_dim, cond_proj_dim=(tail and config.guidance_dim) or None)
         self.guidance = 1.0  # what a network with guidance distilled into it is told
+        self.register_buffer("_told", None, persistent=False)
         down: list[Level] = []
         skips = [widths[0]]
         for i, width in enumerate(widths):
@@ -127,7 +128,7 @@ class Backbone(nn.Module):
         """x [N, C, h, w], t [N] noise levels 0..999, hint [N, C0, h, w] is added after the first convolution -> [N, C or C0, h, w]."""
         told = None
         if self.tail and self.config.guidance_dim:
-            told = embed_guidance(self.guidance, self.config.guidance_dim).to(x)
+            told = self._told if self._told is not None else embed_guidance(self.guidance, self.config.guidance_dim).to(x)
         level = self.time_embedding(embed(t, self.config.channels[0]).to(x.dtype), told)
         x = self.conv_in(x)
         if hint is not None:
@@ -178,6 +179,8 @@ class Denoiser(Backbone):
         """Work out what depends on weights alone; they must not change afterwards."""
         for attention in temporal_attentions(self):
             attention.freeze(length)
+        if self.config.guidance_dim:
+            self._told = embed_guidance(self.guidance, self.config.guidance_dim).to(self.conv_in.weight)
 
 
 def spatial_blocks(network: Backbone) -> list[nn.Module]:
