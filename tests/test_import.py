@@ -317,7 +317,7 @@ def test_imported_weights_load_and_make_a_frame(published: Path, out: Path) -> N
     assert not any(x.is_meta for x in (*loaded.parameters(), *loaded.buffers()))
     generator: Any = load("diffusion", weights=out)
     assert generator.trained
-    assert generator.spec.notice == ""
+    assert "made for 30 steps with guidance 3.5" in generator.spec.notice
     state = generator.allocate(1)
     generator.admit(state, 0, generator.prepare(demo_portrait()))
     frames = [generator.step(state, [[Signal(time=t / 25)]])[0][0] for t in range(2)]
@@ -382,6 +382,7 @@ def test_the_manifest_names_what_was_read(published: Path, out: Path) -> None:
     assert manifest["origin"] == {
         "system": "Moore-AnimateAnyone",
         "precision": "fp32",
+        "made_for": "30 steps with guidance 3.5",
         **{name: files.sha256(published / name) for name in ("denoising_unet.pth", "reference_unet.pth", "motion_module.pth", "pose_guider.pth")},
         **{name: files.sha256(published / name) for name in ("sd-vae-ft-mse/diffusion_pytorch_model.bin", "image_encoder/pytorch_model.bin")},
     }
