@@ -113,7 +113,8 @@ def test_idle_motion_is_a_function_of_seed_and_time() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_blinks_come_every_two_to_six_seconds_close_fully_and_are_short(seed: int) -> None:
     rate = 250
-    apertures = np.array([IdleDriver(seed).at(1e5 + k / rate).eyes[0] for k in range(120 * rate)])
+    idle = IdleDriver(seed)
+    apertures = np.array([idle.at(1e5 + k / rate).eyes[0] for k in range(120 * rate)])
     shut = apertures < 0.5
     starts = np.flatnonzero(shut[1:] & ~shut[:-1]) / rate
     ends = np.flatnonzero(~shut[1:] & shut[:-1]) / rate
