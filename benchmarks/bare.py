@@ -89,7 +89,7 @@ def bare(networks: Any, *, steps: int, precision: str, mode: pytorch.Mode = "eag
     portrait = (torch.rand((1, 3, *made.size), generator=source) * 2 - 1).to(device, KINDS[precision])
     cache = networks.remember(portrait)
     with torch.no_grad():
-        latents = networks.autoencoder.encode(portrait) * made.scale
+        latents = networks.autoencoder.encode(portrait) * made.gain
         token = networks.image(portrait) if networks.image is not None else None
         read = [] if token is None else [block.attn2.project(token) for block in spatial_blocks(networks.reference)]
     stream = streams.open_stream(how, rows, cache)

@@ -83,7 +83,7 @@ def test_examples_are_seeded() -> None:
 
 
 @pytest.mark.torch
-def test_tensors_stay_tensors_and_compiled_is_eager() -> None:
+def test_tensors_stay_tensors() -> None:
     require("torch")
     import torch
 

@@ -65,6 +65,27 @@ def test_a_persona_keeps_the_cached_reference_on_disk(tmp_path: Path, monkeypatc
     assert np.array_equal(*frames)
 
 
+def test_a_step_that_fails_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next frames carry their own time, and are those of a session that has just begun."""
+    generator: Any = load("diffusion", preset="tiny")
+    identity = generator.prepare(demo_portrait())
+    state = generator.allocate(1)
+    generator.admit(state, 0, identity)
+    generator.step(state, [[Signal(time=0.0, id=1)]])
+
+    def broken() -> None:
+        raise RuntimeError("no memory")
+
+    works = state.run[0]
+    monkeypatch.setitem(state.run, 0, broken)
+    with pytest.raises(RuntimeError):
+        generator.step(state, [[Signal(time=1.0, id=2)]])
+    monkeypatch.setitem(state.run, 0, works)
+    frame = generator.step(state, [[Signal(time=2.0, id=3)]])[0][0]
+    assert (frame.time, frame.id) == (2.0, 3)
+    assert int(state.stream.count[0]) == 1
+
+
 def test_other_weights_or_precision_are_another_identity() -> None:
     keys = {load("diffusion", preset="tiny", **more).prepare(demo_portrait()).key for more in ({}, {"seed": 1}, {"precision": "bf16"})}
     assert len(keys) == 3

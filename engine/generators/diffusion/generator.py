@@ -224,10 +224,15 @@ class Diffusion:
             stream.speech[row].copy_(torch.from_numpy(_heard(cast(Sequence[Signal], signals[row]))))
             state.shown[row].append(frames)
         # A CPU gains nothing from a batch and would pay for idle rows; an accelerator takes all rows at once, where there are several.
-        for row_alone in [None] if self.spec.together and len(asked) > 1 else asked:
-            if row_alone not in state.run:
-                state.run[row_alone] = self._prepared(stream if row_alone is None else stream.row(row_alone))
-            state.run[row_alone]()
+        try:
+            for row_alone in [None] if self.spec.together and len(asked) > 1 else asked:
+                if row_alone not in state.run:
+                    state.run[row_alone] = self._prepared(stream if row_alone is None else stream.row(row_alone))
+                state.run[row_alone]()
+        except Exception:
+            for row in asked:  # what a broken step has left fits neither the pictures before it nor those after
+                self.reset(state, row)
+            raise
         pictures = stream.out.cpu().numpy()
         return [self._told(state, row, pictures[row]) if row in conditions else None for row in range(len(signals))]
 
