@@ -123,8 +123,18 @@ def import_(args: argparse.Namespace) -> int:
     """Turn published weights into a folder that `serve --weights` takes."""
     from exporters.import_checkpoint import import_animate_anyone
 
-    import_animate_anyone(args.folder, args.out, vae=args.vae, image_encoder=args.image_encoder, precision=args.precision, tell=_line)
-    print(f"Wrote {args.out}. Serve it: avatar serve --generator diffusion --weights {shlex.quote(str(args.out))}")
+    found = {"vae": args.vae, "image_encoder": args.image_encoder, "tiny_vae": args.tiny_vae}
+    import_animate_anyone(args.folder, args.out, **found, precision=args.precision, tell=_line)
+    tiny = " --decoder tiny" if args.tiny_vae else ""
+    print(f"Wrote {args.out}. Serve it: avatar serve --generator diffusion --weights {shlex.quote(str(args.out))}{tiny}")
+    return 0
+
+
+def train(args: argparse.Namespace) -> int:
+    """Teach a generator one person: a video in, weights and a portrait out."""
+    from exporters.command import teach
+
+    teach(args.video, args.out, args, tell=_line)
     return 0
 
 
@@ -286,8 +296,29 @@ def _parser() -> argparse.ArgumentParser:
     anyone.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the folder to write; it must not exist yet")
     anyone.add_argument("--vae", type=Path, metavar="DIR", help="config.json and weights of the autoencoder (default: DIR/sd-vae-ft-mse)")
     anyone.add_argument("--image-encoder", type=Path, metavar="DIR", help="the same of CLIP's image encoder (default: DIR/image_encoder)")
+    anyone.add_argument("--tiny-vae", type=Path, metavar="DIR", help="the same of TAESD (not TAESDXL), for --decoder tiny (default: none)")
     anyone.add_argument("--precision", choices=["fp32", "fp16"], default="fp32", help="of the files written; fp16 halves them")
     p.set_defaults(run=import_)
+
+    p = commands.add_parser("train", help="teach a generator one person from a video of them")
+    p.add_argument(
+        "--video", type=Path, nargs="+", required=True, metavar="FILE", help="clips of one person before a still camera, or a folder of them"
+    )
+    p.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="the folder for data, checkpoints, previews and weights; asked again, it goes on"
+    )
+    p.add_argument("--stage", choices=["all", "data", "train"], default="all", help="only collect the data, or only train on what was collected")
+    p.add_argument("--minutes", type=float, help="of training (default: 15, where --updates is not given)")
+    p.add_argument("--updates", type=int, help="of the weights, instead of minutes")
+    p.add_argument("--recipe", choices=["appearance", "teacher", "consistency", "matching"], default="appearance", help="see the README")
+    p.add_argument("--steps", type=int, default=2, help="denoising steps a frame of what is trained (default: 2)")
+    p.add_argument("--preset", default="compact", help="size of the generator (default: compact)")
+    p.add_argument("--start", type=Path, metavar="DIR", help="weights to go on from, trained or imported")
+    p.add_argument("--teacher", type=Path, metavar="DIR", help="weights that consistency and matching learn from")
+    p.add_argument("--rate", type=float, help="learning rate")
+    p.add_argument("--precision", choices=["no", "bf16", "fp16"], default="no", help="of the arithmetic; bf16 where the hardware has it")
+    p.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda where there is one)")
+    p.set_defaults(run=train)
 
     p = commands.add_parser(
         "bench", help="measure: latency, loopback, capacity, quality", epilog=BENCH_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -308,15 +339,20 @@ def _add_generator(parser: argparse.ArgumentParser) -> None:
     diffusion.add_argument("--weights", metavar="DIR", help="a folder of weights that was trained or imported; it names its preset")
     diffusion.add_argument("--steps", type=int, metavar="N", help="denoising steps a frame (default: the preset's)")
     diffusion.add_argument("--stream-batch", action="store_true", default=None, help="all steps in one call; a frame leaves N - 1 frames later")
-    diffusion.add_argument("--precision", choices=["fp32", "bf16", "fp16"])
+    diffusion.add_argument("--precision", choices=["fp32", "bf16", "fp16", "int8"], help="bf16 where the hardware has it, int8 from --graphs")
+    diffusion.add_argument("--backend", choices=["pytorch", "openvino", "onnxruntime"], help="what runs the live step (default: pytorch)")
+    diffusion.add_argument("--graphs", metavar="DIR", help="exported graphs for --backend; OpenVINO can do without")
     diffusion.add_argument(
         "--mode", choices=["eager", "script", "compile", "cudagraph"], help="how PyTorch runs it (default: script on a CPU, cudagraph on a GPU)"
+    )
+    diffusion.add_argument(
+        "--decoder", choices=["kl", "tiny"], help="of weights that have one: their own, or the tiny one imported beside them (default: their own)"
     )
     diffusion.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda where there is one)")
 
 
 def _generator_options(args: argparse.Namespace) -> dict[str, Any]:
-    names = ("preset", "weights", "steps", "stream_batch", "precision", "mode", "device")
+    names = ("preset", "weights", "steps", "stream_batch", "precision", "mode", "device", "decoder", "backend", "graphs")
     return {name: value for name in names if (value := getattr(args, name)) is not None}
 
 

@@ -146,7 +146,9 @@ def options_of(words: Sequence[str]) -> argparse.Namespace:
     diffusion.add_argument("--preset", default="compact", choices=sorted(PRESETS))
     diffusion.add_argument("--steps", nargs="+", type=int, default=list(STEPS), help="denoising steps a frame")
     diffusion.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"))
-    diffusion.add_argument("--mode", choices=get_args(pytorch.Mode), help="default: the device's best")
+    diffusion.add_argument("--mode", choices=get_args(pytorch.Mode), help="of PyTorch (default: the device's best)")
+    diffusion.add_argument("--backend", nargs="+", default=["pytorch"], choices=("pytorch", "openvino", "onnxruntime"), help="default: pytorch")
+    diffusion.add_argument("--graphs", metavar="DIR", help="exported graphs for the other backends")
     diffusion.add_argument("--device", help="default: the GPU where there is one")
     diffusion.add_argument("--rows", type=int, default=1, metavar="B", help="sessions in one batch")
     return parser.parse_args(words)
@@ -157,8 +159,10 @@ def planned(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     if name != DIFFUSION:
         return [{"size": (size, size)} for size in options.size or SIZES]
     sizes = [(size, size) for size in options.size] if options.size else [None]
-    same = {"preset": options.preset, "precision": options.precision, "mode": options.mode, "device": options.device}
-    return [{**same, "size": size, "steps": steps} for size in sizes for steps in options.steps]
+    same = {"preset": options.preset, "precision": options.precision, "device": options.device}
+    own = {"pytorch": {"mode": options.mode}}
+    backends = [{"backend": backend, **own.get(backend, {"graphs": options.graphs})} for backend in options.backend]
+    return [{**same, **backend, "size": size, "steps": steps} for size in sizes for steps in options.steps for backend in backends]
 
 
 def caches_of(options: argparse.Namespace) -> tuple[dict[str, Any], str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from engine.types import AvatarError, Generator, Identity, Signal, VideoFrame
+from engine.types import AvatarError, Generator, Identity, Signal, VideoFrame, still_motion
 
 
 class BatchFull(AvatarError):
@@ -29,10 +29,6 @@ class Batch:
         self._free.pop()
         return row
 
-    def reset(self, row: int) -> None:
-        """Forget a row's past; the identity stays."""
-        self.generator.reset(self.state, row)
-
     def release(self, row: int) -> None:
         """Free a row; who sat there is forgotten at once. Harmless twice."""
         if row not in self._free:
@@ -43,3 +39,23 @@ class Batch:
         """{row: chunk of signals} -> {row: as many frames}; rows not named stay as they are."""
         frames = self.generator.step(self.state, [signals.get(row) for row in range(self.rows)])
         return {row: made for row, made in enumerate(frames) if made is not None}
+
+
+def warm_up(batch: Batch, identity: Identity, *, together: bool) -> None:
+    """Step an empty batch in every way that sessions will step it: each row alone, and all in one call where that is done (`together`).
+
+    Kernels are chosen and graphs captured for these rows, in this State; all of them are free again afterwards, and hold nobody.
+    """
+    spec = batch.generator.spec
+    rows: list[int] = []
+    try:
+        for _ in range(batch.rows):
+            rows.append(batch.admit(identity))
+        # The largest first: what it needed serves the others too.
+        for way in [*([rows] if together and len(rows) > 1 else []), *([row] for row in rows)]:
+            for k in range(spec.warm_up):
+                chunk = [Signal(time=(k * spec.chunk + i) / spec.fps, motion=still_motion()) for i in range(spec.chunk)]
+                batch.step(dict.fromkeys(way, chunk))
+    finally:
+        for row in reversed(rows):  # in the order in which they will be taken again
+            batch.release(row)

@@ -5,28 +5,32 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from engine.config import Background, OperatorSettings, SessionSettings
 from engine.types import AvatarError, FloatArray, UInt8Array, VideoFrame
 
+if TYPE_CHECKING:
+    from engine.drivers.portrait import Found
+
 HEAD_AND_SHOULDERS = 3.7
-"""Side of the crop in face widths."""
+"""Short side of the crop in face widths."""
 HEAD = 1.5
-"""Smallest side of the crop in face widths or heights: the hair must fit."""
+"""Smallest short side of the crop in face widths or heights: the hair must fit."""
 WHOLE = 0.8
 """A picture that is no larger than the crop over this is driven whole: no seam, no paste."""
 FACE_HEIGHT_IN_CROP = 0.47
-"""Where the middle of the face sits in the crop, from the top."""
+"""Where the middle of the face sits in the crop, from the top, as a share of its short side."""
 STRETCH = 1.25
-"""How far the crop may reach beyond the picture's short side; what lies outside is the edge, repeated, and never shown."""
+"""How far the crop may reach beyond the largest that fits in the picture; what lies outside is the edge, repeated, and never shown."""
 LONGEST_SIDE = 1024
 """px of the picture that is sent."""
 SHORTEST_LONG_SIDE = 512
 """px: smaller pictures are enlarged to this."""
 FEATHER = 0.08
-"""Soft rim of the crop where it meets the rest of the picture, as a share of its side."""
+"""Soft rim of the crop where it meets the rest of the picture, as a share of its short side."""
 FEATHER_BELOW = 0.16
 """The same at its lower edge, which crosses the body."""
 BODY_BELOW = 0.4
@@ -44,53 +48,59 @@ KEPT_STAGES = 6
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fit:
-    """How a square lies in a picture."""
+    """How the rectangle of a generator's frames lies in a picture."""
 
-    square: tuple[int, int, int]  # x, y, side in px; may reach beyond the picture
+    rect: tuple[int, int, int, int]  # x, y, width, height in px; may reach beyond the picture
     box: tuple[int, int, int, int]  # x0, y0, x1, y1 of its visible part
-    feather: UInt8Array  # [box] 255 = the square; soft only where its rim lies inside the picture
+    feather: UInt8Array  # [box] 255 = the rectangle; soft only where its rim lies inside the picture
     whole: bool  # it covers the picture
 
     @classmethod
-    def of(cls, square: tuple[int, int, int], size: tuple[int, int]) -> Fit:
-        """A square in a picture of (H, W)."""
-        x, y, side = square
+    def of(cls, rect: tuple[int, int, int, int], size: tuple[int, int]) -> Fit:
+        """A rectangle (x, y, width, height) in a picture of (H, W)."""
+        x, y, across, down = rect
         height, width = size
-        x0, y0, x1, y1 = box = max(0, x), max(0, y), min(width, x + side), min(height, y + side)
-        band = FEATHER * side
-        ramps = np.multiply.outer(_ramp(y0, y1, height, (band, FEATHER_BELOW * side)), _ramp(x0, x1, width, (band, band)))
-        return cls(square, box, np.asarray(255 * ramps + 0.5, np.uint8), box == (0, 0, width, height))
+        x0, y0, x1, y1 = box = max(0, x), max(0, y), min(width, x + across), min(height, y + down)
+        band, below = FEATHER * min(across, down), FEATHER_BELOW * min(across, down)
+        ramps = np.multiply.outer(_ramp(y0, y1, height, (band, below)), _ramp(x0, x1, width, (band, band)))
+        return cls(rect, box, np.asarray(255 * ramps + 0.5, np.uint8), box == (0, 0, width, height))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) px of the rectangle."""
+        return self.rect[3], self.rect[2]
 
     @property
     def exact(self) -> bool:
-        """The picture is the square itself."""
-        return self.whole and self.box == (0, 0, self.square[2], self.square[2])
+        """The picture is the rectangle itself."""
+        return self.whole and self.box == (0, 0, *self.rect[2:])
 
     @property
     def inset(self) -> tuple[int, int]:
-        """x, y of the box in the square."""
-        return self.box[0] - self.square[0], self.box[1] - self.square[1]
+        """x, y of the box in the rectangle."""
+        return self.box[0] - self.rect[0], self.box[1] - self.rect[1]
 
     def cut(self, image: UInt8Array) -> UInt8Array:
-        """[side, side] or [side, side, 3]: the square of a picture, its edge repeated outside of it."""
-        x, y, side = self.square
-        rows = np.clip(np.arange(y, y + side), 0, image.shape[0] - 1)
-        columns = np.clip(np.arange(x, x + side), 0, image.shape[1] - 1)
+        """[h, w] or [h, w, 3]: the rectangle of a picture, its edge repeated outside of it."""
+        x, y, across, down = self.rect
+        rows = np.clip(np.arange(y, y + down), 0, image.shape[0] - 1)
+        columns = np.clip(np.arange(x, x + across), 0, image.shape[1] - 1)
         return np.ascontiguousarray(image[rows][:, columns])
 
     def scaled(self, size: tuple[int, int], to: tuple[int, int]) -> Fit:
-        """The same square in the picture resized from `size` to `to`, (H, W); edges that it reached it still reaches."""
+        """The same rectangle in the picture resized from `size` to `to`, (H, W); edges that it reached it still reaches."""
         scale = max(to) / max(size)
-        x, y, side = self.square
-        lengths = [(x, size[1], to[1]), (y, size[0], to[0])]
-        spans = [new for start, old, new in lengths if start <= 0 and start + side >= old]
-        new_side = max([round(side * scale), *spans])
-        starts = []
-        for start, old, new in lengths:
+        x, y, across, down = self.rect
+        spans = [(x, across, size[1], to[1]), (y, down, size[0], to[0])]
+        covered = [(new, length) for start, length, old, new in spans if start <= 0 and start + length >= old]
+        placed = []
+        for start, length, old, new in spans:
+            # As large as the scale says, and larger in both directions where it would else no longer cover what it covered.
+            longer = max([round(length * scale), *(-(-needed * length // other) for needed, other in covered)])
             moved = round(start * scale)
             moved = min(moved, 0) if start <= 0 else moved
-            starts.append(max(moved, new - new_side) if start + side >= old else moved)
-        return Fit.of((starts[0], starts[1], new_side), to)
+            placed.append((max(moved, new - longer) if start + length >= old else moved, longer))
+        return Fit.of((placed[0][0], placed[1][0], placed[0][1], placed[1][1]), to)
 
 
 def _ramp(start: int, end: int, length: int, bands: tuple[float, float]) -> FloatArray:
@@ -133,7 +143,7 @@ class Stage:
     fit: Fit  # where frames go
     plate: UInt8Array | None = None  # [h, w, 3] the new background; None where the portrait's own is kept
     clean: UInt8Array | None = None  # [h, w, 3] the old one
-    matte: UInt8Array | None = None  # [side, side] of the still picture's square, for generators that give none
+    matte: UInt8Array | None = None  # of the still picture, as large as the fit's rectangle: for frames that have none
 
 
 class Stages:
@@ -159,11 +169,12 @@ class Stages:
 # -- once a portrait ----------------------------------------------------------------------------------------------------
 
 
-def frame_portrait(rgb: UInt8Array, *, size: int = 512) -> tuple[Scene, UInt8Array]:
-    """Picture [H, W, 3] RGB of any size -> (Scene, square crop [side, side, 3] for `Generator.prepare`).
+def frame_portrait(rgb: UInt8Array, *, size: tuple[int, int] = (512, 512)) -> tuple[Scene, UInt8Array]:
+    """Picture [H, W, 3] RGB of any size -> (Scene, crop [h, w, 3] for `Generator.prepare`, of the frames' shape).
 
-    `size`: px of the generator's frames; the scene is scaled so that they need no resizing where that fits. Raises AvatarError
-    where the picture has no face that can be driven (see `engine.drivers.portrait.find_face`).
+    `size`: (H, W) px of the generator's frames; the scene is scaled so that they need no resizing where that fits. A crop that is higher
+    than wide shows the head and as much of the body as the picture does. Raises AvatarError where the picture has no face that can be
+    driven (see `engine.drivers.portrait.find_face`).
     """
     from engine.drivers.matte import clean_plate, person_matte
     from engine.drivers.portrait import find_face
@@ -171,37 +182,56 @@ def frame_portrait(rgb: UInt8Array, *, size: int = 512) -> tuple[Scene, UInt8Arr
     face = find_face(rgb)
     height, width = rgb.shape[:2]
     long = max(height, width)
-    side = _side(face.width, face.height, min(height, width), long)
-    x = _place(face.center[0] - side / 2, side, width)
-    y = _place(face.center[1] - FACE_HEIGHT_IN_CROP * side, side, height)
-    fit = Fit.of((x, y, side), (height, width))
+    fit = Fit.of(_crop(rgb, face, size[1] / size[0]), (height, width))
     crop = fit.cut(rgb)
-    scale = min(size / side, LONGEST_SIDE / long, max(1.0, SHORTEST_LONG_SIDE / long))
+    figure = fit.size[0] * WHOLE > HEAD_AND_SHOULDERS * face.width
+    scale = min(size[0] / fit.size[0], LONGEST_SIDE / long, max(1.0, SHORTEST_LONG_SIDE / long))
     picture = _resize(rgb, _even(width * scale), _even(height * scale))
     fit = fit.scaled((height, width), (picture.shape[0], picture.shape[1]))
-    matte = person_matte(picture, figure=not fit.whole)
+    matte = person_matte(picture, figure=figure or not fit.whole)
     if not fit.whole:  # the head is worth a look of its own
-        side = fit.square[2]
         x0, y0, x1, y1 = fit.box
         left, top = fit.inset
-        near = _resize(person_matte(crop), side, side)[top : top + y1 - y0, left : left + x1 - x0].astype(np.int32)
+        near = _resize(person_matte(crop, figure=figure), *fit.rect[2:])[top : top + y1 - y0, left : left + x1 - x0].astype(np.int32)
         far = matte[y0:y1, x0:x1]
         far[:] = far + (near - far) * fit.feather // 255
     return Scene(picture, matte, clean_plate(picture, matte), fit), crop
 
 
-def _side(face_width: float, face_height: float, short: int, long: int) -> int:
-    """px of the crop: head and shoulders, or the whole of a picture that is hardly larger than that."""
-    if long <= STRETCH * short and HEAD_AND_SHOULDERS * face_width >= WHOLE * long:
-        return long
-    return round(max(min(HEAD_AND_SHOULDERS * face_width, STRETCH * short, long), HEAD * max(face_width, face_height)))
+def _crop(rgb: UInt8Array, face: Found, aspect: float) -> tuple[int, int, int, int]:
+    """x, y, width, height of the crop, `aspect` = width / height: head and shoulders, a tall one's figure, or the whole of a picture that
+    is hardly larger than that."""
+    from engine.drivers.figure import figure_of
+
+    height, width = rgb.shape[:2]
+    fits, covers = min(width, height * aspect), max(width, height * aspect)
+    wide = max(1.0, aspect)  # of the crop, in its short sides
+    figure = None
+    across = HEAD_AND_SHOULDERS * face.width * wide
+    if aspect < 1.0:
+        x0, y0, x1, y1 = figure = figure_of(rgb, face)
+        across = max(across, x1 - x0, (y1 - y0) * aspect)
+    if covers <= STRETCH * fits and across >= WHOLE * covers:
+        across = covers
+    else:
+        across = max(min(across, STRETCH * fits, covers), HEAD * max(face.width, face.height) * wide)
+    right, down = round(across), round(across / aspect)
+    x, y = face.center[0] - right / 2, face.center[1] - FACE_HEIGHT_IN_CROP * min(right, down)
+    if figure is not None:
+        x, y = _around(x, right, figure[0], figure[2]), _around(y, down, figure[1], figure[3])
+    return _place(x, right, width), _place(y, down, height), right, down
 
 
-def _place(start: float, side: int, length: int) -> int:
-    """Where a span of `side` begins: inside the picture where it fits, else around it evenly."""
-    if side >= length:
-        return -((side - length) // 2)
-    return round(min(max(start, 0.0), float(length - side)))
+def _around(start: float, length: float, low: float, high: float) -> float:
+    """Where a span begins that is moved no further than it must be to hold low..high, or at least the beginning of that."""
+    return min(max(start, high - length), low)
+
+
+def _place(start: float, length: int, longest: int) -> int:
+    """Where a span begins: inside the picture where it fits, else around it evenly."""
+    if length >= longest:
+        return -((length - longest) // 2)
+    return round(min(max(start, 0.0), float(longest - length)))
 
 
 def _even(length: float) -> int:
@@ -263,16 +293,16 @@ def _plate(clean: UInt8Array, background: Background) -> UInt8Array:
 def compose(
     scene: Scene, frame: VideoFrame, settings: SessionSettings, operator: OperatorSettings, *, driving: UInt8Array | None = None
 ) -> VideoFrame:
-    """A generator's frame [S, S, 3], matte [S, S] or None -> the picture that leaves [H, W, 3], even sides; time and id are the frame's.
+    """A generator's frame [h, w, 3], matte [h, w] or None -> the picture that leaves [H, W, 3], even sides; time and id are the frame's.
 
     `driving`: the camera picture that the frame follows, for `operator.carry_strip`. The frame's arrays are neither written nor kept.
     """
     from engine.blend import paste, replace_background
 
     stage = scene.stages.get(scene, settings.background, settings.output_scale)
-    fit, side = stage.fit, stage.fit.square[2]
+    fit = stage.fit
     where = (*fit.box[:2], *fit.inset)
-    rgb = _quickly(frame.rgb, side)
+    rgb = _quickly(frame.rgb, fit.size)
     if stage.plate is None or stage.clean is None or stage.matte is None:
         if fit.exact:
             picture = rgb.copy() if rgb is frame.rgb else rgb
@@ -280,7 +310,7 @@ def compose(
             picture = stage.still.copy()
             paste(picture, rgb, fit.feather, *where)
     else:
-        matte = stage.matte if frame.alpha is None else _quickly(frame.alpha, side)
+        matte = stage.matte if frame.alpha is None else _quickly(frame.alpha, fit.size)
         picture = np.empty_like(stage.still) if fit.whole else stage.still.copy()
         replace_background(picture, rgb, matte, stage.clean, stage.plate, fit.feather, *where)
     if operator.badge:
@@ -290,14 +320,15 @@ def compose(
     return replace(frame, rgb=picture, alpha=None)
 
 
-def _quickly(image: UInt8Array, side: int) -> UInt8Array:
-    """A frame or its matte at `side`: halved while that is too large, then linear, a tenth of the time that exact areas take."""
+def _quickly(image: UInt8Array, size: tuple[int, int]) -> UInt8Array:
+    """A frame or its matte at `size` (H, W): halved while that is too large, then linear, a tenth of the time that exact areas take."""
     import cv2
 
-    while image.shape[0] >= 2 * side:
+    height, width = size
+    while image.shape[0] >= 2 * height and image.shape[1] >= 2 * width:
         image = np.asarray(cv2.resize(image, (image.shape[1] // 2, image.shape[0] // 2), interpolation=cv2.INTER_AREA), np.uint8)
-    if image.shape[:2] != (side, side):
-        image = np.asarray(cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR), np.uint8)
+    if image.shape[:2] != size:
+        image = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
     return np.ascontiguousarray(image)
 
 

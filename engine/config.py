@@ -11,7 +11,9 @@ BackgroundKind = Literal["keep", "blur", "colour", "picture"]
 
 BODY_EVERY = 5
 """Camera frames that one reading of the shoulders serves: they move slowly, and a reading costs more than three of the face's.
-`drivers.mix` fills the steps between."""
+`drivers.readings` fills the steps between."""
+HANDS_EVERY = 2
+"""Camera frames that one reading of the hands serves while there is one in view; looking for one is done every BODY_EVERY."""
 
 
 @dataclass(frozen=True, slots=True)

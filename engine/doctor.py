@@ -103,7 +103,7 @@ def _requirements(lines: list[str]) -> tuple[dict[str, str], dict[str, dict[str,
         name = re.match(r"[\w.-]+", requirement)
         if name is None:
             continue
-        extra = re.search(r"extra\s*==\s*['\"](\w+)['\"]", marker)
+        extra = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", marker)
         home = extras.setdefault(extra[1], {}) if extra else needed
         home[name[0]] = re.sub(r"\[.*?\]|\s", "", requirement[name.end() :])
     return needed, extras
@@ -280,7 +280,12 @@ def _doubling_module() -> Any:
     return Double()
 
 
-GRAPHS: dict[str, Callable[[], Any]] = {"fake": lambda: _double, "onnxruntime": lambda: DOUBLE_ONNX, "pytorch": _doubling_module}
+GRAPHS: dict[str, Callable[[], Any]] = {
+    "fake": lambda: _double,
+    "onnxruntime": lambda: DOUBLE_ONNX,
+    "openvino": lambda: DOUBLE_ONNX,
+    "pytorch": _doubling_module,
+}
 """Backend -> `GraphSpec.build` of the graph that is tried on it."""
 
 

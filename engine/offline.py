@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,18 @@ import numpy as np
 
 from engine.batch import Batch
 from engine.config import BODY_EVERY, OperatorSettings, SessionSettings
+from engine.drivers.readings import beside
 from engine.media import Writer, audio_samples, first_picture_time, probe, video_frames
 from engine.persona import Persona
 from engine.session import Session
-from engine.types import AudioChunk, AvatarError, Drive, FloatArray, Generator, Signal, VideoFrame
+from engine.types import AudioChunk, AvatarError, Drive, FloatArray, Generator, Output, Signal, VideoFrame
 
 SOUND_RATE = 48_000
 """Hz of the rendered file's sound."""
 SOUND_STEP = SOUND_RATE // 50
 """Samples a push: 20 ms, as a live microphone would."""
+CLOSING = 0.5
+"""s of silence after a voice, in which the lips close."""
 AUDIBLE = 1e-4
 """Samples above this are sound: -80 dB of full scale, under the noise of any microphone."""
 FEW_FACES = 0.5
@@ -66,8 +69,8 @@ def render(
         stack.callback(session.close)
         if not len(source.sound):
             writer.audio_rate = None
-        frames = _voice(session, source.sound) if watch is None else _camera(session, source)
-        expected = round(len(source.sound) / SOUND_RATE * generator.spec.fps) if watch is None else source.count
+        frames = _voice(session, source.sound) if watch is None else _camera(session, source, watch)
+        expected = round(len(source.sound) / SOUND_RATE * generator.spec.fps) if watch is None else source.expected(generator.spec.fps)
         done = heard = 0
         for frame in frames:
             # Sound and picture go into the file side by side: a player need not seek, and the writer need not hold all of one back.
@@ -113,6 +116,11 @@ class _Source:
     count: int  # frames, an estimate; 0 where nobody knows
     sound: FloatArray  # [N] at SOUND_RATE
     face: Any = None  # the driver that reads the frames; None: the session's own
+    fps: float = 0.0  # pictures a second on average; 0 where nobody knows
+
+    def expected(self, most: int) -> int:
+        """Frames that a generator of `most` a second makes of it; 0 where nobody knows."""
+        return round(self.count * min(1.0, most / self.fps)) if self.fps > 0 else self.count
 
     @property
     def audible(self) -> bool:
@@ -136,7 +144,7 @@ def _open(drive: Path, settings: SessionSettings) -> _Source:
         except AvatarError:
             if settings.drive != "camera":  # which needs no sound, so that an empty track is none
                 raise
-    source = _Source(lambda: video_frames(drive), clip.frames, sound)
+    source = _Source(lambda: video_frames(drive), clip.frames, sound, fps=clip.fps)
     if settings.drive == "voice" and not source.audible:
         raise AvatarError(f"'{drive.name}' is silent, so there is nothing for the lips to say; choose a file with speech.")
     return source
@@ -165,29 +173,53 @@ def _chunks(sound: FloatArray) -> Iterator[AudioChunk]:
 
 
 def _voice(session: Session, sound: FloatArray) -> Iterator[VideoFrame]:
-    # Half a second of silence at the end lets the look-ahead run out and the lips close.
-    tail = np.zeros(SOUND_RATE // 2, np.float32)
+    # Silence at the end lets the look-ahead run out, the lips close, and the generator give up the frames that it still holds.
+    spec = session.batch.generator.spec
+    tail = np.zeros(round(SOUND_RATE * (CLOSING + (spec.delay + spec.chunk) / spec.fps)), np.float32)
     length = len(sound) / SOUND_RATE
     for chunk in _chunks(np.concatenate([sound, tail])):
         for output in session.push_audio(chunk):
             yield from (frame for frame in output.frames if 0.0 <= frame.time < length)
 
 
-def _camera(session: Session, source: _Source) -> Iterator[VideoFrame]:
+def _camera(session: Session, source: _Source, watch: _Watch) -> Iterator[VideoFrame]:
+    """As many frames as the source has pictures that the generator is asked for (see `engine.window`), each with its picture's time."""
+    spec = session.batch.generator.spec
     chunks = _chunks(source.sound)
-    heard = 0.0
-    for number, frame in enumerate(source.frames()):
+    heard, asked, hands_at = 0.0, 0, -BODY_EVERY
+    made = -spec.delay  # what a delayed generator shows before it has the first motion answers no picture
+    for frame in source.frames():
         while session.settings.drive == "auto" and heard < frame.time + session.window.look_ahead:
             chunk = next(chunks, None)
             if chunk is None:
                 break
             session.hear(chunk)
             heard = chunk.time + chunk.duration
-        if session.settings.track_body and source.face is None and number % BODY_EVERY == 0:
-            session.track_body(frame)
-        output = session.push_video(frame)
-        if output is not None:
-            yield from output.frames
+        if source.face is None:
+            if session.wants("body") and asked % BODY_EVERY == 0:
+                session.track_body(frame)
+            if session.wants("hands") and asked - hands_at >= session.hands_every:
+                session.track_hands(frame)
+                hands_at = asked
+        asked += 1
+        for answer in _frames(session.push_video(frame)):
+            made += 1
+            if made > 0:
+                yield answer
+        watch.keep(session)
+    asked -= session.window.thinned
+    # The last ones it still holds, as does a chunk that has not filled: the last signal once more, and again, brings them out.
+    signal = watch.last
+    while signal is not None and made < asked:
+        signal = replace(signal, time=signal.time + 1.0 / spec.fps)
+        for answer in _frames(session.push_signal(signal)):
+            made += 1
+            if 0 < made <= asked:
+                yield answer
+
+
+def _frames(output: Output | None) -> list[VideoFrame]:
+    return [] if output is None else output.frames
 
 
 class _Watch:
@@ -199,15 +231,19 @@ class _Watch:
         self._face = face or FaceDriver()
         self._keep = keep
         self.frames = self.seen = 0
+        self.last: Signal | None = None
         self.signals: list[Signal] = []
 
     def __call__(self, frame: VideoFrame) -> Signal:
         signal: Signal = self._face(frame)
-        self.frames += 1
+        self.frames, self.last = self.frames + 1, signal
         self.seen += signal.motion is not None and float(signal.motion.confidence[0]) > 0.0
-        if self._keep:
-            self.signals.append(signal)
         return signal
+
+    def keep(self, session: Session) -> None:
+        """Keep the last signal, where signals are kept, with what the session's other drivers know of its instant."""
+        if self._keep and self.last is not None:
+            self.signals.append(beside(self.last, body=session.body_reading, hands=session.hands_reading))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._face, name)

@@ -77,7 +77,7 @@ def make_persona(
         name = place.name
         if place.exists():
             raise AvatarError(f"There is already a persona called '{name}'; remove it first or choose another name.")
-    scene, crop = frame_portrait(rgb, size=generator.spec.size[0])
+    scene, crop = frame_portrait(rgb, size=generator.spec.size)
     identity = generator.prepare(crop)
     import_module("engine.blend")  # the composite's compiled loops load now, not while someone waits for the first frame
     now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -320,7 +320,7 @@ def _write_cache(place: Path, manifest: dict[str, Any], generator: Generator, ke
         "scene.picture": scene.picture,
         "scene.matte": scene.matte,
         "scene.clean": scene.clean,
-        "scene.square": np.array(scene.fit.square),
+        "scene.rect": np.array(scene.fit.rect),
         "portrait": identity.portrait,
         **{f"features.{name}": array for name, array in generator.pack(identity).items()},
     }
@@ -348,8 +348,9 @@ def _cached(place: Path, manifest: Mapping[str, Any], generator: Generator, key:
 
 def _scene_of(arrays: _Arrays) -> Scene:
     picture = arrays["scene.picture"]
-    x, y, side = (int(value) for value in arrays["scene.square"])
-    return Scene(picture, arrays["scene.matte"], arrays["scene.clean"], Fit.of((x, y, side), (picture.shape[0], picture.shape[1])))
+    x, y, width, height = (int(value) for value in arrays["scene.rect"])
+    fit = Fit.of((x, y, width, height), (picture.shape[0], picture.shape[1]))
+    return Scene(picture, arrays["scene.matte"], arrays["scene.clean"], fit)
 
 
 def _identity_of(generator: Any, arrays: _Arrays) -> Identity:

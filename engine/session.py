@@ -1,6 +1,6 @@
 """One person's drive: drivers -> window -> a row of a batch -> composite -> Output.
 
-No threads of its own. Safe to call from three sides at once: a tracking thread (`track`, `track_body`), whoever brings the
+No threads of its own. Safe to call from three sides at once: tracking threads (`track`, `track_body`, `track_hands`), whoever brings the
 sound (`hear`) and the thread that steps the batch (`due`, `finish`, through `render`).
 """
 
@@ -10,11 +10,13 @@ import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 from engine.batch import Batch
 from engine.composite import compose
-from engine.config import OperatorSettings, SessionSettings
+from engine.config import BODY_EVERY, HANDS_EVERY, OperatorSettings, SessionSettings
 from engine.drivers.mix import Mixer
 from engine.drivers.speech import LOOK_AHEAD, SpeechDriver
 from engine.persona import Persona
@@ -41,9 +43,10 @@ class Session:
         operator: OperatorSettings | None = None,
         face: FaceSource | None = None,
         body: Any = None,
+        hands: Any = None,
         seed: int = 0,
     ) -> None:
-        """`face`, `body`: drivers to use instead of the MediaPipe ones (a replay, a fake), made lazily otherwise."""
+        """`face`, `body`, `hands`: drivers to use instead of the MediaPipe ones (a replay, a fake), made lazily otherwise."""
         self.persona = persona
         self.batch = batch
         self.row = batch.admit(persona.identity)
@@ -54,10 +57,15 @@ class Session:
         self.window = Window(fps=spec.fps, chunk=spec.chunk, look_ahead=LOOK_AHEAD)
         self.mixer = Mixer(seed=seed)
         self.body_reading: Any = None
+        self.hands_reading: Any = None
         self._grid: Grid | None = None  # of the last frames
+        self._held = 0  # frames of another grid that the generator still holds
         self._images: dict[int, UInt8Array | None] = {}  # camera frame -> its picture, while a strip of it is carried
         self._face = face
         self._body = body
+        self._hands = hands
+        self._seen: Signal | None = None  # what the face driver read last
+        self._matte: Any = None
         self._lock = threading.Lock()
 
     # -- what arrives -------------------------------------------------------------------------------------------------
@@ -68,6 +76,7 @@ class Session:
         if self.operator.carry_strip:
             signal = replace(signal, image=frame.rgb)
         with self._lock:
+            self._seen = signal
             self.window.see(signal, now=frame.time if now is None else now)
         return signal
 
@@ -76,6 +85,25 @@ class Session:
         reading = self.body(frame)
         with self._lock:
             self.body_reading = reading
+
+    def track_hands(self, frame: VideoFrame) -> None:
+        """Read the hands from a camera frame; later signals carry them (tracking thread, about 20 ms, once in `hands_every` frames)."""
+        with self._lock:
+            seen = self._seen
+        face, mouth = (None, 1.0) if seen is None else (seen.face, seen.confidence.get("mouth", 1.0))
+        reading = self.hands(frame, face=face, mouth=mouth)
+        with self._lock:
+            self.hands_reading = reading
+
+    def wants(self, part: Literal["body", "hands"]) -> bool:
+        """Whether a part is to be tracked: what nothing shows costs nothing. The shoulders move any generator unless they are to be left still."""
+        return part in self.batch.generator.spec.needs or (part == "body" and self.settings.track_body)
+
+    @property
+    def hands_every(self) -> int:
+        """Camera frames that one reading of the hands serves now."""
+        reading = self.hands_reading
+        return HANDS_EVERY if reading is not None and reading.followed else BODY_EVERY
 
     def hear(self, chunk: AudioChunk) -> None:
         """Sound arrives: the microphone's, a file's or a synthesiser's. Chunks are contiguous in time."""
@@ -108,10 +136,14 @@ class Session:
         """The signals that are due at `now`, mixed from every driver, or None."""
         with self._lock:
             due = self.window.due(now=now, heard_until=self.speech.heard_until, drive=self.settings.drive)
-            reading = self.body_reading
+            body, hands = self.body_reading, self.hands_reading
         if due is None:
             return None
-        mixed = [self.mixer.mix(s, grid=due.grid, drive=self.settings.drive, speech=self.speech, body=reading) for s in due.signals]
+        signals, drive = due.signals, self.settings.drive
+        if not self.settings.track_body:  # who needs their points gets them all the same
+            body = None if body is None else replace(body, confidence=0.0)
+            signals = [_unshouldered(signal) for signal in signals]
+        mixed = [self.mixer.mix(s, grid=due.grid, drive=drive, speech=self.speech, body=body, hands=hands) for s in signals]
         return replace(due, signals=[self._settle(signal) for signal in mixed])
 
     def _settle(self, signal: Signal) -> Signal:
@@ -122,9 +154,9 @@ class Session:
         return replace(signal, motion=replace(signal.motion, body=signal.motion.body * share))
 
     def begin(self, due: Due) -> None:
-        """Where the grid changes, frames that a generator still holds belong to another clock: they are given up."""
-        if due.grid != self._grid and self._grid is not None and self.batch.generator.spec.delay:
-            self.batch.reset(self.row)
+        """Where the grid changes, frames that a generator still holds have the times of another clock."""
+        if due.grid != self._grid and self._grid is not None:
+            self._held = self.batch.generator.spec.delay
         self._grid = due.grid
 
     def finish(self, due: Due, frames: Sequence[VideoFrame]) -> Output:
@@ -134,12 +166,27 @@ class Session:
             self._images |= {signal.id: signal.image for signal in due.signals}
             for old in list(self._images)[: -(spec.delay + spec.chunk)]:
                 del self._images[old]
-        done = [compose(self.persona.scene, frame, self.settings, self.operator, driving=self._images.get(frame.id)) for frame in frames]
-        start = frames[0].time  # the sound of what is shown, not of what was asked
+        timed = [self._matted(frame) for frame in self._timed(due, frames)]
+        done = [compose(self.persona.scene, frame, self.settings, self.operator, driving=self._images.get(frame.id)) for frame in timed]
+        start = done[0].time  # the sound of what is shown, not of what was asked
         if due.grid == "camera":
             return Output(done, [], "camera", sound_time=start)
         span = len(done) / spec.fps
         return Output(done, self.speech.sound(start, start + span), "voice", sound_time=start)
+
+    def _timed(self, due: Due, frames: Sequence[VideoFrame]) -> list[VideoFrame]:
+        """The frames; those of another grid, which the picture goes through on its way to this one, as if this one had asked for them in time."""
+        spec = self.batch.generator.spec
+        held, self._held = min(self._held, len(frames)), max(0, self._held - len(frames))
+        early = [replace(f, time=signal.time - spec.delay / spec.fps) for f, signal in zip(frames[:held], due.signals, strict=False)]
+        return [*early, *frames[held:]]
+
+    def _matted(self, frame: VideoFrame) -> VideoFrame:
+        """With the matte of what the frame shows, where it has none and a background asks for one. Where the network sees nobody in the
+        frame, the still portrait's matte is what remains (see `compose`)."""
+        if frame.alpha is not None or self.settings.background.kind == "keep":
+            return frame
+        return replace(frame, alpha=self.matte(frame.rgb))
 
     # -- the whole way in one call -------------------------------------------------------------------------------------
 
@@ -147,6 +194,12 @@ class Session:
         """Track, generate and composite one camera frame. None while a chunk is still filling."""
         self.track(frame)
         return render(self.batch, [self], now=frame.time).get(self.row)
+
+    def push_signal(self, signal: Signal) -> Output | None:
+        """The same for a camera frame that was read already."""
+        with self._lock:
+            self.window.see(signal, now=signal.time)
+        return render(self.batch, [self], now=signal.time).get(self.row)
 
     def push_audio(self, chunk: AudioChunk) -> list[Output]:
         """Hear a chunk of any length and make every frame it completes."""
@@ -161,7 +214,8 @@ class Session:
 
     def close(self) -> None:
         """Give the row and the trackers back, each whatever becomes of the others. Call from the thread that steps the batch."""
-        drivers, self._face, self._body = (self._face, self._body), None, None
+        drivers = (self._face, self._body, self._hands, self._matte)
+        self._face = self._body = self._hands = self._matte = None
         with ExitStack() as last:
             last.callback(self.batch.release, self.row)
             for driver in drivers:
@@ -187,6 +241,32 @@ class Session:
 
             self._body = BodyDriver()
         return self._body
+
+    @property
+    def hands(self) -> Any:
+        """The hands driver of this session."""
+        if self._hands is None:
+            from engine.drivers.hands import HandsDriver
+
+            self._hands = HandsDriver()
+        return self._hands
+
+    @property
+    def matte(self) -> Any:
+        """What says who is the person in a frame, for generators that do not (see `engine.drivers.live_matte`)."""
+        if self._matte is None:
+            from engine.drivers.live_matte import LiveMatte
+
+            self._matte = LiveMatte()
+        return self._matte
+
+
+def _unshouldered(signal: Signal) -> Signal:
+    """The signal without the motion of the shoulders."""
+    motion = signal.motion
+    if motion is None or not motion.confidence[2]:
+        return signal
+    return replace(signal, motion=replace(motion, confidence=np.array([*motion.confidence[:2], 0.0], np.float32)))
 
 
 def render(batch: Batch, sessions: Sequence[Session], *, now: float) -> dict[int, Output]:

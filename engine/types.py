@@ -21,6 +21,8 @@ FACE_POINTS = 478
 """MediaPipe face mesh with iris: 468 skin points, then 5 for each iris (468..472 the iris of the eye at points 33..133)."""
 BODY_POINTS = 33
 """MediaPipe pose landmarks."""
+HAND_POINTS = 21
+"""MediaPipe hand landmarks: the wrist, then four from root to tip of thumb, index, middle, ring and little finger."""
 MEL_BANDS = 80
 MEL_ROWS = 16
 """Rows of 10 ms in one Signal: 160 ms of log-mel."""
@@ -104,7 +106,7 @@ class Signal:
     aspect: float = 1.0  # width / height of the driving picture, which 0..1 coordinates need to become distances
     head: FloatArray | None = None  # [4, 4] similarity: mean face (face widths, origin between the eyes) -> picture pixels
     body: FloatArray | None = None  # [33, 4] x, y 0..1, z, visibility
-    hands: FloatArray | None = None  # [2, 21, 3] left, right hand of the picture
+    hands: FloatArray | None = None  # [2, 21, 3] left, right hand of the picture: x, y 0..1, z; all zero for one that is not seen
     speech: FloatArray | None = None  # [16, 80] log-mel, 10 ms a row, the last row ends at `time` + the declared look-ahead
     pcm: FloatArray | None = None  # [2560] the same span at 16 kHz
     image: UInt8Array | None = None  # [h, w, 3] RGB, the driving picture
@@ -132,6 +134,7 @@ class GeneratorSpec:
     delay: int = 0  # frames between a signal and the frame that shows it (structural)
     needs: tuple[str, ...] = ("motion",)  # fields of Signal it reads
     together: bool = False  # one step of all rows is cheaper than a step a row: it runs on an accelerator
+    warm_up: int = 1  # steps of the same rows until one takes no longer than all that follow: kernels are chosen, graphs captured
     notice: str = ""  # a sentence that whoever watches must be told
 
 
@@ -217,12 +220,14 @@ class GraphSpec:
     build: Any  # () -> the framework's module
 
     def examples(self, seed: int = 0) -> dict[str, npt.NDArray[Any]]:
-        """Seeded random inputs of the declared shapes; whole numbers are 0 to 7, truth values true."""
+        """Seeded random inputs of the declared shapes; whole numbers are 0 to 7, bytes 0 to 255, truth values true."""
         rng = np.random.default_rng(seed)
 
         def make(shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
             if dtype == "bool":
                 return np.ones(shape, bool)
+            if dtype == "uint8":
+                return rng.integers(0, 256, shape, np.uint8)
             return rng.integers(0, 8, shape).astype(dtype) if dtype.startswith("int") else rng.standard_normal(shape).astype(dtype)
 
         return {name: make(shape, dtype) for name, (shape, dtype) in self.inputs.items()}

@@ -19,7 +19,8 @@ try:
     from safetensors.torch import save_file
     from torch import Tensor
 
-    from engine.generators.diffusion.networks import MANIFEST, Networks, empty
+    from engine.generators.diffusion.autoencoder import Tiny
+    from engine.generators.diffusion.networks import MANIFEST, empty
     from engine.generators.diffusion.presets import ANIMATE_ANYONE, Preset
     from engine.generators.diffusion.temporal import sinusoids
 except ImportError as error:
@@ -31,8 +32,7 @@ PUBLISHED = "pretrained_weights"
 """The folder that the published download script makes, looked into as well."""
 SHOWN = 3
 """Names of each kind that a report spells out."""
-NOTICE = "They were made for about 30 steps with guidance 3.5; with the few steps of a live stream, which has none, expect a soft picture."
-"""Defaults of the published inference script; guidance has yet to be distilled into the weights."""
+NOTICE = f"They were made for about {keys.MADE_FOR}; with the few steps of a live stream, which has none, expect a soft picture."
 CLOSE = 2e-3
 """Between sinusoids that are made again and those of a file, which may be in half precision."""
 
@@ -63,29 +63,35 @@ def import_animate_anyone(
     *,
     vae: Path | None = None,
     image_encoder: Path | None = None,
+    tiny_vae: Path | None = None,
     precision: Precision = "fp32",
     made: Preset = ANIMATE_ANYONE,
     tell: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Moore-AnimateAnyone's files in `source`, with the autoencoder and CLIP's image encoder, -> weights of `made` in a new folder `out`.
 
-    Everything is checked before anything is written. Raises AvatarError, one sentence, for whatever does not fit.
+    `tiny_vae`: a folder of TAESD in diffusers' format, whose decoder `--decoder tiny` will take. Everything is checked before
+    anything is written. Raises AvatarError, one sentence, for whatever does not fit.
     """
     if precision not in KINDS:
         raise AvatarError(f"Weights are kept as one of: {', '.join(KINDS)}; not as '{precision}'.")
-    sources = _sources(source, {keys.AUTOENCODER.part: vae, keys.IMAGE.part: image_encoder})
-    networks = empty(made)
-    matches = [_checked(each, networks, tell) for each in sources]
+    sources = _sources(source, {keys.AUTOENCODER.part: vae, keys.IMAGE.part: image_encoder, keys.TINY.part: tiny_vae})
+    parts = empty(made).parts()
+    if tiny_vae is not None:
+        with torch.device("meta"):
+            parts[keys.TINY.part] = Tiny()
+    matches = [_checked(each, parts[each.table.part], tell) for each in sources]
     with fresh_folder(out) as folder:
-        count = sum(parameter.numel() for parameter in networks.parameters())
+        count = sum(parameter.numel() for module in parts.values() for parameter in module.parameters())
         _check_room(folder, count * KINDS[precision].itemsize)
         hashes = {}
-        for part in networks.parts():
+        for part in parts:
             given = [(each, match) for each, match in zip(sources, matches, strict=True) if each.table.part == part]
             hashes[part] = _write(folder / f"{part}.safetensors", given, precision)
             tell(f"{part}: written")
         tell("Hashing what was read ...")
-        origin = {"system": keys.SYSTEM, "precision": precision, "made_for": keys.MADE_FOR} | {each.name: sha256(each.path) for each in sources}
+        origin = {"system": keys.SYSTEM, "precision": precision, "made_for": keys.MADE_FOR, "steps": str(keys.STEPS)}
+        origin |= {each.name: sha256(each.path) for each in sources}
         manifest = {"preset": made.name, "sha256": hashes, "origin": origin}
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         for part in hashes:  # the library makes files that only their owner may read
@@ -136,23 +142,24 @@ def _sources(source: Path, elsewhere: Mapping[str, Path | None]) -> list[_Source
     """Every file that is needed, where it usually lies or in the folder that was given for its part."""
     if not source.is_dir():
         raise AvatarError(f"{source} is no folder; give the one that {keys.SYSTEM}'s files were downloaded to.")
-    found = []
-    for table in keys.ANIMATE_ANYONE:
+    found: list[_Source] = []
+    for table in (*keys.ANIMATE_ANYONE, *([keys.TINY] if elsewhere.get(keys.TINY.part) else [])):
         given = elsewhere.get(table.part)
         folders = [given] if given else [source / table.folder, source / PUBLISHED / table.folder]
         path = find(folders, table.stems)
         if path is None:
             what = " or ".join(table.stems)
-            option = {keys.AUTOENCODER.part: " or name its folder with --vae", keys.IMAGE.part: " or name its folder with --image-encoder"}
-            hint = option.get(table.part, "")
+            hint = f" or name its folder with {table.option}" if table.option else ""
             raise AvatarError(f"{folders[0]} has no file {what} (.safetensors, .pth, .pt, .ckpt or .bin); download it{hint}.")
-        found.append(_Source(table, path, f"{path.parent.name}/{path.name}" if table.folder else path.name))
+        name = f"{path.parent.name}/{path.name}" if table.folder else path.name
+        taken = any(name == other.name for other in found)  # two folders of one name
+        found.append(_Source(table, path, f"{table.part}: {name}" if taken else name))
     return found
 
 
-def _checked(source: _Source, networks: Networks, tell: Callable[[str], None]) -> Match:
-    """Raise AvatarError unless a file is what its table says."""
-    table, module = source.table, networks.parts()[source.table.part]
+def _checked(source: _Source, module: Any, tell: Callable[[str], None]) -> Match:
+    """Raise AvatarError unless a file is what its table says of our network."""
+    table = source.table
     if table.config:
         _check_config(source.path.parent, table, module.model.config)
     held = read(source.path)
@@ -186,7 +193,7 @@ def _report(source: _Source, made: Match, held: Mapping[str, Tensor], tell: Call
     told += [f"{len(made.unfit)} of another kind (first {made.unfit[0]})"] if made.unfit else []
     if told:
         what = source.table.folder or source.table.stems[0]
-        raise AvatarError(f"{source.path} is not {keys.SYSTEM}'s {what}: of its tensors, {', '.join(told)}; give the published file.")
+        raise AvatarError(f"{source.path} is not {source.table.system}'s {what}: of its tensors, {', '.join(told)}; give the published file.")
 
 
 def _few(names: list[str]) -> str:

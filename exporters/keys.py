@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 SYSTEM = "Moore-AnimateAnyone"
-MADE_FOR = "30 steps with guidance 3.5"
+STEPS = 30
+"""Of the published inference script, by default; its guidance has yet to be distilled into the weights."""
+MADE_FOR = f"{STEPS} steps with guidance 3.5"
 POSITIONS = 32
 """That the published motion modules know. Other systems of the same layout have 24 or 128, and another noise schedule."""
 LATER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -38,6 +40,8 @@ class Table:
     drops: tuple[Drop, ...] = ()
     folder: str = ""  # the folder inside the published one that the file usually lies in
     config: tuple[str, ...] = ()  # fields of the folder's config.json that must be as ours are: shapes do not tell them
+    system: str = SYSTEM  # who published it
+    option: str = ""  # of the command line, that names the file's folder where it lies elsewhere
 
 
 def same(key: str) -> str:
@@ -82,6 +86,7 @@ AUTOENCODER = Table(
     prefix="model.",
     folder="sd-vae-ft-mse",
     config=("act_fn", "block_out_channels", "in_channels", "latent_channels", "layers_per_block", "norm_num_groups", "scaling_factor"),
+    option="--vae",
 )
 IMAGE = Table(
     ("model", "pytorch_model"),
@@ -91,8 +96,42 @@ IMAGE = Table(
     drops=(Drop(".position_ids", "count", "0, 1, 2 and so on, which is made again"),),
     folder="image_encoder",
     config=("hidden_act", "hidden_size", "image_size", "layer_norm_eps", "num_attention_heads", "num_hidden_layers", "patch_size", "projection_dim"),
+    option="--image-encoder",
 )
 ANIMATE_ANYONE = (GUIDER, DENOISER, MOTION, REFERENCE, AUTOENCODER, IMAGE)
 """Every file that is needed; Stable Diffusion's own UNet is not: the denoising file holds all that it would give."""
+TINY = Table(
+    ("diffusion_pytorch_model", "diffusion_pytorch_model.fp16"),
+    "tiny",
+    same,
+    prefix="model.",
+    folder="taesd",
+    # Not latent_magnitude and latent_shift: they say how latents are kept as bytes, which nothing here does.
+    config=(
+        *("act_fn", "in_channels", "out_channels", "latent_channels", "scaling_factor", "shift_factor"),
+        *("encoder_block_out_channels", "decoder_block_out_channels", "num_encoder_blocks", "num_decoder_blocks"),
+        *("upsample_fn", "upsampling_scaling_factor"),
+    ),
+    system="TAESD",
+    option="--tiny-vae",
+)
+"""A tiny autoencoder for Stable Diffusion's latents (github.com/madebyollin/taesd) in diffusers' format; only where it is asked for.
 
-__all__ = ["ANIMATE_ANYONE", "AUTOENCODER", "DENOISER", "GUIDER", "IMAGE", "MOTION", "POSITIONS", "REFERENCE", "SYSTEM", "Drop", "Table", "later"]
+The one for SDXL, taesdxl, has the same keys, shapes and config.json: nothing tells it apart but the picture.
+"""
+
+__all__ = [
+    "ANIMATE_ANYONE",
+    "AUTOENCODER",
+    "DENOISER",
+    "GUIDER",
+    "IMAGE",
+    "MOTION",
+    "POSITIONS",
+    "REFERENCE",
+    "SYSTEM",
+    "TINY",
+    "Drop",
+    "Table",
+    "later",
+]

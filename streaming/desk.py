@@ -52,7 +52,7 @@ class Desk:
         """`peers`: session id -> connection; a dict to keep them in, where others want to look at it."""
         self.settings = settings
         self.studio = studio
-        self.uploads = Uploads(settings.limits)
+        self.uploads = Uploads(settings.limits, used=lambda upload: studio.shows(upload.rgb) or studio.shows(upload.persona))
         self.peers: dict[str, Peer] = {} if peers is None else peers
         self.broadcasts: dict[str, Broadcast] = {}
         self.recordings = Recordings(settings.limits)

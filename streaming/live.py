@@ -19,6 +19,7 @@ from engine.drivers.speech import LOOK_AHEAD
 from engine.persona import Persona
 from engine.session import Session
 from engine.types import AudioChunk, Drive, FloatArray, Output, VideoFrame
+from engine.window import Cadence
 from streaming.chat import Chat
 from streaming.ladder import Ladder, Look
 from streaming.outlet import Outlet
@@ -81,7 +82,7 @@ class Live:
         self._loop = asyncio.get_running_loop()
         self.tracking = Tracking(self, faces=studio.pool, bodies=studio.bodies)
         self._captured = float("-inf")
-        self._camera_due = 0.0
+        self._cadence = Cadence(self._fastest)
         self._to_hear: deque[tuple[FloatArray, int]] = deque(maxlen=SOUND_WAITING)
         self._barging = BargeIn()
 
@@ -114,13 +115,15 @@ class Live:
         elif self.session.settings.drive != "voice":
             self.tracking.bring(ReceivedVideo(received.frame, capture, received.rtp, received.arrival))
 
+    @property
+    def _fastest(self) -> float:
+        """Camera pictures a second that are worth tracking: what the limits, the ladder and the generator allow."""
+        fastest = min(self.settings.limits.camera_fps, self.ladder.rung.fps)
+        return fastest if self.echo else min(fastest, self.stepper.generator.spec.fps)
+
     def _too_fast(self, now: float) -> bool:
-        """Thin out a camera that is faster than the limit or the ladder allows."""
-        interval = 1.0 / min(self.settings.limits.camera_fps, self.ladder.rung.fps)
-        if now < self._camera_due - 0.25 * interval:
-            return True
-        self._camera_due = max(self._camera_due + interval, now)
-        return False
+        self._cadence.fps = self._fastest
+        return not self._cadence.admits(now)
 
     def mic(self, chunk: AudioChunk) -> None:
         """Sound of the microphone."""
@@ -272,7 +275,9 @@ class Live:
     def _count_drops(self, link: Mapping[str, Any]) -> None:
         """Bring together what others count."""
         sound = {"mic": self.sound.mic.dropped, "mic_late": self.sound.late}
-        totals = {**sound, "window": self.session.window.dropped, "link": link.get("frames_skipped", 0), **self.losses()}
+        window = self.session.window
+        camera = {"window": window.dropped, "camera_fps": window.thinned}
+        totals = {**sound, **camera, "link": link.get("frames_skipped", 0), **self.losses()}
         for cause, total in totals.items():
             self.stats.drop_total(cause, total)
 

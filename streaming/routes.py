@@ -80,7 +80,7 @@ ROUTES = (
         takes=fields(("picture",), picture=FILE, kind=one_of("portrait", "background"), consent=TEXT),
         takes_type="multipart/form-data",
         gives=fields(("id", "width", "height"), id=TEXT, width={"type": "integer"}, height={"type": "integer"}),
-        refusals=(400, 413),
+        refusals=(400, 413, 503),
     ),
     Route(
         "GET",

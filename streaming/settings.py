@@ -25,7 +25,10 @@ class Limits:
     candidates: int = 32  # ICE candidates of an offer
     upload_bytes: int = 20 * MIB  # a picture
     upload_pixels: int = 50_000_000
-    uploads: int = 12  # pictures kept in memory, about 15 MB each; the oldest goes
+    uploads: int = 12  # pictures kept in memory, about 15 MB each; beyond it the oldest that no session shows goes
+    uploads_bytes: int = 512 * MIB  # ... of all of them together, with what the generator has computed from them
+    personas: int = 16  # named personas kept ready in memory; beyond it the one asked for longest ago is read from the disk again when asked for
+    personas_bytes: int = 1024 * MIB  # ... of all of them together
     audio_bytes: int = 64 * MIB  # a file for /humanaudio
     audio_seconds: float = 600.0
     text_chars: int = 4000  # one /human request

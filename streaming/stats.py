@@ -15,8 +15,8 @@ WINDOW = 300
 RATE_WINDOW = 2.0
 """s over which rates are counted."""
 QUANTILES = (50, 95, 99)
-STAGES = ("uplink", "wait", "track", "body", "step", "compose", "handoff", "pace", "total", "shown")
-"""uplink: capture -> arrival; wait: arrival -> tracker free; track; body; step: the generator; compose: mixing, compositing;
+STAGES = ("uplink", "wait", "track", "body", "hands", "step", "compose", "handoff", "pace", "total", "shown")
+"""uplink: capture -> arrival; wait: arrival -> tracker free; track; body; hands; step: the generator; compose: mixing, compositing;
 handoff: worker -> event loop; pace: rendered -> sent; total: capture -> sent; shown: capture -> displayed, as the page saw it. All ms."""
 
 

@@ -8,22 +8,25 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from engine.batch import Batch
+from engine.batch import Batch, warm_up
 from engine.config import OperatorSettings, SessionSettings
 from engine.generators import load
 from engine.persona import PORTRAIT, Persona, demo_portrait, list_personas, load_persona, make_persona, personas_folder, read_portrait
 from engine.session import Session
-from engine.types import AudioChunk, AvatarError, Drive, Generator, VideoFrame
+from engine.types import AudioChunk, AvatarError, Drive, Generator, UInt8Array, VideoFrame
 from streaming.face import HeldFace
 from streaming.live import Live
 from streaming.pacing import RATE
 from streaming.rtc.encoders import nvenc_works
 from streaming.settings import ServerSettings
+from streaming.shelf import Room, Shelf
 from streaming.tts import Synthesizer, TtsSettings, make_synthesizer
 from streaming.web_files import preview_jpeg
 from streaming.worker import BODY_NICE, Pool, Stepper
@@ -57,10 +60,11 @@ class Studio:
         generator: Callable[[], Generator] | None = None,
         face: Callable[[], Any] = _face_driver,
         body: Callable[[], Any] | None = None,
+        hands: Callable[[], Any] | None = None,
         synthesizer: Synthesizer | None = None,
         persona: Callable[[Generator, str], Persona] | None = None,
     ) -> None:
-        """`generator`, `face`, `body`, `persona`: makers to use instead of the configured ones, `synthesizer`: likewise (fakes in tests)."""
+        """`generator`, `face`, `body`, `hands`, `persona`: makers to use instead of the configured ones, `synthesizer`: likewise (fakes in tests)."""
         self.settings = settings
         self.sessions: dict[str, Live] = {}
         self.started = time.monotonic()
@@ -70,7 +74,7 @@ class Studio:
             TtsSettings(url=settings.tts_url, api_key=settings.tts_key, model=settings.tts_model, voice=settings.tts_voice)
         )
         self._make_generator = generator or (lambda: load(settings.generator, **settings.generator_options))
-        self._make_face, self._make_body = face, body
+        self._make_face, self._make_body, self._make_hands = face, body, hands
         self._make_persona = persona or self._read_persona
         self._generator: Generator | None = None
         self._ready: asyncio.Task[None] | None = None
@@ -80,7 +84,8 @@ class Studio:
         self.bodies = Pool("body", threads=1, nice=BODY_NICE)
         self.executor = ThreadPoolExecutor(4, thread_name_prefix="io")
         self._between: set[Live] = set()  # sessions that are being seated or freed: they hold a place and have nothing to show
-        self._personas: dict[str, tuple[Stamp | None, Persona]] = {}
+        room = Room(settings.limits.personas, settings.limits.personas_bytes)
+        self._personas: Shelf[tuple[Stamp | None, Persona]] = Shelf(room, used=lambda name, kept: name == self.first or self.shows(kept[1]))
         self._persona_lock = asyncio.Lock()
         self._previews: OrderedDict[str, tuple[Stamp | None, bytes]] = OrderedDict()
 
@@ -105,19 +110,31 @@ class Studio:
         rows = -(-self.settings.max_sessions // workers)
         self._steppers = [Stepper(self._generator, rows=rows, together=together, name=f"generator_{k}") for k in range(workers)]
         persona = await self.persona(self.settings.persona)
-        await loop.run_in_executor(self.executor, self._warm_up, persona)
+        await self._warm_up(persona)
 
-    def _warm_up(self, persona: Persona) -> None:
-        """Everything once, so that compiling and loading do not fall on the first person."""
-        batch = Batch(self.generator, rows=1)
-        session = Session(batch, persona, face=self._make_face(), body=self._make_body() if self._make_body is not None else None)
+    async def _warm_up(self, persona: Persona) -> None:
+        """Everything once, with the batches that sessions will use, so that compiling and loading do not fall on the first person."""
+        for stepper in self._steppers:  # one after another: what one of them traces, the others take
+            await asyncio.wrap_future(stepper.call(partial(warm_up, identity=persona.identity, together=stepper.together)))
+        await asyncio.wrap_future(self._steppers[0].call(lambda batch: self._rehearse(batch, persona)))
+        # Remembers its answer; asked first by an encoder, it would hold up the event loop.
+        await asyncio.get_running_loop().run_in_executor(self.executor, nvenc_works)
+
+    def _rehearse(self, batch: Batch, persona: Persona) -> None:
+        """A session as others will be, with its drivers; on the stepper's thread."""
         portrait = demo_portrait()
-        for k in range(2):
-            session.track_body(VideoFrame(portrait, k / 30))
-            session.push_video(VideoFrame(portrait, k / 30, k + 1))
-        session.push_audio(AudioChunk(np.zeros(RATE // 2, np.float32), RATE, 1.0))
-        session.close()
-        nvenc_works()  # remembers its answer; asked first by an encoder, it would hold up the event loop
+        with closing(Session(batch, persona, face=self._make_face(), **self._others())) as session:
+            for k in range(2):
+                session.track_body(VideoFrame(portrait, k / 30))
+                if session.wants("hands"):
+                    session.track_hands(VideoFrame(portrait, k / 30))
+                session.push_video(VideoFrame(portrait, k / 30, k + 1))
+            session.push_audio(AudioChunk(np.zeros(RATE // 2, np.float32), RATE, 1.0))
+
+    def _others(self) -> dict[str, Any]:
+        """The drivers beside the face's that a session is given; without a maker it makes its own when it needs one."""
+        makers = {"body": self._make_body, "hands": self._make_hands}
+        return {part: make() for part, make in makers.items() if make is not None}
 
     @property
     def loaded(self) -> bool:
@@ -153,20 +170,25 @@ class Studio:
         assert self._generator is not None
         return self._generator
 
+    @property
+    def first(self) -> str:
+        """The persona of offers that name none."""
+        return self.settings.persona or DEMO
+
     async def persona(self, name: str | None) -> Persona:
         """A persona by name, prepared once and again where it was changed on disk. None: the built-in one. Raises AvatarError."""
         key = name or DEMO
         loop = asyncio.get_running_loop()
         stamp = await loop.run_in_executor(self.executor, self._stamp, key)
-        known = self._personas.get(key)
+        known = self._personas.get(key, renew=True)
         if known is not None and known[0] == stamp:
             return known[1]
         async with self._persona_lock:
-            known = self._personas.get(key)
+            known = self._personas.get(key, renew=True)
             if known is None or known[0] != stamp:
-                self._personas.pop(key, None)
-                persona = await loop.run_in_executor(self.executor, self._make_persona, self.generator, key)
-                known = self._personas[key] = (stamp, persona)
+                self._personas.drop(key)
+                known = stamp, await loop.run_in_executor(self.executor, self._make_persona, self.generator, key)
+                self._personas.put(key, known)  # where there is no room it is made again for the next who asks
             return known[1]
 
     def _stamp(self, name: str) -> Stamp | None:
@@ -206,10 +228,17 @@ class Studio:
         """The built-in persona and the kept ones; the default one first."""
         loop = asyncio.get_running_loop()
         kept = await loop.run_in_executor(self.executor, lambda: list_personas(folder=self.settings.persona_dir))
-        first = self.settings.persona or DEMO
-        return [first, *(name for name in dict.fromkeys([DEMO, *kept]) if name != first)]
+        return [self.first, *(name for name in dict.fromkeys([DEMO, *kept]) if name != self.first)]
 
     # -- sessions ------------------------------------------------------------------------------------------------------
+
+    def shows(self, thing: Persona | UInt8Array | None) -> bool:
+        """Whether a session shows this persona, or has this picture behind it."""
+        for live in (*self.sessions.values(), *self._between):
+            session: Session | None = getattr(live, "session", None)
+            if thing is not None and (live.persona is thing or (session is not None and session.settings.background.picture is thing)):
+                return True
+        return False
 
     async def open(self, persona: Persona, *, drive: Drive = "camera", echo: bool = False) -> Live:
         """A new session. Raises Full where every seat is taken."""
@@ -241,7 +270,7 @@ class Studio:
             settings=SessionSettings(drive=drive),
             operator=OperatorSettings(badge=self.settings.badge, carry_strip=self.settings.carry_strip),
             face=HeldFace(self._make_face, every=lambda: live.session.settings.track_every),
-            body=self._make_body() if self._make_body is not None else None,
+            **self._others(),
         )
         live.session = session
         live.stepper.seat(live)

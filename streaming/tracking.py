@@ -1,15 +1,16 @@
-"""A session's trackers: one slot for the newest camera picture, one face job and one body job at a time, on threads of their own."""
+"""A session's trackers: one slot for the newest camera picture, one job for the face, the body and the hands at a time, on threads of their own."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engine.config import BODY_EVERY
 from engine.drivers.calibrate import CHOSEN_FRAMES, CHOSEN_PATIENCE
 from engine.types import Signal, UInt8Array, VideoFrame
 from streaming.rtc import ReceivedVideo
@@ -24,7 +25,7 @@ NO_FACE = "There is no face in view, so no neutral could be set; look into the c
 
 
 class Tracking:
-    """`bring` and `set_neutral` on the loop; the jobs run on the pools. Body tracking never delays a face: it has its own pool."""
+    """`bring` and `set_neutral` on the loop; the jobs run on the pools. Body and hands never delay a face: they have their own pool."""
 
     def __init__(self, live: Live, *, faces: Pool, bodies: Pool) -> None:
         self._live = live
@@ -34,6 +35,8 @@ class Tracking:
         self._lock = threading.Lock()  # guards the two above
         self._face_lock = threading.Lock()  # held while a face job uses the session
         self._body_lock = threading.Lock()  # held from the moment a body job is handed in
+        self._hands_lock = threading.Lock()  # the same for the hands
+        self._hands_at = float("-inf")  # the picture whose hands were read last
         self._frames = 0
         self._last: Signal | None = None
         self._neutral_asked = False  # a neutral is being taken, and the person waits to hear of it
@@ -73,7 +76,7 @@ class Tracking:
     @contextmanager
     def idle(self) -> Iterator[None]:
         """No tracker uses the session inside."""
-        with self._face_lock, self._body_lock:
+        with self._face_lock, self._body_lock, self._hands_lock:
             yield
 
     # -- jobs (pool threads) -------------------------------------------------------------------------------------------
@@ -126,22 +129,31 @@ class Tracking:
         live.stats.stage("track", time.monotonic() - started)
         live.stats.counts["tracked"] += 1
         live.post(live.tracked, seen)
-        due = self._frames % live.ladder.rung.body_every == 0
-        if due and live.session.settings.track_body and self._body_lock.acquire(blocking=False):
-            self._bodies.submit(lambda: self._track_body(frame))
+        self._track_others(frame)
 
-    def _track_body(self, frame: VideoFrame) -> None:
-        """Runs with the body lock held, which it gives back."""
+    def _track_others(self, frame: VideoFrame) -> None:
+        """Hand in the body's and the hands' jobs, each where it is its turn, something shows it, and its last one is done."""
+        session, every = self._live.session, self._live.ladder.rung.body_every
+        if self._frames % every == 0 and session.wants("body") and self._body_lock.acquire(blocking=False):
+            self._bodies.submit(lambda: self._job("body", session.track_body, frame, self._body_lock))
+        # The ladder slows the hands down as much as the body.
+        hands_due = self._frames - self._hands_at >= session.hands_every * every / BODY_EVERY
+        if hands_due and session.wants("hands") and self._hands_lock.acquire(blocking=False):
+            self._hands_at = self._frames
+            self._bodies.submit(lambda: self._job("hands", session.track_hands, frame, self._hands_lock))
+
+    def _job(self, stage: str, track: Callable[[VideoFrame], None], frame: VideoFrame, lock: threading.Lock) -> None:
+        """Runs with the lock held, which it gives back."""
         live = self._live
         try:
             if not live.closed:
                 started = time.monotonic()
-                live.session.track_body(frame)
-                live.stats.stage("body", time.monotonic() - started)
+                track(frame)
+                live.stats.stage(stage, time.monotonic() - started)
         except Exception as error:  # as above
             live.failed(error)
         finally:
-            self._body_lock.release()
+            lock.release()
 
 
 def camera_rgb(received: ReceivedVideo, most_pixels: int) -> UInt8Array:

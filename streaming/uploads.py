@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import secrets
-from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine.persona import Persona, make_persona
 from engine.picture import PictureLimits, decode_picture
 from engine.types import AvatarError, Generator, UInt8Array
-from streaming.settings import Limits
+from streaming.settings import MIB, Limits
+from streaming.shelf import Room, Shelf, size_of
+from streaming.studio import Full
 
 CONSENT_CHARS = 1000
 
@@ -23,21 +25,27 @@ class Upload:
 
 
 class Uploads:
-    """The newest pictures; the oldest goes when there are too many."""
+    """The newest pictures within `Limits.uploads` and `uploads_bytes`; the oldest that nobody shows gives way to a new one."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, *, used: Callable[[Upload], bool] = lambda _: False) -> None:
+        """`used`: whether a session shows a picture now."""
         self.limits = limits
-        self._kept: OrderedDict[str, Upload] = OrderedDict()
+        self._kept: Shelf[Upload] = Shelf(Room(limits.uploads, limits.uploads_bytes), used=lambda _, upload: used(upload))
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def keep(self, upload: Upload) -> str:
-        """Keep a picture -> its id."""
+        """Keep a picture -> its id. Raises Full where every place is taken by a picture that is shown, AvatarError where it is too large itself."""
         key = secrets.token_hex(12)
-        self._kept[key] = upload
-        while len(self._kept) > self.limits.uploads:
-            self._kept.popitem(last=False)
+        room = self._kept.room
+        if (size := size_of(upload)) > room.bytes:
+            raise AvatarError(f"That picture takes {size / MIB:.0f} MB here, and this server keeps {room.bytes / MIB:.0f} MB; send a smaller one.")
+        if not self._kept.put(key, upload):
+            raise Full(
+                f"This server keeps {room.count} pictures or {room.bytes / MIB:.0f} MB of them, and those there are being shown; "
+                "try again when a session has ended."
+            )
         return key
 
     def get(self, key: object) -> Upload:

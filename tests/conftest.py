@@ -10,7 +10,12 @@ import pytest
 
 PROGRAMS = {"chromium": ("chromium", "chromium-browser", "google-chrome"), "espeak-ng": ("espeak-ng",)}
 """Part -> names it goes by."""
-NEEDED = {"diffusion": ("torch", "diffusers"), "pytorch": ("torch",)}
+LIVE = (
+    *("benchmark_runs", "diffusion_session", "figures", "impairments", "lifecycle", "neutral", "offers", "page", "peer"),
+    *("rtc", "rtc_calls", "server", "server_media", "speaker", "studio", "tts", "worker"),
+)
+"""Test files that keep real time: they run one after another on an otherwise idle machine, the others side by side."""
+NEEDED = {"diffusion": ("torch", "diffusers"), "onnxruntime": ("onnxruntime",), "openvino": ("openvino",), "pytorch": ("torch",)}
 """Generator or backend -> modules that a bare machine may lack."""
 
 
@@ -34,6 +39,13 @@ def require_for(name: str) -> None:
     """As `require`, for all that a generator or a backend needs."""
     for part in NEEDED.get(name, ()):
         require(part)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is LIVE."""
+    for item in items:
+        if item.path.stem.removeprefix("test_") in LIVE:
+            item.add_marker(pytest.mark.live)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -177,7 +177,7 @@ def fake_persona(generator: Generator, name: str) -> Persona:
     if name not in COLOURS:
         raise AvatarError(f"There is no persona called '{name}'; GET /personas lists the ones there are.")
     rgb = np.full((SIDE, SIDE, 3), COLOURS[name], np.uint8)
-    scene = Scene(rgb, np.zeros((SIDE, SIDE), np.uint8), rgb, Fit.of((0, 0, SIDE), (SIDE, SIDE)))
+    scene = Scene(rgb, np.zeros((SIDE, SIDE), np.uint8), rgb, Fit.of((0, 0, SIDE, SIDE), (SIDE, SIDE)))
     return Persona(name, scene, generator.prepare(rgb), {})
 
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,7 +50,12 @@ def _module() -> Any:
     return ScaledSum()
 
 
-BUILDS: dict[str, Callable[[], Any]] = {"fake": lambda: _scaled_sum, "onnxruntime": _onnx_bytes, "pytorch": _module}
+BUILDS: dict[str, Callable[[], Any]] = {
+    "fake": lambda: _scaled_sum,
+    "onnxruntime": _onnx_bytes,
+    "openvino": _onnx_bytes,
+    "pytorch": _module,
+}
 
 
 def _spec(name: str) -> GraphSpec:
@@ -74,6 +84,108 @@ def test_wrong_names_shapes_and_types_are_refused(name: str) -> None:
         run({**good, "a": good["a"][..., 0]})
     with pytest.raises(AvatarError, match="not float64"):
         run({**good, "b": good["b"].astype(np.float64)})
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_graph_comes_from_a_file_too(name: str, tmp_path: Path) -> None:
+    require_for(name)
+    file = tmp_path / "graph.onnx"
+    file.write_bytes(_onnx_bytes())
+    load, spec = backends.backend(name).load, replace(_spec(name), build=None)
+    inputs = spec.examples(seed=3)
+    np.testing.assert_allclose(load(spec, path=file)(inputs)["out"], inputs["a"] * 2 + inputs["b"], rtol=1e-6)
+    with pytest.raises(AvatarError, match="not the graph 'scaled_sum'|graph 'scaled_sum' is not"):
+        load(replace(spec, outputs=("sum",)), path=file)
+    file.write_bytes(b"nothing")
+    with pytest.raises(AvatarError, match=r"'scaled_sum' .*\."):
+        load(spec, path=file)
+    with pytest.raises(AvatarError, match="export"):
+        load(spec, path=tmp_path / "none.onnx")
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_callers_side_by_side_have_a_runner_each(name: str) -> None:
+    require_for(name)
+    spec = _spec(name)
+    first: Any = backends.backend(name).load(spec)
+    second, (one, two) = first.another(), (spec.examples(seed) for seed in (1, 2))
+    results = [first(one)["out"], second(two)["out"]]
+    for got, inputs in zip(results, (one, two), strict=True):
+        np.testing.assert_allclose(got, inputs["a"] * 2 + inputs["b"], rtol=1e-6)
+
+
+def test_openvino_reads_arrays_where_they_lie() -> None:
+    """The same array is looked at anew in every call; one that cannot be read where it lies is copied in every call."""
+    require("openvino")
+    spec = _spec("openvino")
+    run, inputs = backends.backend("openvino").load(spec), spec.examples()
+    fixed, backwards = np.ones(SHAPE, np.float32), np.ones(SHAPE[::-1], np.float32).T
+    fixed.flags.writeable = False
+    for number in range(3):
+        inputs["a"][...] = number
+        backwards[...] = number
+        for b in (inputs["b"], fixed, backwards):
+            np.testing.assert_allclose(run({"a": inputs["a"], "b": b})["out"], 2 * number + b, rtol=1e-6)
+
+
+@pytest.mark.torch
+def test_openvino_converts_a_network() -> None:
+    """With a group norm, which it gets in other words, and outputs in order."""
+    require("openvino")
+    require("torch")
+    import torch
+
+    class Network(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.norm = torch.nn.Conv2d(3, 6, 3), torch.nn.GroupNorm(2, 6, eps=1e-3)
+            torch.nn.init.normal_(self.norm.weight)
+            torch.nn.init.normal_(self.norm.bias)
+
+        def forward(self, picture: Any, shift: Any, unused: Any) -> Any:
+            x = self.norm(self.conv(picture.float() / 255) + shift)
+            return x, x.mean((2, 3))
+
+    shapes = {"picture": ((1, 3, 7, 9), "uint8"), "shift": ((1, 6, 1, 1), "float32"), "unused": ((2,), "float32")}
+    spec = GraphSpec("network", shapes, ("x", "mean"), Network)
+    inputs = spec.examples(seed=3)
+    want = backends.backend("pytorch").load(spec)(inputs)
+    got = backends.backend("openvino").load(spec)(inputs)
+    for name in spec.outputs:
+        assert got[name].dtype == want[name].dtype
+        np.testing.assert_allclose(got[name], want[name], rtol=1e-4, atol=1e-5)
+
+
+def test_openvino_refuses_what_it_would_not_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It drops the wish for bf16 without a word where the CPU has none."""
+    require("openvino")
+    from engine.backends import ov
+
+    class Core:
+        def get_property(self, *_: str) -> list[str]:
+            return ["FP32"]
+
+    monkeypatch.setattr(ov.library(), "Core", Core)
+    spec = _spec("openvino")
+    for precision, sentence in (("bf16", "no bf16 arithmetic"), ("int8", "no int8 arithmetic"), ("fp16", "no precision called 'fp16'")):
+        with pytest.raises(AvatarError, match=sentence):
+            backends.backend("openvino").load(spec, precision=precision)
+    monkeypatch.undo()
+    with pytest.raises(AvatarError, match="quantised beforehand"):
+        ov.load(spec, precision="int8")
+
+
+def test_openvino_tells_nobody_that_it_is_used(tmp_path: Path) -> None:
+    require("openvino")
+    (tmp_path / "openvino_telemetry").mkdir()
+    (tmp_path / "openvino_telemetry" / "__init__.py").write_text("print('told')\nraise ImportError\n")
+    code = "from engine.backends import ov; ov.library(); print('loaded')"
+    root = Path(__file__).parent.parent
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, env={**os.environ, "PYTHONPATH": f"{tmp_path}:{root}"}, capture_output=True, text=True, check=True
+    )
+    assert out.stdout.split() == ["loaded"]
 
 
 def test_examples_are_seeded() -> None:

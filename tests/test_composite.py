@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,8 +14,10 @@ from hypothesis import strategies as st
 from engine.badge import badge
 from engine.composite import LONGEST_SIDE, Fit, Scene, compose, frame_portrait
 from engine.config import Background, BackgroundKind, OperatorSettings, SessionSettings
+from engine.drivers.body import BodyReading
+from engine.drivers.figure import figure_of
 from engine.drivers.matte import _with_wisps, clean_plate, person_matte
-from engine.drivers.portrait import find_face
+from engine.drivers.portrait import Found, find_face
 from engine.picture import read_picture
 from engine.types import AvatarError, UInt8Array, VideoFrame
 
@@ -67,9 +70,10 @@ def test_a_head_and_shoulders_picture_is_driven_whole(whole: tuple[Scene, UInt8A
 
 def test_a_wide_picture_is_cropped_around_the_face(wide: tuple[Scene, UInt8Array]) -> None:
     scene, crop = wide
-    x, y, side = scene.fit.square
+    x, y, side, down = scene.fit.rect
     assert not scene.fit.whole
     assert crop.shape[0] == crop.shape[1]
+    assert side == down
     assert x < 224 < x + side  # the nose
     assert y < 120 < y + side
     assert 250 < side < 400
@@ -129,14 +133,20 @@ def test_a_small_face_in_the_back_is_no_rival() -> None:
     assert face.center[0] < 640
 
 
-# -- where the square lies ------------------------------------------------------------------------------------------------
+# -- where the rectangle lies ----------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(60, 900), st.integers(60, 900), st.integers(40, 1000), st.integers(-300, 900), st.integers(-300, 900), st.floats(0.2, 1.6))
-def test_a_scaled_fit_still_reaches_the_edges_it_reached(height: int, width: int, side: int, x: int, y: int, scale: float) -> None:
-    x, y = min(max(x, 40 - side), width - 40), min(max(y, 40 - side), height - 40)
-    fit = Fit.of((x, y, side), (height, width))
+@settings(max_examples=80, deadline=None)
+@given(
+    *(st.integers(60, 900), st.integers(60, 900)),
+    *(st.integers(40, 1000), st.sampled_from([1.0, 1.5, 2 / 3, 1.37])),
+    *(st.integers(-300, 900), st.integers(-300, 900)),
+    st.floats(0.2, 1.6),
+)
+def test_a_scaled_fit_still_reaches_the_edges_it_reached(height: int, width: int, across: int, tall: float, x: int, y: int, scale: float) -> None:
+    down = round(across * tall)
+    x, y = min(max(x, 20 - across), width - 20), min(max(y, 20 - down), height - 20)
+    fit = Fit.of((x, y, across, down), (height, width))
     to = (max(2, round(height * scale)), max(2, round(width * scale)))
     scaled = fit.scaled((height, width), to)
     assert scaled.whole == fit.whole or not fit.whole
@@ -147,19 +157,171 @@ def test_a_scaled_fit_still_reaches_the_edges_it_reached(height: int, width: int
     left, top = scaled.inset
     assert left >= 0
     assert top >= 0
-    assert left + x1 - x0 <= scaled.square[2]
-    assert top + y1 - y0 <= scaled.square[2]
+    assert left + x1 - x0 <= scaled.rect[2]
+    assert top + y1 - y0 <= scaled.rect[3]
+    assert scaled.rect[3] == pytest.approx(tall * scaled.rect[2], abs=2.0 + 0.6 * scale * tall)
 
 
-@pytest.mark.parametrize(("square", "size"), [((0, 0, 512), (512, 512)), ((0, -16, 512), (480, 512)), ((0, 40, 201), (300, 201))])
-def test_a_frame_as_wide_as_the_picture_stays_so_at_every_size(square: tuple[int, int, int], size: tuple[int, int]) -> None:
-    fit = Fit.of(square, size)
+@pytest.mark.parametrize(
+    ("rect", "size"),
+    [
+        ((0, 0, 512, 512), (512, 512)),
+        ((0, -16, 512, 512), (480, 512)),
+        ((0, 40, 201, 201), (300, 201)),
+        ((0, 0, 512, 768), (768, 512)),
+        ((-3, 0, 342, 513), (513, 336)),
+        ((0, 40, 201, 133), (300, 201)),
+    ],
+)
+def test_a_frame_as_wide_as_the_picture_stays_so_at_every_size(rect: tuple[int, int, int, int], size: tuple[int, int]) -> None:
+    fit = Fit.of(rect, size)
     for percent in range(20, 130):
         to = (2 * round(size[0] * percent / 200), 2 * round(size[1] * percent / 200))
         scaled = fit.scaled(size, to)
         assert scaled.box[0] == 0, percent
         assert scaled.box[2] == to[1], percent
         assert scaled.whole == fit.whole, percent
+
+
+# -- frames that are not square --------------------------------------------------------------------------------------------
+
+TALL = (768, 512)
+
+
+@pytest.fixture(scope="module")
+def tall() -> tuple[Scene, UInt8Array]:
+    return frame_portrait(WIDE, size=TALL)
+
+
+def test_square_crops_lie_where_they_always_lay(whole: tuple[Scene, UInt8Array], wide: tuple[Scene, UInt8Array]) -> None:
+    assert whole[0].fit.rect == (0, 0, 512, 512)
+    assert wide[0].fit.rect == (54, 0, 342, 342)
+
+
+def test_a_tall_crop_shows_the_head_and_the_body_to_the_pictures_edge(tall: tuple[Scene, UInt8Array]) -> None:
+    scene, crop = tall
+    assert crop.shape[0] == pytest.approx(1.5 * crop.shape[1], abs=1)
+    assert scene.fit.box[3] == scene.size[0]
+    assert scene.body_share == 1.0, "no seam lies below the body"
+    face = find_face(crop)
+    assert face.center[1] + face.height < 0.5 * crop.shape[0]
+    assert face.center[1] - 0.8 * face.height > 0, "the hair"
+    expected = (find_face(WIDE), scene.fit.rect)
+    assert face.center[0] == pytest.approx(expected[0].center[0] - expected[1][0], abs=4.0), "nothing is squeezed"
+    assert face.width == pytest.approx(expected[0].width, rel=0.05)
+    assert face.height == pytest.approx(expected[0].height, rel=0.05)
+
+
+def test_a_wide_crop_shows_head_and_shoulders_and_more_beside() -> None:
+    scene, crop = frame_portrait(WIDE, size=(512, 768))
+    assert crop.shape[1] == pytest.approx(1.5 * crop.shape[0], abs=1)
+    assert 0.2 < find_face(crop).width / crop.shape[0] < 0.4
+    assert scene.fit.size[0] < scene.size[0]
+
+
+def test_a_person_who_stands_is_cropped_from_hair_to_feet(monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = hang(canvas(1100, 1600), 700, 60, 220)
+    person = (640.0, 70.0, 960.0, 1010.0)
+    monkeypatch.setattr("engine.drivers.figure.figure_of", lambda *_: person)
+    scene, crop = frame_portrait(picture, size=TALL)
+    scale = scene.size[0] / 1100
+    x, y, across, down = (length / scale for length in scene.fit.rect)
+    assert x < person[0]
+    assert y < person[1] + 2
+    assert x + across > person[2]
+    assert y + down > person[3] - 2
+    assert down < 1000, "and not much more"
+    assert crop.shape[0] == pytest.approx(1.5 * crop.shape[1], abs=1)
+    square, _ = frame_portrait(picture)
+    assert square.fit.size[0] / scale < 400, "a square frame is of head and shoulders"
+
+
+def landmarks(picture: UInt8Array, joints: dict[int, tuple[float, float, float]]) -> Any:
+    """A body driver that sees these joints: (x, y, in px of the picture, visibility)."""
+
+    class Driver:
+        def __call__(self, frame: VideoFrame) -> BodyReading:
+            # `figure_of` looks at a part of the picture: its first px tells where that lies.
+            y, x = np.argwhere((picture == frame.rgb[0, 0]).all(-1))[0]
+            found = np.zeros((33, 4), np.float32)
+            for at, (across, down, seen) in joints.items():
+                found[at] = ((across - x) / frame.rgb.shape[1], (down - y) / frame.rgb.shape[0], 0.0, seen)
+            return BodyReading(0.0, found, np.zeros(6, np.float32), 1.0)
+
+        def close(self) -> None:
+            pass
+
+    return Driver
+
+
+def test_a_figure_reaches_as_far_as_its_seen_joints(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Every px has a colour of its own, so that a part of the picture can be found in it.
+    at = np.arange(1000 * 800, dtype=np.uint32).reshape(1000, 800)
+    picture = np.stack([at & 255, at >> 8 & 255, at >> 16], 2).astype(np.uint8)
+    face = Found(np.zeros((478, 2), np.float32), (400.0, 150.0), 60.0, 80.0)
+    head = (400.0 - 45, 150.0 - 66, 400.0 + 45, 150.0 + 45)
+
+    def box(joints: dict[int, tuple[float, float, float]]) -> tuple[float, float, float, float]:
+        monkeypatch.setattr("engine.drivers.figure.BodyDriver", landmarks(picture, joints))
+        return figure_of(picture, face)
+
+    nose = {0: (400.0, 150.0, 1.0)}
+    assert box(nose) == pytest.approx(head)
+    standing = nose | {11: (470.0, 260.0, 0.9), 12: (330.0, 260.0, 0.9), 15: (520.0, 500.0, 0.9), 28: (380.0, 820.0, 0.8)}
+    assert box(standing) == pytest.approx((330 - 36, head[1], 520 + 36, 820 + 36), abs=0.1)
+    assert box(standing | {28: (380.0, 820.0, 0.3)})[3] == pytest.approx(500 + 36, abs=0.1), "a guess does not count"
+    assert box(standing | {28: (380.0, 920.0, 0.9)})[3] == 1000.0, "a hand's breadth from the edge is the edge"
+    assert box(standing | {0: (600.0, 150.0, 1.0)}) == pytest.approx(head), "somebody else's body"
+
+
+def test_tall_paste_back_is_seamless_at_rest_and_changes_the_inside_only(tall: tuple[Scene, UInt8Array]) -> None:
+    scene, crop = tall
+    rgb = np.asarray(cv2.resize(crop, TALL[::-1], interpolation=cv2.INTER_CUBIC), np.uint8)
+    made = compose(scene, VideoFrame(rgb, 0.0), SessionSettings(), OPERATOR).rgb.astype(int)
+    assert np.abs(made - scene.picture).mean() < 2.0
+    x0, y0, x1, y1 = scene.fit.box
+    made = compose(scene, VideoFrame(np.full((*TALL, 3), MAGENTA, np.uint8), 0.0), SessionSettings(), OPERATOR).rgb
+    assert tuple(made[(y0 + y1) // 2, (x0 + x1) // 2]) == MAGENTA
+    outside = np.ones(scene.size, bool)
+    outside[y0:y1, x0:x1] = False
+    assert outside.any()
+    assert np.array_equal(made[outside], scene.picture[outside])
+    share = scene.fit.feather[(y1 - y0) // 2].astype(int)
+    assert max(share[0], share[-1]) < 8
+    assert np.abs(np.diff(share)).max() < 30
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5, 0.31])
+@pytest.mark.parametrize("background", [Background(), GREEN])
+@pytest.mark.parametrize("size", [TALL, (512, 768), (96, 64), (1536, 1024)])
+def test_a_circle_stays_one(size: tuple[int, int], background: Background, scale: float) -> None:
+    """In a frame of any shape and size, pasted into any picture."""
+    wall = canvas(600, 700)
+    height, width = size
+    rect = (150, -20, 300 * width // min(size), 300 * height // min(size))
+    scene = Scene(wall, np.full((600, 700), 255, np.uint8), wall, Fit.of(rect, (600, 700)))
+    frame = np.zeros((*size, 3), np.uint8)
+    radius = min(size) / 4
+    cv2.circle(frame, (width // 2, height // 2), round(radius), (255, 255, 255), -1)
+    made = compose(scene, VideoFrame(frame, 0.0), SessionSettings(background=background, output_scale=scale), OPERATOR).rgb
+    ys, xs = np.nonzero((made > 240).all(-1))
+    assert np.ptp(xs) == pytest.approx(150 * scale, abs=4)
+    assert np.ptp(ys) == pytest.approx(150 * scale, abs=4)
+    assert (xs.min() + xs.max()) / 2 == pytest.approx(scale * (rect[0] + rect[2] / 2), abs=2)
+    assert (ys.min() + ys.max()) / 2 == pytest.approx(scale * (rect[1] + rect[3] / 2), abs=2)
+
+
+def test_a_picture_of_the_frames_own_shape_is_driven_whole() -> None:
+    picture = np.ascontiguousarray(WIDE[:, 40:380])
+    scene, crop = frame_portrait(picture, size=(768, 510))
+    assert scene.fit.exact
+    assert scene.size == (512, 340)
+    assert np.array_equal(crop, picture)
+    frame = VideoFrame(crop, 1.5, 7)
+    assert np.array_equal(compose(scene, frame, SessionSettings(), OPERATOR).rgb, crop)
+    made = compose(scene, frame, SessionSettings(background=GREEN), OPERATOR).rgb
+    assert tuple(made[30, 330]) == GREEN.colour
+    assert np.array_equal(made[100:140, 170:200], crop[100:140, 170:200]), "the face"
 
 
 # -- compose --------------------------------------------------------------------------------------------------------------
@@ -238,7 +400,7 @@ def test_rim_takes_the_old_background_out_of_the_hair() -> None:
     white, red = np.full((64, 64, 3), 255, np.uint8), np.array((200, 0, 0))
     matte = np.full((64, 64), 128, np.uint8)
     rgb = np.asarray(np.round((red * 128 + 255.0 * 127) / 255), np.uint8)[None, None].repeat(64, 0).repeat(64, 1)
-    scene = Scene(white, matte, white, Fit.of((0, 0, 64), (64, 64)))
+    scene = Scene(white, matte, white, Fit.of((0, 0, 64, 64), (64, 64)))
     made = compose(scene, VideoFrame(rgb, 0.0, 0, matte), SessionSettings(background=GREEN), OPERATOR).rgb[32, 32].astype(int)
     ideal = np.round((red * 128 + np.array(GREEN.colour) * 127) / 255)
     plain = np.round((rgb[0, 0].astype(int) * 128 + np.array(GREEN.colour) * 127) / 255)

@@ -9,14 +9,18 @@ import cv2
 import numpy as np
 import pytest
 
+from engine.composite import frame_portrait
 from engine.drivers.face import FaceDriver
+from engine.drivers.portrait import find_face
 from engine.drivers.rigid import MEAN_RIGID, PIVOT, RIGID, fit_pose, metric
-from engine.generators.diffusion.conditions import Anchor, anchor_of, painter
+from engine.generators.diffusion.conditions import Anchor, Ease, anchor_of, painter
 from engine.generators.diffusion.conditions_own import own_body, own_face
 from engine.generators.diffusion.conditions_place import Placed, place
 from engine.generators.diffusion.landmarks import GROUPS
 from engine.generators.diffusion.presets import ANIMATE_ANYONE, PRESETS, TINY, Condition
 from engine.generators.diffusion.skeleton import COLOURS, FINGERS, LIMBS, face_68, joints_of, paint_skeleton
+from engine.persona import ASSETS
+from engine.picture import read_picture
 from engine.types import FloatArray, Motion, Signal, UInt8Array, VideoFrame, still_motion
 from tests.conftest import require_for
 from tests.faces import portrait, scene
@@ -45,7 +49,7 @@ def hand(x: float, y: float) -> FloatArray:
 
 
 def paint(signal: Signal, anchor: Anchor, size: tuple[int, int] = (512, 512), condition: Condition = "skeleton") -> UInt8Array:
-    return painter(replace(ANIMATE_ANYONE, size=size, condition=condition))(signal, anchor)
+    return painter(replace(ANIMATE_ANYONE, size=size, condition=condition))(signal, anchor, Ease())
 
 
 def at(picture: UInt8Array, x: float, y: float) -> tuple[int, ...]:
@@ -253,13 +257,51 @@ def test_a_driver_who_comes_nearer_is_as_much_larger(anchor: Anchor) -> None:
 def test_a_driver_who_turns_has_a_neutral_that_does_not(anchor: Anchor, head: list[float], way: tuple[int, int]) -> None:
     """The driver is the portrait turned about its pivot: so painted, it lies where the portrait's own turned face lies."""
     motion = moved(head=[*head, 0, 0, 0])
-    turned = own_face(metric(anchor.face, 1.0), motion)
+    turned = own_face(anchor.own(1.0), motion)
     face = ((0.6 * turned + (0.7, 0.3, 0.0)) / (4 / 3, 1.0, 4 / 3)).astype(np.float32)
     placed = place(Signal(0.0, face=face, aspect=4 / 3, motion=motion), anchor, (512, 512))
     np.testing.assert_allclose(placed.face, 512 * turned[:, :2], atol=0.1)
     rest = 512 * anchor.face[:, :2]
     nose = (placed.face[1] - placed.face[[234, 454]].mean(0)) - (rest[1] - rest[[234, 454]].mean(0))
     assert float(nose @ np.array(way)) > 10.0
+
+
+@pytest.mark.parametrize("size", [(768, 512), (512, 768)])
+def test_on_a_crop_of_the_frames_shape_points_lie_where_the_face_is_and_circles_stay_circles(size: tuple[int, int]) -> None:
+    """From the picture that a person brings to the px of the condition: the portrait at rest, and a driver who has the same face."""
+    height, width = size
+    _, crop = frame_portrait(read_picture(ASSETS / "portrait_wide.jpg"), size=size)
+    own = anchor_of(crop)
+    found = find_face(crop)
+    rest = place(Signal(0.0, motion=still_motion()), own, size)
+    outside = [10, 33, 263, 1, 168, 234, 454]
+    np.testing.assert_allclose(rest.face[outside], found.points[outside] * (height / crop.shape[0]), atol=0.01 * min(size))
+    there = own.face * (crop.shape[1], crop.shape[0], crop.shape[1]) * 0.001  # heights of a picture of 16:9 that shows it smaller
+    face = ((there + (0.6, 0.2, 0.0)) / (16 / 9, 1.0, 16 / 9)).astype(np.float32)
+    driven = place(Signal(0.0, face=face, aspect=16 / 9, motion=moved()), own, size)
+    np.testing.assert_allclose(driven.face, own.face[:, :2] * (width, height), atol=0.5)
+    for placed in (rest, driven):
+        iris = placed.face[469:473]
+        across, down = np.hypot(*(iris[0] - iris[2])), np.hypot(*(iris[1] - iris[3]))
+        assert across == pytest.approx(down, rel=0.2), "as round as the tracker reads it; squeezed into the frame it would be 1.5"
+    shoulders = rest.body[[12, 11]]
+    assert shoulders[0, 0] < placed.face[1, 0] < shoulders[1, 0]
+    assert (shoulders[:, 1] > placed.face[152, 1]).all()
+
+
+def test_what_only_the_portrait_decides_is_worked_out_once(anchor: Anchor, monkeypatch: pytest.MonkeyPatch) -> None:
+    fits = []
+
+    def counted(*args: Any) -> Any:
+        fits.append(1)
+        return fit_pose(*args)
+
+    monkeypatch.setattr("engine.generators.diffusion.conditions_own.fit_pose", counted)
+    fresh = Anchor(anchor.face, anchor.body)
+    for size in ((512, 512), (512, 512), (768, 512), (768, 512), (256, 256)):
+        place(Signal(0.0, motion=moved(head=[5, 0, 0, 0, 0, 0])), fresh, size)
+        place(Signal(0.0, face=driver(anchor), aspect=4 / 3, motion=moved()), fresh, size)
+    assert len(fits) == 2, "once for every shape of the frame"
 
 
 def test_body_and_hands_follow_the_similarity_of_the_head(anchor: Anchor) -> None:

@@ -243,6 +243,11 @@ def test_a_traced_step_is_the_step_for_every_row(batched: bool) -> None:
         assert int((plain.out.int() - traced.out.int()).abs().max()) <= 1
     assert traced.count.tolist() == [10, 10]
     assert error(traced.rings[1][0], plain.rings[1][0]) < SAME
+    assert traced.finite.tolist() == [True, True]
+    traced.row(1).rings[0][0].fill_(torch.nan)
+    for row in (0, 1):
+        pytorch.prepared(script, traced.row(row).tensors(), mode="script")()
+    assert traced.finite.tolist() == [True, False], "also a traced step tells when numbers are none"
 
 
 # -- noise levels ---------------------------------------------------------------------------------------------------------
@@ -274,8 +279,7 @@ def test_the_noisiest_level_of_zero_snr_holds_no_signal() -> None:
 
 
 @pytest.mark.parametrize("betas", ["linear", "scaled_linear"])
-@pytest.mark.parametrize("spacing", ["trailing", "leading"])
-@pytest.mark.parametrize("steps", [1, 4, 20, 30])
+@pytest.mark.parametrize(("spacing", "steps"), [("trailing", 1), *((spacing, n) for spacing in ("trailing", "leading") for n in (4, 20, 30))])
 def test_sampling_is_diffusers_ddim(betas: Any, spacing: Any, steps: int) -> None:
     from diffusers import DDIMScheduler
 
@@ -307,6 +311,8 @@ def test_a_combination_without_meaning_is_refused() -> None:
         levels(Noise(prediction="epsilon", zero_snr=True), 1)
     with pytest.raises(AvatarError, match="denoising steps"):
         levels(Noise(), 0)
+    with pytest.raises(AvatarError, match="use trailing spacing, or more steps"):
+        levels(Noise(spacing="leading"), 1)
 
 
 def test_a_consistency_step_returns_to_the_streams_own_noise() -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
 from engine.batch import Batch
+from engine.config import Background, SessionSettings
 from engine.generators import load
+from engine.generators.diffusion.presets import PRESETS, TINY
 from engine.persona import create, demo_portrait, load_persona, make_persona
 from engine.session import Session
 from engine.types import AudioChunk, AvatarError, Signal, VideoFrame
@@ -45,10 +49,49 @@ def test_camera_and_voice_drive_a_session(tmp_path: Path) -> None:
         session.close()
 
 
+def test_a_change_of_the_drive_gives_up_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the stream batch still holds is shown in the new grid's time; the portrait at rest does not flash up in between."""
+    monkeypatch.setitem(PRESETS, "painted", replace(TINY, name="painted", condition="landmarks", size=(96, 64)))
+    generator = load("diffusion", preset="painted", steps=3, stream_batch=True)
+    assert generator.spec.delay == 2
+    session = Session(Batch(generator, rows=1), make_persona(generator, demo_portrait(), name="me"))
+    for k in range(5):
+        assert session.push_video(VideoFrame(demo_portrait(), k / 25, k + 1)) is not None
+    session.configure(drive="voice")
+    outputs = session.push_audio(AudioChunk(np.zeros(8000, np.float32), 16_000, 1.0))
+    assert [output.frames[0].id for output in outputs[:3]] == [4, 5, 0]
+    assert np.allclose(np.diff([output.sound_time for output in outputs]), 1 / 25), "in the time of the sound, without a gap"
+    session.configure(drive="camera")
+    later = [session.push_video(VideoFrame(demo_portrait(), 2.0 + k / 25, 50 + k)) for k in range(4)]
+    assert [output.frames[0].id for output in later if output] == [0, 0, 50, 51]
+    assert np.allclose([output.frames[0].time for output in later if output], [1.92, 1.96, 2.0, 2.04])
+    session.close()
+
+
+def test_a_tall_painted_generator_lives_in_the_same_persona_session_and_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As high as (768, 512) is: from the picture to the composite and from the disk back."""
+    monkeypatch.setitem(PRESETS, "painted", replace(TINY, name="painted", condition="skeleton", size=(96, 64)))
+    generator: Any = load("diffusion", preset="painted")
+    picture = tmp_path / "p.png"
+    cv2.imwrite(str(picture), demo_portrait()[..., ::-1])
+    made = create(generator, picture, name="tall", consent="mine", folder=tmp_path / "personas")
+    assert made.identity.portrait.shape == (96, 64, 3)
+    across, down = made.scene.fit.rect[2:]
+    assert down == pytest.approx(1.5 * across, abs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(generator), "prepare", lambda *_: pytest.fail("prepared again"))
+        kept = load_persona(generator, "tall", folder=tmp_path / "personas")
+    assert kept.scene.fit.rect == made.scene.fit.rect
+    for background in (Background(), Background(kind="colour")):
+        session = Session(Batch(generator, rows=1), kept, settings=SessionSettings(background=background))
+        output = session.push_video(VideoFrame(demo_portrait(), 0.0, 1))
+        assert output is not None
+        assert output.frames[0].rgb.shape == (*kept.scene.size, 3)
+        session.close()
+
+
 def test_a_persona_keeps_the_cached_reference_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     picture = tmp_path / "p.png"
-    import cv2
-
     cv2.imwrite(str(picture), demo_portrait()[..., ::-1])
     generator: Any = load("diffusion", preset="tiny")
     made = create(generator, picture, name="kept", consent="mine", folder=tmp_path / "personas")

@@ -164,6 +164,42 @@ def vae(channels: tuple[int, ...]) -> Shapes:
     return made | dense("quant_conv", 8, 8, side=1) | dense("post_quant_conv", 4, 4, side=1)
 
 
+def taesd() -> Shapes:
+    """Blocks of three convolutions, numbered through with whatever stands between them."""
+
+    def block(key: str) -> Shapes:
+        return dense(f"{key}.conv.0", 64, 64, side=3) | dense(f"{key}.conv.2", 64, 64, side=3) | dense(f"{key}.conv.4", 64, 64, side=3)
+
+    made = dense("encoder.layers.0", 3, 64, side=3) | dense("encoder.layers.14", 64, 4, side=3)
+    made |= dense("decoder.layers.0", 4, 64, side=3) | dense("decoder.layers.18", 64, 3, side=3)
+    for i in range(1, 14):
+        plain = i in (2, 6, 10)
+        made |= dense(f"encoder.layers.{i}", 64, 64, bias=False, side=3) if plain else block(f"encoder.layers.{i}")
+    for i in range(2, 18):  # 1 is the activation; 5, 10 and 15 make it larger
+        if i not in (5, 10, 15):
+            plain = i in (6, 11, 16)
+            made |= dense(f"decoder.layers.{i}", 64, 64, bias=False, side=3) if plain else block(f"decoder.layers.{i}")
+    return made
+
+
+TAESD = {
+    "act_fn": "relu",
+    "in_channels": 3,
+    "out_channels": 3,
+    "latent_channels": 4,
+    "latent_magnitude": 3,
+    "latent_shift": 0.5,
+    "encoder_block_out_channels": [64] * 4,
+    "decoder_block_out_channels": [64] * 4,
+    "force_upcast": False,
+    "scaling_factor": 1.0,
+    "num_encoder_blocks": [1, 3, 3, 3],
+    "num_decoder_blocks": [3, 3, 3, 1],
+    "upsampling_scaling_factor": 2,
+}
+"""Its config.json."""
+
+
 def clip(width: int, layers: int, patch: int, token: int) -> Shapes:
     """CLIP's vision tower as transformers wrote it when the file was published."""
     seen, root = (224 // patch) ** 2 + 1, "vision_model"
@@ -248,12 +284,22 @@ def published(_once: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def tiny_vae(tmp_path: Path) -> Path:
+    """TAESD as it is published for diffusers."""
+    folder = tmp_path / "taesd"
+    folder.mkdir()
+    save_file(tensors(taesd(), 6), folder / "diffusion_pytorch_model.safetensors")
+    (folder / "config.json").write_text(json.dumps(TAESD))
+    return folder
+
+
+@pytest.fixture
 def out(tmp_path: Path) -> Iterator[Path]:
     """Where to; whatever happens, there is a whole folder or none, and nothing beside it."""
     place = tmp_path / "made" / "weights"
     yield place
     if place.exists():
-        assert {path.name for path in place.iterdir()} == WRITTEN
+        assert {path.name for path in place.iterdir()} - {"tiny.safetensors"} == WRITTEN
     if place.parent.exists():
         assert set(place.parent.iterdir()) <= {place}
 
@@ -383,6 +429,7 @@ def test_the_manifest_names_what_was_read(published: Path, out: Path) -> None:
         "system": "Moore-AnimateAnyone",
         "precision": "fp32",
         "made_for": "30 steps with guidance 3.5",
+        "steps": "30",
         **{name: files.sha256(published / name) for name in ("denoising_unet.pth", "reference_unet.pth", "motion_module.pth", "pose_guider.pth")},
         **{name: files.sha256(published / name) for name in ("sd-vae-ft-mse/diffusion_pytorch_model.bin", "image_encoder/pytorch_model.bin")},
     }
@@ -408,7 +455,140 @@ def test_the_command_imports_and_says_how_to_serve(
     assert avatar.main(["import", "animate-anyone", str(published.parent), "-o", str(out)]) == 0
     shown = capsys.readouterr().out
     assert "denoising_unet.pth: 686 tensors -> denoiser" in shown
-    assert f"avatar serve --generator diffusion --weights {out}" in shown
+    assert f"avatar serve --generator diffusion --weights {out}\n" in shown
+
+
+def test_the_command_imports_a_tiny_decoder(
+    published: Path, tiny_vae: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(import_checkpoint, "import_animate_anyone", partial(import_animate_anyone, made=SMALL))
+    assert avatar.main(["import", "animate-anyone", str(published), "--tiny-vae", str(tiny_vae), "-o", str(out)]) == 0
+    assert f"avatar serve --generator diffusion --weights {out} --decoder tiny\n" in capsys.readouterr().out
+    words = ["render", "--generator", "diffusion", "--weights", str(out), "--decoder", "tiny"]
+    args = avatar._parser().parse_args([*words, "--drive", "a.wav", "-o", "b.mp4"])
+    generator: Any = load("diffusion", **avatar._generator_options(args))
+    assert isinstance(generator.recipe.networks.autoencoder, autoencoder.TinyDecoded)
+
+
+@pytest.mark.parametrize(("steps", "sentence"), [(2, "; in 2 the picture is soft"), (29, "; in 29 "), (30, "no guidance"), (40, "no guidance")])
+def test_what_the_weights_were_made_for_is_told_where_it_is_missing(steps: int, sentence: str, published: Path, out: Path) -> None:
+    run(published, out)
+    notice = load("diffusion", weights=out, steps=steps).spec.notice
+    assert notice.startswith("These weights were made for 30 steps with guidance 3.5; ")
+    assert sentence in notice
+
+
+# -- a tiny decoder -------------------------------------------------------------------------------------------------------
+
+
+def test_every_key_of_the_tiny_autoencoder_is_one_of_ours() -> None:
+    with torch.device("meta"):
+        ours = {key: tuple(value.shape) for key, value in autoencoder.Tiny().state_dict().items()}
+    assert (len(taesd()), size(taesd())) == (134, 2_445_063)
+    assert {f"{keys.TINY.prefix}{keys.TINY.ours(key)}": shape for key, shape in taesd().items()} == ours
+
+
+@pytest.mark.parametrize("variant", ["", ".fp16"], ids=["whole", "half"])
+def test_a_tiny_decoder_beside_the_weights_decodes_as_diffusers_does(variant: str, published: Path, tiny_vae: Path, out: Path) -> None:
+    """Its latents are the scaled ones; what is made of the portrait stays what the weights' own encoder makes."""
+    from diffusers import AutoencoderTiny
+
+    plain = tiny_vae / "diffusion_pytorch_model.safetensors"
+    held = {key: value.to(torch.float16 if variant else torch.float32) for key, value in load_file(plain).items()}
+    plain.unlink()
+    save_file(held, plain.with_stem(f"diffusion_pytorch_model{variant}"))
+    theirs = AutoencoderTiny().eval()
+    theirs.load_state_dict({key: value.float() for key, value in held.items()})
+    run(published, out, tiny_vae=tiny_vae)
+    own, tiny = networks.load(out), networks.load(out, decoder="tiny")
+    whole = autoencoder.Tiny()
+    whole.load_state_dict(load_file(out / "tiny.safetensors"))
+    picture, latents = torch.rand(1, 3, 64, 64) * 2 - 1, torch.randn(2, 4, 8, 8)
+    with torch.inference_mode():
+        want = theirs.decode(latents).sample
+        assert torch.equal(tiny.autoencoder.decode(latents / tiny.preset.gain), want)
+        assert torch.equal(whole.decode(latents), want)
+        assert torch.equal(whole.encode(picture), theirs.encode(picture).latents)
+    for mine, before in zip(tiny.remember(picture).reference, own.remember(picture).reference, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine, before, strict=True))
+    names = [name for name, _ in tiny.autoencoder.named_parameters()]
+    assert not any(name.startswith(("kl.model.decoder", "tiny.model.encoder")) for name in names), "what nobody needs takes no room"
+
+
+def test_frames_of_both_decoders_come_from_the_same_latents(published: Path, tiny_vae: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(published, out, tiny_vae=tiny_vae)
+    seen: list[Any] = []
+
+    def spy(decode: Callable[[Any], Any], gain: float, latents: Any) -> Any:
+        seen.append(latents * gain)
+        return decode(latents)
+
+    for decoder in ("kl", "tiny"):
+        generator: Any = load("diffusion", weights=out, decoder=decoder, mode="eager")
+        recipe = generator.recipe
+        own = recipe.networks.autoencoder
+        monkeypatch.setattr(own, "decode", partial(spy, own.decode, recipe.preset.gain))
+        state = generator.allocate(1)
+        identity = generator.prepare(demo_portrait())
+        generator.admit(state, 0, generator.unpack(identity.portrait, generator.pack(identity)))
+        assert generator.step(state, [[Signal(time=0.0)]])[0][0].rgb.shape == (64, 64, 3)
+    torch.testing.assert_close(*seen)
+    assert SMALL.scale == 0.18215
+
+
+def test_the_manifest_names_the_tiny_decoder(published: Path, tiny_vae: Path, out: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+    run(published, out, tiny_vae=tiny_vae, tell=told.append)
+    manifest = json.loads((out / "weights.json").read_text())
+    assert manifest["origin"]["taesd/diffusion_pytorch_model.safetensors"] == files.sha256(tiny_vae / "diffusion_pytorch_model.safetensors")
+    assert manifest["sha256"]["tiny"] == files.sha256(out / "tiny.safetensors")
+    assert "taesd/diffusion_pytorch_model.safetensors: 134 tensors -> tiny, 2.4 million values" in told
+    (tmp_path / "b").mkdir()
+    shutil.copytree(published / "sd-vae-ft-mse", tmp_path / "a" / "vae")
+    tiny_vae.rename(tmp_path / "b" / "vae")
+    (tmp_path / "b" / "vae" / "diffusion_pytorch_model.safetensors").rename(tmp_path / "b" / "vae" / "diffusion_pytorch_model.bin")
+    torch.save(tensors(taesd()), tmp_path / "b" / "vae" / "diffusion_pytorch_model.bin")
+    run(published, tmp_path / "again", vae=tmp_path / "a" / "vae", tiny_vae=tmp_path / "b" / "vae")
+    origin = json.loads((tmp_path / "again" / "weights.json").read_text())["origin"]
+    assert {"vae/diffusion_pytorch_model.bin", "tiny: vae/diffusion_pytorch_model.bin"} <= origin.keys(), "two folders of one name"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "complaint"),
+    [
+        ("scaling_factor", 0.13025, "has scaling_factor 0.13025, this system 1.0"),
+        ("act_fn", "silu", "has act_fn silu"),
+        ("latent_channels", 16, "has latent_channels 16, this system 4; give the published taesd"),
+        ("num_decoder_blocks", [2, 2, 2, 1], "has num_decoder_blocks"),
+    ],
+)
+def test_another_tiny_autoencoder_is_refused(field: str, value: Any, complaint: str, published: Path, tiny_vae: Path, out: Path) -> None:
+    (tiny_vae / "config.json").write_text(json.dumps(TAESD | {field: value}))
+    with pytest.raises(AvatarError, match=complaint):
+        run(published, out, tiny_vae=tiny_vae)
+
+
+def test_a_tiny_autoencoder_that_is_not_whole_is_told(published: Path, tiny_vae: Path, out: Path) -> None:
+    path = tiny_vae / "diffusion_pytorch_model.safetensors"
+    held = load_file(path)
+    held["decoder.layers.18.extra"] = held.pop("decoder.layers.18.bias")
+    save_file(held, path)
+    with pytest.raises(AvatarError, match=r"is not TAESD's taesd: .*1 missing .first 'decoder.layers.18.bias'.*1 unexpected"):
+        run(published, out, tiny_vae=tiny_vae)
+    path.unlink()
+    with pytest.raises(AvatarError, match="download it or name its folder with --tiny-vae"):
+        run(published, out, tiny_vae=tiny_vae)
+
+
+def test_a_decoder_that_is_not_there_is_told(published: Path, out: Path) -> None:
+    run(published, out)
+    with pytest.raises(AvatarError, match="no tiny decoder.*: avatar import animate-anyone DIR --tiny-vae TAESD_DIR -o OUT"):
+        networks.load(out, decoder="tiny")
+    networks.load(out, decoder="kl")
+    with pytest.raises(AvatarError, match="works on pixels and has no decoder to choose; leave --decoder out"):
+        load("diffusion", preset="compact", decoder="tiny")
+    with pytest.raises(AvatarError, match="no decoder called 'big'; choose one of: kl, tiny"):
+        load("diffusion", preset="compact", decoder="big")
 
 
 # -- what does not --------------------------------------------------------------------------------------------------------

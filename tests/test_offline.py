@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,7 +16,8 @@ from engine.generators import load
 from engine.media import AI_NOTICE, Writer, audio_samples, probe, video_frames
 from engine.offline import render
 from engine.persona import Persona, demo_portrait, make_persona
-from engine.types import AudioChunk, AvatarError, Generator, VideoFrame
+from engine.types import AudioChunk, AvatarError, Drive, Generator, VideoFrame
+from tests.conftest import require_for
 from tests.test_media import RATE, beginnings, disk_of, tone, write_clip, write_offset_clip, write_wav
 
 
@@ -163,6 +166,55 @@ def test_the_writer_gets_sound_and_picture_in_turn(puppet: tuple[Generator, Pers
     render(*puppet, write_wav(tmp_path / "a.wav", sound, rate=RATE), tmp_path / "out.mp4", settings=SessionSettings(drive="voice"))
     assert len(lead) >= 28
     assert max(np.abs(lead)) < 0.001
+
+
+def rendered(generator: Generator, persona: Persona, clip: Path, monkeypatch: pytest.MonkeyPatch, drive: Drive = "camera") -> list[VideoFrame]:
+    """The frames that would be written."""
+    frames: list[VideoFrame] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Writer, "write_frame", lambda _, frame: frames.append(frame))
+        patch.setattr(Writer, "write_audio", lambda *_: None)
+        patch.setattr(Writer, "close", Writer.abort)
+        count = render(generator, persona, clip, clip.with_suffix(".out.mp4"), settings=SessionSettings(track_body=False, drive=drive))
+    assert count == len(frames)
+    return frames
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("drive", ["camera", "voice"])
+def test_a_delayed_generator_gives_every_frame_at_its_own_time(drive: Drive, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stream batch in four steps makes the same pictures as the steps one by one, three frames later: none may be lost at the end."""
+    require_for("diffusion")
+    import torch
+
+    plain, late = (load("diffusion", preset="tiny", steps=4, stream_batch=batched) for batched in (False, True))
+    for generator in (plain, late):  # weights that see the motion
+        networks = cast(Any, generator).recipe.networks
+        for layer in (networks.guider.conv_out, networks.denoiser.conv_out):
+            torch.nn.init.normal_(layer.weight, std=0.5, generator=torch.Generator().manual_seed(1))
+    assert (plain.spec.delay, late.spec.delay) == (0, 3)
+    persona = make_persona(plain, demo_portrait(), name="demo")
+    expected, frames = (rendered(generator, persona, clip, monkeypatch, drive) for generator in (plain, late))
+    assert len(expected) == len(frames) == (24 if drive == "camera" else 25)
+    steps = [int(np.abs(a.rgb.astype(int) - b.rgb).max()) for a, b in zip(expected, expected[1:], strict=False)]
+    assert np.median(steps) > 20, "they are told apart by what they show"
+    for one, other in zip(expected, frames, strict=True):
+        assert one.time == pytest.approx(other.time, abs=1e-9)
+        assert one.id == other.id
+        assert np.abs(one.rgb.astype(int) - other.rgb).max() <= 2
+
+
+@pytest.mark.torch
+def test_a_chunk_that_does_not_fill_loses_no_picture(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    require_for("diffusion")
+    from engine.generators.diffusion.presets import PRESETS, TINY
+
+    monkeypatch.setitem(PRESETS, "tiny", replace(TINY, chunk=5, window=8))
+    generator = load("diffusion", preset="tiny", steps=2, stream_batch=True)
+    assert generator.spec.delay == generator.spec.chunk == 5
+    frames = rendered(generator, make_persona(generator, demo_portrait(), name="demo"), clip, monkeypatch)
+    assert [frame.time for frame in frames] == pytest.approx([k / 24 for k in range(24)], abs=1e-3)
+    assert [frame.id for frame in frames] == sorted({frame.id for frame in frames}), "each picture once"
 
 
 def test_an_empty_sound_track_is_no_sound_for_a_camera(clip: Path, puppet: tuple[Generator, Persona], tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from tests.conftest import require
 pytestmark = pytest.mark.chromium
 
 T = TypeVar("T")
-CLIP_SECONDS = 4.0
+CLIP_SECONDS = 8.0
 CLIP_FRAMES = round(30 * CLIP_SECONDS)  # one period of the motion, so that the loop has no seam
 ROLL_DEGREES = 12.0
 SHIFT_PIXELS = 20.0
@@ -43,11 +43,16 @@ LOOKS = 5
 """Tries of a test that needs the machine to keep up for some seconds; what is wrong is wrong in all of them."""
 SETTLED = 12.0
 """s after which encoders and the ladder have found what the machine can carry: before that, delays change while they are measured."""
+LAGS = (0.0, 3.2)
+"""s: how late the avatar may be; the camera's motion comes back after 8 s, and half of it would be the opposite."""
+LAG_STEP = 0.05
+UPRIGHTS = (-8.0, 8.5)
+"""Degrees."""
 LONG = "This is a long sentence that goes on and on, so that there is time to interrupt it before it comes to its end by itself."
 
 
 def rolling_clip() -> Iterator[UInt8Array]:
-    """The built-in portrait before a webcam: it rolls by +-12 degrees and sways, once in 4 s, starting and ending upright."""
+    """The built-in portrait before a webcam: it rolls by +-12 degrees and sways, once in 8 s, starting and ending upright."""
     portrait = demo_portrait()
     width, height = CAMERA
     scale = 0.9 * height / portrait.shape[0]
@@ -154,7 +159,9 @@ def tracker() -> Iterator[FaceTracker]:
 
 def points(tracker: FaceTracker, rgb: UInt8Array) -> FloatArray:
     """[478, 2] pixels of the one face."""
-    (face,) = tracker.detect(rgb)
+    faces = tracker.detect(rgb)
+    assert len(faces) == 1
+    (face,) = faces
     height, width = rgb.shape[:2]
     return face[:, :2] * np.array([width, height], np.float32)
 
@@ -180,13 +187,45 @@ async def watch(page: Page, *ids: str, pictures: int, seconds: float) -> list[tu
     return looks
 
 
-def wave(times: FloatArray, values: FloatArray, period: float) -> tuple[float, float, float]:
-    """The sine of this period (s) that fits best -> (amplitude, phase in s, share of the variance it explains)."""
+def wave(times: FloatArray, values: FloatArray, period: float) -> tuple[FloatArray, float]:
+    """The sine of this period (s) that fits best -> ([3] its sine, cosine and level, share of the variance that it explains)."""
     angle = 2 * math.pi * times / period
     basis = np.stack([np.sin(angle), np.cos(angle), np.ones_like(angle)], axis=1)
-    (sine, cosine, level), *_ = np.linalg.lstsq(basis, values, rcond=None)
-    rest = values - basis @ np.array([sine, cosine, level])
-    return math.hypot(sine, cosine), math.atan2(-cosine, sine) / (2 * math.pi) * period, 1 - float(rest.var() / values.var())
+    found, *_ = np.linalg.lstsq(basis, values, rcond=None)
+    return found, 1 - float((values - basis @ found).var() / values.var())
+
+
+def followed(times: FloatArray, camera: FloatArray, avatar: FloatArray) -> tuple[FloatArray, float, float]:
+    """How the avatar's roll runs after the camera's, both [N] degrees -> (lags [N] s, rms of what is left, rms of the camera's motion).
+
+    A busy machine's delay changes while we look, so that every look has a lag of its own, within LAGS; but motion is never shown in another
+    order than it was made in (dynamic time warping, Sakoe and Chiba 1978, with the lag in place of the second index).
+    """
+    # a busy machine's fake camera plays more slowly than 30 fps
+    period = max(CLIP_SECONDS * np.linspace(0.9, 1.6, 71), key=lambda period: wave(times, camera, period)[1])
+    (sine, cosine, level), fit = wave(times, camera, period)
+    assert fit > 0.9
+    lags = np.arange(*LAGS, LAG_STEP)
+    angle = 2 * math.pi * (times[:, None] - lags) / period
+    moved = sine * np.sin(angle) + cosine * np.cos(angle)
+    # where the avatar's upright is: its neutral is not the camera's
+    found = (warped(times, lags, np.abs(avatar[:, None] - level - upright - moved)) for upright in np.arange(*UPRIGHTS, 0.5))
+    path, left = min(found, key=lambda one: one[1])
+    return path, left, math.hypot(sine, cosine) / math.sqrt(2)
+
+
+def warped(times: FloatArray, lags: FloatArray, apart: FloatArray) -> tuple[FloatArray, float]:
+    """apart [N, L]: how far look n is from the motion of lags[l] before -> (the best lags [N] that keep the order, rms of what is left)."""
+    cost, ways = apart[0] ** 2, []
+    for at in range(1, len(times)):
+        later = times[at] - lags[:, None] > times[at - 1] - lags  # [now, before]: a motion that was made after the one before
+        reached = np.where(later, cost, np.inf)
+        ways.append(reached.argmin(1))
+        cost = apart[at] ** 2 + reached.min(1)
+    path = [int(cost.argmin())]
+    for way in reversed(ways):
+        path.append(int(way[path[-1]]))
+    return lags[path[::-1]], math.sqrt(float(cost.min()) / len(times))
 
 
 LIVE = "document.querySelector('#stage').dataset.state === 'live' && document.querySelector('#card').hidden"
@@ -244,9 +283,11 @@ def test_the_portrait_follows_the_camera(desk: Desk, tracker: FaceTracker) -> No
         await go_live(page)
         await page.click("#performance summary")
         await asyncio.sleep(SETTLED)
-        looks = await watch(page, "self", "avatar", pictures=28, seconds=6.0)
+        looks, delays = [], []
+        for _ in range(28):
+            looks += await watch(page, "self", "avatar", pictures=1, seconds=0.2)
+            delays.append(float((await page.text("#n-p50")).split()[0]) / 1000)
         assert float(await page.text("#n-fps")) >= 2  # how fast is the benchmarks' question; a busy machine must not fail this test
-        delay = float((await page.text("#n-p50")).split()[0]) / 1000
         assert "Generating" in await page.text("#parts")
         await page.screenshot("live-dark")
         await page.prefer(color_scheme="light")
@@ -256,22 +297,16 @@ def test_the_portrait_follows_the_camera(desk: Desk, tracker: FaceTracker) -> No
         await page.wait("document.querySelector('#stage').dataset.state === 'ended'")
         assert await page.evaluate("document.querySelector('#self').srcObject") is None
         assert page.errors == []
-        return looks, delay
+        return looks, float(np.median(delays))
 
     def compare(looks: list[tuple[list[UInt8Array], float]], delay: float) -> None:
         times = np.array([now for _, now in looks])
         camera, avatar = np.array([[roll(points(tracker, picture)) for picture in shown] for shown, _ in looks]).T
-        # a busy machine's fake camera plays more slowly than 30 fps
-        period = max(CLIP_SECONDS * np.linspace(0.9, 1.6, 71), key=lambda period: wave(times, camera, period)[2])
-        wide, phase, fit = wave(times, camera, period)
-        assert wide > 0.7 * ROLL_DEGREES  # the known motion is there to be followed
-        assert fit > 0.9
-        follows, late, fit = wave(times, avatar, period)
-        assert follows > 0.6 * wide
-        assert fit > 0.7
-        lag = (late - phase + period / 2) % period - period / 2
-        assert 0 < lag < 1.5
-        assert abs(lag - delay) < 0.1 + 0.5 * delay
+        lags, left, moved = followed(times, camera, avatar)
+        assert moved > 0.7 * ROLL_DEGREES / math.sqrt(2)  # the known motion is there to be followed
+        assert avatar.std() > 0.6 * camera.std()
+        assert left < 0.35 * moved
+        assert abs(float(np.median(lags)) - delay) < 0.1 + 0.5 * delay
 
     for _ in range(LOOKS - 1):
         with contextlib.suppress(AssertionError):

@@ -81,7 +81,7 @@ def test_what_is_kept_comes_back_without_preparing(home: Path, kept: tuple[Path,
     assert np.array_equal(found.scene.picture, made.scene.picture)
     assert np.array_equal(found.scene.matte, made.scene.matte)
     assert np.array_equal(found.scene.clean, made.scene.clean)
-    assert found.scene.fit.square == made.scene.fit.square
+    assert found.scene.fit.rect == made.scene.fit.rect
     assert np.array_equal(found.identity.portrait, made.identity.portrait)
     assert np.array_equal(found.identity.features, made.identity.features)
     assert found.folder == home / "Eileen"

@@ -81,6 +81,10 @@ def test_uploads_are_judged_and_kept_under_ids_of_our_own() -> None:
             for _ in range(2):
                 await ask(home, "POST", "/upload", data=form(picture(), kind="background"))
             assert len(home.app[DESK].uploads) == 2
+            home.app[DESK].uploads.get(first)  # what is shown stays
+            caller.send(type="set", background={"kind": "keep"})
+            await until(lambda: home.app[DESK].live(caller.session).session.settings.background.kind == "keep")
+            await ask(home, "POST", "/upload", data=form(picture(), kind="background"))
             caller.send(type="set", background={"kind": "picture", "picture": first})
             await until(lambda: caller.heard("notice"))
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.pose import angles, rotation, umeyama
 from engine.types import Signal
-from engine.window import CAMERA_GONE, RE_ANCHOR, Window
+from engine.window import CAMERA_GONE, RE_ANCHOR, Cadence, Window
 
 NEVER = float("-inf")
 
@@ -93,6 +93,98 @@ def test_after_a_stall_the_voice_grid_jumps_to_the_present() -> None:
     due = window.due(now=late + 0.05, heard_until=late + 0.05, drive="voice")
     assert due is not None
     assert due.signals[0].time == pytest.approx(late, abs=0.05)
+
+
+# -- a camera that is faster than the generator ---------------------------------------------------------------------------
+
+
+def asked(window: Window, times: list[float]) -> list[int]:
+    """Numbers of the camera frames that the generator is asked for, when each is looked at as it arrives."""
+    taken: list[int] = []
+    for k, time in enumerate(times):
+        window.see(Signal(time=time, id=k), now=time)
+        while (due := window.due(now=time, heard_until=NEVER, drive="camera")) is not None:
+            assert due.grid == "camera"
+            taken += [signal.id for signal in due.signals]
+    return taken
+
+
+def jittered(rate: float, seconds: float, *, jitter: float = 0.0, seed: int = 0) -> list[float]:
+    """Arrivals of a camera of `rate` a second from 5 s on, each up to `jitter` s early or late."""
+    rng = np.random.default_rng(seed)
+    return sorted(5.0 + k / rate + rng.uniform(-jitter, jitter) for k in range(round(rate * seconds)))
+
+
+@pytest.mark.parametrize(
+    ("camera", "fps", "steps"), [(30, 25, {1, 2}), (60, 25, {2, 3}), (50, 25, {2}), (60, 30, {2}), (30, 24, {1, 2}), (120, 25, {4, 5})]
+)
+def test_of_a_fast_camera_as_many_frames_are_asked_as_the_generator_is_made_for_and_evenly(camera: int, fps: int, steps: set[int]) -> None:
+    """Never the 15 of 30 that waiting for a whole interval would leave for 25, nor one in a row more or less than even."""
+    window = Window(fps=fps)
+    taken = asked(window, jittered(camera, 20.0))
+    assert len(taken) == pytest.approx(fps * 20, abs=1)
+    assert set(np.diff(taken)) == steps
+    ideal = np.arange(len(taken)) * camera / fps
+    assert np.ptp((np.array(taken) - ideal)[1:]) <= 1.0 + 1e-6, "the phase is kept: nothing drifts, nothing beats"
+    assert window.thinned == 20 * camera - len(taken)
+    assert window.dropped == 0
+
+
+@pytest.mark.parametrize(("camera", "fps"), [(25, 25), (30, 30), (24, 25), (15, 25), (29.97, 30)])
+def test_a_camera_that_is_no_faster_loses_hardly_a_frame_to_its_jitter(camera: float, fps: int) -> None:
+    times = jittered(camera, 30.0, jitter=0.3 / camera)
+    assert len(times) - len(asked(Window(fps=fps), times)) <= 1
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.sampled_from([24.0, 30.0, 50.0, 60.0]),
+    st.sampled_from([24, 25, 30]),
+    st.floats(0.0, 0.012),
+    st.lists(st.tuples(st.integers(0, 240), st.floats(0.0, 0.4)), max_size=4),
+    st.sampled_from([1, 2, 4]),
+    st.integers(0, 99),
+)
+def test_no_camera_has_the_generator_asked_more_often_than_it_is_made_for(
+    camera: float, fps: int, jitter: float, stalls: list[tuple[int, float]], chunk: int, seed: int
+) -> None:
+    times = np.array(jittered(camera, 4.0, jitter=jitter, seed=seed))
+    for at, stall in stalls:  # the pictures of a stall arrive together at its end
+        start = times[min(at, len(times) - 1)]
+        times = np.where((times > start) & (times < start + stall), start + stall, times)
+    window = Window(fps=fps, chunk=chunk)
+    taken = times[asked(window, list(times))]
+    for first in range(len(taken)):
+        span = taken[first:] - taken[first]
+        assert (np.arange(len(span)) <= span * fps + 2 + 1e-6).all(), "one for the jitter and one that was saved up"
+    assert len(taken) + window.thinned + len(window._pending) == len(times)
+
+
+def test_a_newer_frame_takes_the_place_of_one_that_still_waits_for_the_generator() -> None:
+    window = Window(fps=25)
+    for k in range(3):  # the third comes before its turn
+        window.see(Signal(time=k / 30, id=k), now=k / 30)
+    assert (window.dropped, window.thinned) == (1, 1)
+    due = window.due(now=0.09, heard_until=NEVER, drive="camera")
+    assert due is not None
+    assert [signal.id for signal in due.signals] == [2]
+    filling = Window(fps=25, chunk=3)
+    taken = asked(filling, jittered(30, 1.0))
+    assert 2 not in taken, "in a chunk that is still filling the frames stay evenly spaced"
+
+
+def test_a_generator_whose_rate_is_lowered_is_asked_less_at_once() -> None:
+    window = Window(fps=25)
+    before = asked(window, [5 + k / 30 for k in range(60)])
+    window.fps = 12.0
+    after = asked(window, [7 + k / 30 for k in range(60)])
+    assert len(before) == pytest.approx(50, abs=1)
+    assert len(after) == pytest.approx(24, abs=2)
+
+
+def test_a_clock_that_starts_anew_stops_no_camera() -> None:
+    cadence = Cadence(25.0)
+    assert [cadence.admits(time) for time in (100.0, 100.04, 3.0, 3.01, 3.04, 50.0)] == [True, True, True, False, True, True]
 
 
 @given(st.floats(-80, 80), st.floats(-80, 80), st.floats(-170, 170))

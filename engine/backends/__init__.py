@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -10,6 +11,7 @@ from engine.types import AvatarError, GraphSpec, Runner
 NAMES = {
     "fake": "engine.backends.fake",
     "onnxruntime": "engine.backends.ort",
+    "openvino": "engine.backends.ov",
     "pytorch": "engine.backends.pytorch",
 }
 
@@ -22,7 +24,8 @@ class Backend(Protocol):
         ...
 
     def load(self, spec: GraphSpec, **options: Any) -> Runner:
-        """A runner of the graph. Raises AvatarError where it cannot be built."""
+        """A runner of the graph, for one caller at a time; a call's results may lie where the next one's will. Raises AvatarError where it
+        cannot be built."""
         ...
 
 
@@ -33,6 +36,12 @@ def backend(name: str) -> Backend:
     module: Any = import_module(NAMES[name])
     found: Backend = module
     return found
+
+
+def half_the_cores() -> int:
+    """Threads of one call on a CPU: trackers and encoders share the cores, and a parallel loop waits for its slowest thread. On two busy cores
+    two threads took ten times as long as one."""
+    return max(1, (os.cpu_count() or 1) // 2)
 
 
 def check_inputs(spec: GraphSpec, inputs: Any) -> None:

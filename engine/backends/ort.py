@@ -1,9 +1,10 @@
-"""ONNX Runtime. `spec.build()` returns the path or the bytes of an ONNX file; arrays go in and out on the CPU."""
+"""ONNX Runtime on a CPU. A graph is an ONNX file: `path`, or what `spec.build()` returns, a path or bytes. Arrays go in and out on the CPU."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from engine.backends import check_inputs
@@ -18,14 +19,26 @@ def available() -> str | None:
 
 
 class _OrtRunner:
-    def __init__(self, spec: GraphSpec, *, threads: int) -> None:
+    def __init__(self, spec: GraphSpec, source: str | bytes, *, threads: int) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # trackers and encoders share the cores
         self._spec = spec
-        self._session = onnxruntime.InferenceSession(spec.build(), options, providers=["CPUExecutionProvider"])
+        try:
+            self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # whatever a damaged or foreign file raises
+            said = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise AvatarError(f"ONNX Runtime cannot load '{spec.name}' ({said}); export it again.") from error
+        named = {port.name for port in (*self._session.get_inputs(), *self._session.get_outputs())}
+        if not {*spec.inputs, *spec.outputs} <= named:
+            raise AvatarError(f"The ONNX file is not the graph '{spec.name}': names of inputs or outputs differ; export it again.")
+
+    def another(self) -> Runner:
+        """The same graph for another caller, at the same time: a session serves any number."""
+        return self
 
     def __call__(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         check_inputs(self._spec, inputs)
@@ -33,9 +46,12 @@ class _OrtRunner:
         return dict(zip(self._spec.outputs, results, strict=True))
 
 
-def load(spec: GraphSpec, *, threads: int = 0) -> Runner:
-    """An inference session; `threads` 0 lets ONNX Runtime choose."""
+def load(spec: GraphSpec, *, threads: int = 0, path: str | Path | None = None, **_: Any) -> Runner:
+    """An inference session; `threads` 0 lets ONNX Runtime choose. Raises AvatarError where the file is none, or another graph's."""
     missing = available()
     if missing:
         raise AvatarError(missing)
-    return _OrtRunner(spec, threads=threads)
+    source = spec.build() if path is None else str(path)
+    if not isinstance(source, str | bytes | Path):
+        raise AvatarError(f"ONNX Runtime runs files, and '{spec.name}' is not exported yet; export it and give the file.")
+    return _OrtRunner(spec, source if isinstance(source, bytes) else str(source), threads=threads)

@@ -72,10 +72,11 @@ def scripted(module: Any, tensors: Sequence[Any]) -> Any:
         return torch.jit.freeze(torch.jit.trace(module, tuple(x.clone() for x in tensors), check_trace=False))
 
 
-def prepared(module: Any, tensors: Sequence[Any], *, mode: Mode) -> Callable[[], None]:
+def prepared(module: Any, tensors: Sequence[Any], *, mode: Mode, pool: Any = None) -> Callable[[], None]:
     """`module(*tensors)`, which writes its tensors in place, as a call without arguments.
 
-    In mode cudagraph it is captured after WARM_UPS calls, which run as they are: it must not look at a value on the host.
+    In mode cudagraph it is captured after WARM_UPS calls, which run as they are: it must not look at a value on the host. `pool`, a
+    `torch.cuda.graph_pool_handle()`: memory that graphs share of which one runs at a time; what they leave there is lost.
     """
     import torch
 
@@ -83,12 +84,12 @@ def prepared(module: Any, tensors: Sequence[Any], *, mode: Mode) -> Callable[[],
         with torch.no_grad():
             module(*tensors)
 
-    return _Captured(step, tensors[0].device) if mode == "cudagraph" else step
+    return _Captured(step, tensors[0].device, pool=pool) if mode == "cudagraph" else step
 
 
 class _Captured:
-    def __init__(self, step: Callable[[], None], on: Any) -> None:
-        self._step, self._on = step, on
+    def __init__(self, step: Callable[[], None], on: Any, *, pool: Any = None) -> None:
+        self._step, self._on, self._pool = step, on, pool
         self._calls = 0
         self._graph: Any = None
 
@@ -110,7 +111,7 @@ class _Captured:
                 return
             graph = torch.cuda.CUDAGraph()
             # Other threads may be preparing portraits on the same device meanwhile.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # records, does not run
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):  # records, does not run
                 self._step()
             graph.replay()
             self._graph = graph

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from engine.drivers.idle import IdleDriver, smoothstep
+from engine.drivers.readings import BODY_FOLLOW, Ease, beside
 from engine.drivers.speech import SpeechDriver, SpeechReading
 from engine.types import Drive, FloatArray, Grid, Motion, Signal
 
 if TYPE_CHECKING:
     from engine.drivers.body import BodyReading
+    from engine.drivers.hands import HandsReading
 
 EASE = 0.4
 """s in which one source gives way to another."""
@@ -27,10 +29,6 @@ SEEN, LOST = 0.6, 0.4
 """Confidences above which a part counts as seen and below which it counts as lost; between them it stays what it was."""
 TELEPORT = np.array([450.0, 450.0, 450.0, 8.0, 8.0, 6.0])
 """Speeds of the head (degrees/s, face widths/s, log scale/s) that no neck has: the tracker took hold of somebody else, or anew."""
-BODY_STALE = 1.2
-"""s after which a body reading no longer counts: on the ladder's lower rungs there is one a second."""
-BODY_FOLLOW = 0.08
-"""s: the body's readings come on one camera frame in several; this time constant fills the steps."""
 AFTER_BLINK = 1.0
 """s after a blink of the person before which the idle driver makes none."""
 SPEECH_STALE = 0.5
@@ -83,6 +81,7 @@ class MixState:
     mouth_time: float = float("-inf")  # clock at which the mouth was last as `mouth_seen` says
     region: FloatArray | None = None  # [478, 1] 0..1: the points that go with the mouth
     body_motion: FloatArray | None = None  # [6] readings, smoothed
+    points: Ease = field(default_factory=Ease)  # of body and hands
     no_blink_before: float = 0.0  # clock
     speaking: float = 0.0
     stress_fast: float = 0.0
@@ -96,11 +95,14 @@ class Mixer:
         self._idle = IdleDriver(seed)
         self.state = MixState()
 
-    def mix(self, signal: Signal, *, grid: Grid, drive: Drive, speech: SpeechDriver, body: BodyReading | None) -> Signal:
+    def mix(
+        self, signal: Signal, *, grid: Grid, drive: Drive, speech: SpeechDriver, body: BodyReading | None, hands: HandsReading | None = None
+    ) -> Signal:
         """The signal with its final motion, and with speech and samples where sound was heard lately and may move the lips.
 
         `signal.motion` is the camera's or None; `grid` says what paced the signal (the mix itself depends on times only).
         """
+        signal = beside(signal, body=body, hands=hands if drive != "voice" else None)
         state = self.state
         before = state.clock
         step = 0.0 if state.time is None else float(np.clip(signal.time - state.time, 0.0, _LONGEST_STEP))
@@ -115,12 +117,10 @@ class Mixer:
         stress = float(np.clip(_STRESS_GAIN * (state.stress_fast - state.stress_slow), -1.0, 1.0))
         idle = self._idle.at(state.clock, speaking=state.speaking, stress=stress, no_blink_before=state.no_blink_before)
         _follow(state, camera, idle, lips, reading, before=before, jumped=jumped)
-        _follow_body(state, body if drive != "voice" else None, idle, signal.time, before=before, step=step)
-        seen = body if body is not None and abs(signal.time - body.time) <= BODY_STALE else None
+        _follow_body(state, signal.motion if drive != "voice" else None, idle, before=before, step=step)
         return replace(
-            signal,
+            state.points(signal, step),
             motion=_shown(state),
-            body=seen.landmarks if seen else None,
             speech=reading.logmel if reading else None,
             pcm=reading.pcm if reading else None,
         )
@@ -198,16 +198,16 @@ def _follow(
     state.lips.follow(lips, mouth, lips_shape if lips == "camera" else None, before=before, clock=state.clock, jumped=jumped and lips == "camera")
 
 
-def _follow_body(state: MixState, body: BodyReading | None, idle: Motion, time: float, *, before: float, step: float) -> None:
-    """Bring the shoulders to the camera's reading while it is fresh, else to the breath."""
+def _follow_body(state: MixState, seen: Motion | None, idle: Motion, *, before: float, step: float) -> None:
+    """Bring the shoulders to the camera's while they are seen, else to the breath."""
     bar = LOST if state.body.source == "camera" else SEEN
-    if body is None or body.confidence < bar or abs(time - body.time) > BODY_STALE:
+    if seen is None or float(seen.confidence[2]) < bar:
         state.body_motion = None
         state.body.follow("idle", np.array([*idle.body, 0.0], np.float32), None, before=before, clock=state.clock)
         return
-    reached = body.motion if state.body_motion is None else state.body_motion
-    state.body_motion = reached + (body.motion - reached) * np.float32(1 - np.exp(-step / BODY_FOLLOW))
-    values = np.array([*state.body_motion, body.confidence], np.float32)
+    reached = seen.body if state.body_motion is None else state.body_motion
+    state.body_motion = reached + (seen.body - reached) * np.float32(1 - np.exp(-step / BODY_FOLLOW))
+    values = np.array([*state.body_motion, seen.confidence[2]], np.float32)
     state.body.follow("camera", values, None, before=before, clock=state.clock)
 
 

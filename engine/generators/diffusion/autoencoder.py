@@ -54,7 +54,11 @@ class KL(nn.Module):
 
 
 class Tiny(nn.Module):
-    """TAESD's layout: a decoder of a million parameters for latents of Stable Diffusion (scaled, as it expects them)."""
+    """TAESD's layout: encoder and decoder of a million parameters each, distilled from Stable Diffusion's.
+
+    Its latents are the scaled ones, as the denoiser has them, so nothing is multiplied at either end. `latent_magnitude` and `latent_shift` of
+    its config.json only say how latents would be kept as bytes.
+    """
 
     def __init__(self, model: Any = None) -> None:
         super().__init__()
@@ -73,7 +77,27 @@ class Tiny(nn.Module):
         return made
 
 
-Autoencoder = FoldedPixels | KL | Tiny
+class TinyDecoded(nn.Module):
+    """Portraits through Stable Diffusion's own encoder, once, as the weights were trained; frames through a tiny decoder, live.
+
+    Takes the two over: what neither needs any more is let go. Latents are scaled, as `Tiny` has them.
+    """
+
+    def __init__(self, kl: KL, tiny: Tiny, *, scale: float) -> None:
+        super().__init__()
+        self.kl, self.tiny, self.scale = kl, tiny, scale
+        kl.model.decoder, kl.model.post_quant_conv, tiny.model.encoder = nn.Identity(), nn.Identity(), nn.Identity()
+
+    def encode(self, picture: Tensor) -> Tensor:
+        """[N, 3, H, W] -1..1 -> [N, 4, H / 8, W / 8]"""
+        return self.kl.encode(picture) * self.scale
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """[N, 4, h, w] -> [N, 3, 8 h, 8 w] about -1..1"""
+        return self.tiny.decode(latents)
+
+
+Autoencoder = FoldedPixels | KL | Tiny | TinyDecoded
 
 
 def autoencoder(made: Preset) -> Autoencoder:
@@ -93,4 +117,4 @@ def to_pixels(picture: Tensor) -> Tensor:
     return ((picture.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-__all__ = ["KL", "Autoencoder", "FoldedPixels", "Tiny", "autoencoder", "to_pixels", "to_unit"]
+__all__ = ["KL", "Autoencoder", "FoldedPixels", "Tiny", "TinyDecoded", "autoencoder", "to_pixels", "to_unit"]

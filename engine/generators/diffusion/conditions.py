@@ -1,7 +1,7 @@
 """Condition pictures from signals: skeletons in the DWPose convention and face landmark maps, in the portrait's frame.
 
 The driver's picture is not the portrait's: its person sits elsewhere, nearer or further. Where the points go follows from one
-signal and from the portrait alone, without a memory (`conditions_place`):
+signal and from the portrait alone (`conditions_place`); a memory only eases the change from one rule to another (`conditions_ease`):
 
 1. *A face that the camera sees and that moves its own lips* (`motion.expression` given, confidences at least 0.3). A rigid fit says
    where the driver's head is now, `motion.head` says how far that is from the driver's neutral: so the neutral's place and size
@@ -21,22 +21,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from engine.generators.diffusion.conditions_ease import Ease, eased
 from engine.generators.diffusion.conditions_place import Anchor, Placed, anchor_of, place
 from engine.generators.diffusion.landmarks import paint_landmarks
 from engine.generators.diffusion.presets import Preset
 from engine.generators.diffusion.skeleton import face_68, joints_of, paint_skeleton
 from engine.types import Signal, UInt8Array
 
-Painter = Callable[[Signal, Anchor], UInt8Array]
-"""(signal, where the portrait it drives has its face and shoulders) -> condition picture [H, W, 3]."""
+Painter = Callable[[Signal, Anchor, Ease], UInt8Array]
+"""(signal, where the portrait it drives has its face and shoulders, what was painted before) -> condition picture [H, W, 3]."""
 
 
 def painter(made: Preset) -> Painter:
     """The painter of a preset's condition: of its skeleton, or of its landmarks."""
     paint_points = {"skeleton": _skeleton, "landmarks": _landmarks}[made.condition]
 
-    def paint(signal: Signal, anchor: Anchor) -> UInt8Array:
-        return paint_points(place(signal, anchor, made.size), made.size)
+    def paint(signal: Signal, anchor: Anchor, ease: Ease) -> UInt8Array:
+        return paint_points(eased(ease, place(signal, anchor, made.size), signal.time), made.size)
 
     return paint
 
@@ -49,4 +50,4 @@ def _landmarks(placed: Placed, size: tuple[int, int]) -> UInt8Array:
     return paint_landmarks(size, placed.face)
 
 
-__all__ = ["Anchor", "Painter", "anchor_of", "painter"]
+__all__ = ["Anchor", "Ease", "Painter", "anchor_of", "painter"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from engine.drivers.express import BROAD_SMILE, WIDE_GAP
 from engine.drivers.measure import measure
 from engine.drivers.portrait import OVAL
-from engine.drivers.rigid import MEAN_RIGID, PIVOT, RIGID, fit_pose
+from engine.drivers.rigid import MEAN_RIGID, PIVOT, RIGID, Pose, fit_pose
 from engine.generators.diffusion.landmarks import BROWS, EYE_CORNERS, IRIS, LIP_CORNERS, LOWER_LID, LOWER_LIP, UPPER_LID, UPPER_LIP
 from engine.pose import Float64Array, rotation
 from engine.types import FloatArray, Motion
@@ -28,21 +30,38 @@ IRISES = np.array([(468, *IRIS[0]), (473, *IRIS[1])])
 LIDS = np.concatenate([np.ravel(UPPER_LID), np.ravel(LOWER_LID), IRISES.ravel()])
 
 
-def own_face(points: Float64Array, motion: Motion) -> Float64Array:
-    """The portrait's points [478, 3] in frame heights (`rigid.metric`), moved; seen from far away, so that depth only turns."""
-    pose = fit_pose(MEAN_RIGID, points[RIGID])
-    shape = expressed(pose.undo(points), motion)
+@dataclass(frozen=True, slots=True, eq=False)
+class Own:
+    """What a portrait's own face and shoulders are at rest: all that no signal changes."""
+
+    pose: Pose  # of the head, in frame heights
+    shape: Float64Array  # [478, 3] the face in the head's frame, face widths
+    apart: float  # inter-ocular distance, face widths
+    body: Float64Array  # [33, 2] pose landmarks in frame heights
+    sure: FloatArray  # [33] their visibility, 0..1; 0 for those outside the portrait
+
+    @classmethod
+    def of(cls, face: Float64Array, body: Float64Array, sure: FloatArray) -> Own:
+        """Face [478, 3] and pose landmarks [33, 2] in frame heights (`rigid.metric`)."""
+        pose = fit_pose(MEAN_RIGID, face[RIGID])
+        shape = pose.undo(face)
+        return cls(pose, shape, measure(shape).apart, body, sure)
+
+
+def own_face(own: Own, motion: Motion) -> Float64Array:
+    """[478, 3] frame heights: the portrait's face, moved; seen from far away, so that depth only turns."""
+    pose = own.pose
+    shape = expressed(own, motion)
     yaw, pitch, roll, x, y, nearer = (float(a) for a in np.nan_to_num(motion.head))
     pivot = pose.apply(PIVOT[None])[0] + pose.scale * np.array([x, y, 0.0])
     moved: Float64Array = pose.scale * np.exp(nearer) * (shape - PIVOT) @ (rotation(yaw, pitch, roll) @ pose.turn).T + pivot
     return moved
 
 
-def expressed(shape: Float64Array, motion: Motion) -> Float64Array:
-    """The portrait's shape [478, 3] (head frame, face widths) with the motion's features: the expression where it is given, the scalars
+def expressed(own: Own, motion: Motion) -> Float64Array:
+    """[478, 3] the portrait's shape (head frame, face widths) with the motion's features: the expression where it is given, the scalars
     for lids, irises and lip gap, and for whatever the expression does not carry."""
-    shape = shape.copy()
-    at_rest = measure(shape)
+    shape = own.shape.copy()
     brows_left, mouth_left = 1.0, 1.0
     if motion.expression is not None:
         moved = np.nan_to_num(motion.expression).astype(np.float64)
@@ -51,7 +70,7 @@ def expressed(shape: Float64Array, motion: Motion) -> Float64Array:
         brows_left, mouth_left = (1.0 - float(share) for share in motion.expressed)
     _lids(shape, np.nan_to_num(motion.eyes), np.nan_to_num(motion.gaze))
     for brow, lift in zip(BROWS, np.nan_to_num(motion.brows), strict=True):
-        shape[np.ravel(brow), 1] -= brows_left * float(lift) * at_rest.apart
+        shape[np.ravel(brow), 1] -= brows_left * float(lift) * own.apart
     _lips(shape, np.nan_to_num(motion.mouth), mouth_left)
     return shape
 
@@ -99,4 +118,4 @@ def own_body(body: Float64Array, motion: FloatArray) -> Float64Array:
     return moved
 
 
-__all__ = ["SHOULDERS", "expressed", "own_body", "own_face"]
+__all__ = ["SHOULDERS", "Own", "expressed", "own_body", "own_face"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -12,7 +13,7 @@ from engine.drivers.body import BodyDriver
 from engine.drivers.portrait import Found, find_face
 from engine.drivers.rigid import MEAN_RIGID, PIVOT, RIGID, RIGID_WEIGHTS, Pose, fit_pose, metric
 from engine.drivers.tracker import FaceTracker
-from engine.generators.diffusion.conditions_own import SHOULDERS, own_body, own_face
+from engine.generators.diffusion.conditions_own import SHOULDERS, Own, own_body, own_face
 from engine.generators.diffusion.skeleton import SEEN
 from engine.pose import Float64Array, rotation
 from engine.types import BODY_POINTS, AvatarError, FloatArray, Motion, Signal, UInt8Array, VideoFrame, still_motion
@@ -27,21 +28,36 @@ CENTRE = RIGID_WEIGHTS @ MEAN_RIGID / RIGID_WEIGHTS.sum()
 """[3] the point of the mean head that a rigid fit places best: its own weighted middle, on the bridge of the nose."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Anchor:
-    """Where a portrait has its face and shoulders."""
+    """Where a portrait has its face and shoulders. Immutable but for what it has worked out already."""
 
     face: FloatArray  # [478, 3] x, y 0..1 of the portrait, z on the scale of x
     body: FloatArray  # [33, 4] x, y 0..1 of the portrait, z, visibility; all zero where no body was found
+    _own: dict[float, Own] = field(default_factory=dict, repr=False)
+
+    def own(self, aspect: float) -> Own:
+        """What does not change from frame to frame, for frames of this width / height; worked out once."""
+        if aspect not in self._own:
+            self._own[aspect] = Own.of(metric(self.face, aspect), metric(self.body[:, :3], aspect)[:, :2], _sure(self.body))
+        return self._own[aspect]
 
 
-@dataclass(frozen=True, slots=True)
+FaceFrom = Literal["driver", "portrait"]
+"""Whose face is painted: rule 1, or rule 2."""
+BodyFrom = Literal["head", "shoulders", "portrait"]
+"""Whose body: the driver's, by the way of the head (rule 1) or of the shoulders, or the portrait's own (both rule 3)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Placed:
     """A signal's points in px of the frame."""
 
     face: FloatArray  # [478, 2]
     body: FloatArray  # [33, 3] x, y, visibility 0..1
     hands: tuple[FloatArray, ...]  # of [21, 2]
+    face_from: FaceFrom
+    body_from: BodyFrom
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,25 +116,29 @@ def place(signal: Signal, anchor: Anchor, size: tuple[int, int]) -> Placed:
     """The points of a signal in a frame of `size` (H, W)."""
     height, width = size
     motion = still_motion() if signal.motion is None else signal.motion
-    portrait = metric(anchor.face, width / height)
-    own = own_body(metric(anchor.body[:, :3], width / height)[:, :2], motion.body)
+    own = anchor.own(width / height)
+    own_landmarks = own_body(own.body, motion.body)
     seen_body = None if signal.body is None else metric(signal.body[:, :3], signal.aspect)
     way: Similarity | None
+    face_from: FaceFrom = "portrait"
+    body_from: BodyFrom = "portrait"
     if signal.face is not None and drives(signal):
         points = metric(signal.face, signal.aspect)
-        way = head_onto(points, np.nan_to_num(motion.head), fit_pose(MEAN_RIGID, portrait[RIGID]))
-        face = way(points)
+        way = head_onto(points, np.nan_to_num(motion.head), own.pose)
+        face, face_from = way(points), "driver"
     else:
-        face = own_face(portrait, motion)[:, :2]
-        way = _shoulders_onto(seen_body, signal.body, own, anchor)
-    body, sure = own, _sure(anchor.body)
+        face = own_face(own, motion)[:, :2]
+        way = _shoulders_onto(seen_body, signal.body, own_landmarks, own)
+    body, sure = own_landmarks, own.sure
     if seen_body is not None and signal.body is not None and way is not None and float(_sure(signal.body)[SHOULDERS].max()) >= SEEN:
-        body, sure = way(seen_body), _sure(signal.body)
+        body, sure, body_from = way(seen_body), _sure(signal.body), "head" if face_from == "driver" else "shoulders"
     hands = tuple(way(hand) * height for hand in _hands(signal)) if way is not None else ()
     return Placed(
         face=(face * height).astype(np.float32),
         body=np.concatenate([np.nan_to_num(body * height), sure[:, None]], 1).astype(np.float32),
         hands=tuple(hand.astype(np.float32) for hand in hands),
+        face_from=face_from,
+        body_from=body_from,
     )
 
 
@@ -147,11 +167,11 @@ def head_onto(points: Float64Array, head: FloatArray, home: Pose) -> Similarity:
     return Similarity(grown, home.apply(CENTRE[None])[0, :2] - grown * centre)
 
 
-def _shoulders_onto(seen: Float64Array | None, body: FloatArray | None, own: Float64Array, anchor: Anchor) -> Similarity | None:
-    """The way that takes the driver's shoulders onto the portrait's moved ones, where both are seen."""
-    if seen is None or body is None or min(_sure(body)[SHOULDERS].min(), _sure(anchor.body)[SHOULDERS].min()) < SEEN:
+def _shoulders_onto(seen: Float64Array | None, body: FloatArray | None, moved: Float64Array, own: Own) -> Similarity | None:
+    """The way that takes the driver's shoulders onto the portrait's `moved` ones, where both are seen."""
+    if seen is None or body is None or min(_sure(body)[SHOULDERS].min(), own.sure[SHOULDERS].min()) < SEEN:
         return None
-    there, here = seen[SHOULDERS, :2], own[SHOULDERS]
+    there, here = seen[SHOULDERS, :2], moved[SHOULDERS]
     grown = float(np.hypot(*(here[1] - here[0])) / max(1e-6, np.hypot(*(there[1] - there[0]))))
     return Similarity(grown, here.mean(0) - grown * there.mean(0))
 

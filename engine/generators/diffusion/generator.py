@@ -3,37 +3,45 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from engine.backends import pytorch  # before torch: see there
+from engine.backends import half_the_cores, pytorch  # before torch: see there
 from engine.generators import load as load_generator
-from engine.generators.diffusion.conditions import Anchor, anchor_of, painter
-from engine.generators.diffusion.presets import Preset, check
+from engine.generators.diffusion.conditions import Anchor, Ease, anchor_of, painter
+from engine.generators.diffusion.presets import Decoder, Preset, check
 from engine.generators.diffusion.presets import preset as preset_named
 from engine.types import AvatarError, Generator, GeneratorSpec, Identity, MissingPart, Signal, UInt8Array, VideoFrame
 
 try:
     import torch
 
+    from engine.generators.diffusion import compiled
     from engine.generators.diffusion import networks as weights_of
     from engine.generators.diffusion import stream as streams
     from engine.generators.diffusion.autoencoder import to_unit
-    from engine.generators.diffusion.networks import UNTRAINED, Cache
+    from engine.generators.diffusion.memory import within_memory
+    from engine.generators.diffusion.networks import UNTRAINED, Cache, Networks
     from engine.generators.diffusion.sampler import levels
+    from engine.generators.diffusion.staging import Staging
 except ImportError as error:
     raise MissingPart(f"The diffusion generator needs PyTorch and diffusers ({error}); pip install 'avatar-engine[torch]'.") from error
 
-Precision = Literal["fp32", "bf16", "fp16"]
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
 KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""PyTorch's; other backends get fp32 networks and are asked for a precision."""
 VERSION = "2"
 """Of the features: cached ones of another version are made anew."""
 SILENCE = -10.0
@@ -41,6 +49,7 @@ SILENCE = -10.0
 NOTICE = "These weights are untrained: the picture shows that the engine runs, not what it can do. Give trained ones with --weights."
 
 MANY_STEPS = "These weights were made for {}; in {} the picture is soft until they are distilled."
+NO_GUIDANCE = "These weights were made for {}; a live stream has no guidance, so the picture is paler and less like the portrait than published ones."
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +69,12 @@ class State:
     base: Any  # the State of the generator whose frames are the condition
     rows: list[Identity | None]
     run: dict[int | None, Callable[[], None]] = field(default_factory=dict)  # row, or None for all at once -> its prepared step
+    ends: Staging | None = None  # where pictures go in and out; made with the stream
+    pool: Any = None  # that the graphs of all of `run` share: one of them runs at a time, and none keeps anything there
     shown: list[deque[list[VideoFrame]]] = field(default_factory=list)  # a row: chunks that the stream batch still holds
+    eases: dict[int, Ease] = field(default_factory=dict)  # row -> what its painted condition remembers
+    proven: set[int] = field(default_factory=set)  # rows that have made a picture since their past began
+    lost: int = 0  # times that a row's past was given up because its numbers were none
 
 
 class Diffusion:
@@ -77,43 +91,54 @@ class Diffusion:
         precision: Precision | None = None,
         mode: pytorch.Mode | None = None,
         device: str | None = None,
+        decoder: Decoder | None = None,
+        backend: compiled.Backend = "pytorch",
+        graphs: str | Path | None = None,
         seed: int = 0,
     ) -> None:
         """`preset`: of random weights (seeded by `seed`) where `weights`, a folder, is not given; default compact. `steps` a frame.
 
-        `size` (H, W) px instead of the preset's. `mode`: see `engine.backends.pytorch`. Raises AvatarError where any of it does not fit together.
+        `size` (H, W) px instead of the preset's. `mode`: see `engine.backends.pytorch`. `decoder` tiny: the one that was imported
+        beside the weights instead of their own. `backend`: what runs the live step; `graphs`: the folder of its exported graphs, which
+        ONNX Runtime needs and OpenVINO can do without. Raises AvatarError where any of it does not fit together.
         """
-        self.device = pytorch.device(device)
+        compiled.check(backend, mode=mode, device=device, batched=stream_batch, graphs=graphs)
+        self.device = pytorch.device(device if backend == "pytorch" else "cpu")
         if self.device.type == "cpu":
-            # Trackers and encoders share the cores, and a parallel loop waits for its slowest thread: on two busy cores two threads took
-            # ten times as long as one.
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
-        networks = weights_of.build(preset_named(preset or "compact"), seed=seed) if weights is None else weights_of.load(Path(weights))
+            torch.set_num_threads(half_the_cores())
+        if weights is None:
+            networks = weights_of.build(preset_named(preset or "compact"), seed=seed, decoder=decoder)
+        else:
+            networks = weights_of.load(Path(weights), decoder=decoder)
         made = networks.preset
         if preset is not None and preset != made.name:
             raise AvatarError(f"The weights in {weights} are for the preset '{made.name}', not '{preset}'; leave --preset out.")
         if size is not None:
             made = networks.preset = _resized(made, size)
-        precision = precision or ("fp16" if self.device.type == "cuda" else "fp32")
-        if precision not in KINDS:
+        asked, precision = precision, precision or ("fp16" if self.device.type == "cuda" else "fp32")
+        kind = precision if backend == "pytorch" else "fp32"
+        if kind not in KINDS:
             raise AvatarError(f"There is no precision called '{precision}'; choose one of: {', '.join(KINDS)}.")
         count = made.steps if steps is None else steps
         self.trained = networks.origin != UNTRAINED
-        self.preset, self.precision, self.steps = made.name, precision, count
-        self.weights = f"{networks.origin} {seed if not self.trained else ''} {precision} {made.name} {made.size}"
-        networks = networks.to(self.device, KINDS[precision])
+        self.precision: str = precision
+        self.preset, self.steps = made.name, count
+        self.weights = f"{networks.origin} {seed if not self.trained else ''} {kind} {made.name} {made.size}"
+        networks = self._within_memory("hold the weights", partial(networks.to, self.device, KINDS[kind]), ways=("a smaller preset", "--device cpu"))
         networks.denoiser.freeze(made.window)
         at = levels(made.noise, count).to(self.device)
-        self.recipe = streams.Recipe(networks, at, stream_batch and count > 1, KINDS[precision], self.device)
+        self.recipe = streams.Recipe(networks, at, stream_batch and count > 1, KINDS[kind], self.device)
         self.mode = mode or pytorch.best_mode(self.device)
-        self.backend = f"pytorch {self.mode}"
+        self.backend = f"pytorch {self.mode}" if backend == "pytorch" else backend
+        folder = None if graphs is None else Path(graphs)
+        self._graph = None if backend == "pytorch" else compiled.load(self.recipe, backend, precision=asked, folder=folder)
+        if self._graph is not None:
+            self.precision = self._graph.precision
         self._scripts: dict[tuple[int, ...], Any] = {}
         pytorch.check_mode(self.mode, self.device)
         if self.mode == "compile":
             networks.denoiser = pytorch.compiled(networks.denoiser)
         self._base: Generator | None = load_generator("puppet", size=made.size) if made.condition == "puppet" else None
-        if self._base is None and made.size[0] != made.size[1]:
-            raise AvatarError("Painted conditions need a square picture so far; leave the size out.")
         self._paint = None if self._base else painter(made)
         self.spec = GeneratorSpec(
             name="diffusion",
@@ -123,7 +148,8 @@ class Diffusion:
             delay=(count - 1) * made.chunk if self.recipe.batched else 0,
             needs=("motion", "speech") if self._base else ("motion", "speech", "face", "body", "hands"),
             together=self.device.type != "cpu",
-            notice=MANY_STEPS.format(networks.made_for, count) if networks.made_for else "" if self.trained else NOTICE,
+            warm_up=pytorch.WARM_UPS + 1 if self.mode == "cudagraph" else 2,
+            notice=_notice(networks, count) if self.trained else NOTICE,
         )
 
     # -- slow, once -----------------------------------------------------------------------------------------------------
@@ -135,11 +161,16 @@ class Diffusion:
         height, width = self.spec.size
         how = cv2.INTER_AREA if portrait.shape[0] > height else cv2.INTER_CUBIC
         rgb = np.ascontiguousarray(cv2.resize(portrait, (width, height), interpolation=how), np.uint8)
-        picture = to_unit(torch.from_numpy(rgb)[None].to(self.device)).to(self.recipe.dtype)
         made_by = f"diffusion {VERSION} {self.recipe.preset} {self.weights}"
         key = hashlib.sha256(np.ascontiguousarray(portrait).tobytes() + made_by.encode()).hexdigest()
-        # Kept on the host: a session's row gets a copy on its device, and portraits that nobody shows take no room there.
-        return Identity(key, rgb, Features(self.recipe.networks.remember(picture).to("cpu"), base, anchor))
+
+        def remembered() -> Cache:
+            picture = to_unit(torch.from_numpy(rgb)[None].to(self.device)).to(self.recipe.dtype)
+            # Kept on the host: a session's row gets a copy on its device, and portraits that nobody shows take no room there.
+            kept: Cache = self.recipe.networks.remember(picture).to("cpu")
+            return kept
+
+        return Identity(key, rgb, Features(self._within_memory("prepare a portrait", remembered), base, anchor))
 
     def pack(self, identity: Identity) -> dict[str, npt.NDArray[Any]]:
         """What `np.savez` can keep of an identity, without pickle; half precisions are kept as they are, in 16-bit words."""
@@ -183,9 +214,14 @@ class Diffusion:
     def admit(self, state: State, row: int, identity: Identity) -> None:
         """Seat an identity in a row and reset it."""
         features: Features = identity.features
-        if state.stream is None:
-            state.stream = streams.open_stream(self.recipe, len(state.rows), features.cache)
-        streams.seat(state.stream, row, features.cache)
+
+        def seated() -> None:
+            if state.stream is None:
+                stream = streams.open_stream(self.recipe, len(state.rows), features.cache)
+                state.stream, state.ends = stream, Staging.of(stream)
+            streams.seat(state.stream, row, features.cache)
+
+        self._within_memory(f"hold {len(state.rows)} sessions at once", seated)
         if self._base is not None and features.base is not None:
             self._base.admit(state.base, row, features.base)
         state.rows[row] = identity
@@ -196,6 +232,8 @@ class Diffusion:
         if state.stream is not None:
             streams.forget(state.stream, row)
         state.shown[row].clear()
+        state.eases.pop(row, None)
+        state.proven.discard(row)
         if self._base is not None:
             self._base.reset(state.base, row)
 
@@ -205,39 +243,66 @@ class Diffusion:
             self._base.evict(state.base, row)
         state.rows[row] = None
         state.shown[row].clear()
+        state.eases.pop(row, None)
+        state.proven.discard(row)
         if state.stream is not None:
             streams.vacate(state.stream, row)
 
     def step(self, state: State, signals: Sequence[Sequence[Signal] | None]) -> list[list[VideoFrame] | None]:
-        """One chunk for every row that has signals."""
-        stream = state.stream
+        """One chunk for every row that has signals. A row whose numbers stop being numbers begins anew, and shows its condition meanwhile.
+
+        Raises AvatarError where a new beginning does not help, or memory runs out; the rows can be stepped again all the same.
+        """
+        ends = state.ends
         asked = [row for row, chunk in enumerate(signals) if chunk is not None]
-        if any(state.rows[row] is None for row in asked) or (asked and stream is None):
+        if any(state.rows[row] is None for row in asked) or (asked and ends is None):
             raise AvatarError("A signal came for a row where no portrait is seated; admit an identity first.")
-        if not asked or stream is None:
+        if not asked or ends is None:
             return [None] * len(signals)
-        conditions = self._conditions(state, signals)
-        for row in range(len(signals)):
-            stream.active[row] = row in conditions
-        for row, frames in conditions.items():
-            stream.condition[row].copy_(torch.from_numpy(np.stack([frame.rgb for frame in frames])))
-            stream.speech[row].copy_(torch.from_numpy(_heard(cast(Sequence[Signal], signals[row]))))
+        for row, frames in self._conditions(state, signals).items():
+            ends.put(row, np.stack([frame.rgb for frame in frames]), _heard(cast(Sequence[Signal], signals[row])))
             state.shown[row].append(frames)
-        # A CPU gains nothing from a batch and would pay for idle rows; an accelerator takes all rows at once, where there are several.
         try:
-            for row_alone in [None] if self.spec.together and len(asked) > 1 else asked:
-                if row_alone not in state.run:
-                    state.run[row_alone] = self._prepared(stream if row_alone is None else stream.row(row_alone))
-                state.run[row_alone]()
+            pictures, finite = self._within_memory("make a frame", lambda: self._run(state, ends, asked))
         except Exception:
             for row in asked:  # what a broken step has left fits neither the pictures before it nor those after
                 self.reset(state, row)
             raise
-        pictures = stream.out.cpu().numpy()
-        return [self._told(state, row, pictures[row]) if row in conditions else None for row in range(len(signals))]
+        made = [self._told(state, row, pictures[row] if finite[row] else None) if row in asked else None for row in range(len(signals))]
+        self._give_up(state, [row for row in asked if not finite[row]])
+        return made
 
-    def _prepared(self, stream: streams.Stream) -> Callable[[], None]:
+    def _run(self, state: State, ends: Staging, asked: Sequence[int]) -> tuple[UInt8Array, list[bool]]:
+        """Step the rows that have a chunk -> see `Staging.fetch`."""
+        ends.send(asked)
+        # A CPU gains nothing from a batch and would pay for idle rows; an accelerator takes all rows at once, where there are several.
+        for row in [None] if self.spec.together and len(asked) > 1 else asked:
+            if row not in state.run:
+                state.run[row] = self._prepared(state, ends.stream if row is None else ends.stream.row(row))
+            state.run[row]()
+        return ends.fetch(asked)
+
+    def _give_up(self, state: State, rows: Sequence[int]) -> None:
+        """Rows whose numbers are none begin anew: what a past holds once, it says in every frame until it has left the window."""
+        hopeless = [row for row in rows if row not in state.proven]
+        for row in rows:
+            self.reset(state, row)
+        if rows and not state.lost:
+            logger.warning("The numbers of a picture were not finite, so its session's past was given up; further times are counted, not told.")
+        state.lost += len(rows)
+        if hopeless:
+            other = {"fp16": "use --precision bf16 or fp32", "fp32": "import or train them again"}.get(self.precision, "use --precision fp32")
+            raise AvatarError(f"These weights make no picture in {self.precision}: even at a new beginning their numbers are not finite; {other}.")
+
+    def _within_memory(self, what: str, call: Callable[[], T], **more: Any) -> T:
+        return within_memory(what, call, device=self.device, precision=self.precision, **more)
+
+    def _prepared(self, state: State, stream: streams.Stream) -> Callable[[], None]:
         """The step of a stream, or of one row's view of it."""
+        if self._graph is not None:
+            return self._graph.prepared(stream)
+        if self.mode == "cudagraph" and state.pool is None:
+            state.pool = torch.cuda.graph_pool_handle()
         module = streams.Step(self.recipe, stream).eval()
         if self.mode == "script":
             # One trace serves every row and every State of as many rows: it reads and writes what it is given.
@@ -245,7 +310,7 @@ class Diffusion:
             if shape not in self._scripts:
                 self._scripts[shape] = pytorch.scripted(module, stream.tensors())
             module = self._scripts[shape]
-        return pytorch.prepared(module, stream.tensors(), mode=self.mode)
+        return pytorch.prepared(module, stream.tensors(), mode=self.mode, pool=state.pool)
 
     def _conditions(self, state: State, signals: Sequence[Sequence[Signal] | None]) -> dict[int, list[VideoFrame]]:
         """Row -> a condition picture for each of its signals."""
@@ -259,23 +324,33 @@ class Diffusion:
                     mine += frames[row] or []
             return made
         assert self._paint is not None
-        paint, rows = self._paint, state.rows
-        return {
-            row: [VideoFrame(paint(signal, cast(Identity, rows[row]).features.anchor), signal.time, signal.id) for signal in chunk]
-            for row, chunk in enumerate(signals)
-            if chunk is not None
-        }
+        painted: dict[int, list[VideoFrame]] = {}
+        for row, chunk in enumerate(signals):
+            if chunk is not None:
+                anchor, ease = cast(Identity, state.rows[row]).features.anchor, state.eases.setdefault(row, Ease())
+                painted[row] = [VideoFrame(self._paint(signal, anchor, ease), signal.time, signal.id) for signal in chunk]
+        return painted
 
-    def _told(self, state: State, row: int, pictures: UInt8Array) -> list[VideoFrame]:
-        """The pictures with the time of the motion they show. Until a stream batch is full they are the conditions, or the portrait."""
+    def _told(self, state: State, row: int, pictures: UInt8Array | None) -> list[VideoFrame]:
+        """The pictures with the time of the motion they show. Where there are none, as until a stream batch is full, they are the
+        conditions, or the portrait."""
         waiting = state.shown[row]
-        conditions = waiting[-1]
-        if len(waiting) * self.spec.chunk <= self.spec.delay:
+        filling = len(waiting) * self.spec.chunk <= self.spec.delay
+        shown = waiting[-1] if filling else waiting.popleft()
+        if filling or pictures is None:
             still = cast(Identity, state.rows[row]).portrait
-            early = self.spec.delay / self.spec.fps  # what comes first is shown as if it had been asked for in time
-            return [replace(frame, time=frame.time - early, rgb=frame.rgb if self._base is not None else still.copy()) for frame in conditions]
-        shown = waiting.popleft()
+            early = self.spec.delay / self.spec.fps if filling else 0.0  # what comes first is shown as if it had been asked for in time
+            return [replace(frame, time=frame.time - early, rgb=frame.rgb if self._base is not None else still.copy()) for frame in shown]
+        state.proven.add(row)
         return [VideoFrame(picture.copy(), frame.time, frame.id, frame.alpha) for picture, frame in zip(pictures, shown, strict=True)]
+
+
+def _notice(networks: Networks, steps: int) -> str:
+    """What whoever watches must be told of trained weights at so many steps; empty where there is nothing."""
+    if not networks.made_for:
+        return ""
+    enough = 0 < networks.made_steps <= steps
+    return NO_GUIDANCE.format(networks.made_for) if enough else MANY_STEPS.format(networks.made_for, steps)
 
 
 def _resized(made: Preset, size: tuple[int, int]) -> Preset:

@@ -1,18 +1,128 @@
-"""The denoiser as every backend sees it: tensors in, tensors out, nothing hidden. The single truth for export and parity checks."""
+"""Every network of the generator as a backend sees it: tensors in, tensors out, nothing hidden. The single truth for export and parity checks.
+
+`graphs(recipe)` lists what a persona needs: `remember`, once a portrait, and `step`, the whole of a live chunk in one call.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from engine.generators.diffusion.attention import Sources
+from engine.generators.diffusion.attention import KeyValue, Sources
+from engine.generators.diffusion.autoencoder import to_pixels, to_unit
 from engine.generators.diffusion.budget import block_shapes, ring_shapes, slots
 from engine.generators.diffusion.networks import Networks
-from engine.generators.diffusion.temporal import Places, Window
+from engine.generators.diffusion.sampler import Levels, levels
+from engine.generators.diffusion.stream import Recipe, heard_and_seen, in_turn, shown
+from engine.generators.diffusion.temporal import Placed, Places, Window
 from engine.generators.diffusion.tokens import SPEECH_TOKENS
-from engine.types import GraphSpec
+from engine.types import MEL_BANDS, MEL_ROWS, GraphSpec
 
 Shapes = dict[str, tuple[tuple[int, ...], str]]
+PARTS = "kv"
+"""Keys and values: how the names of their inputs and outputs end."""
+
+
+def graphs(recipe: Recipe) -> dict[str, GraphSpec]:
+    """What a persona needs from its portrait to its picture, by name; one session's row."""
+    return {"remember": remember_spec(recipe.networks), "step": step_spec(recipe.networks, len(recipe.levels))}
+
+
+# -- once a portrait --------------------------------------------------------------------------------------------------------
+
+
+def remember_spec(networks: Networks) -> GraphSpec:
+    """`portrait` uint8 [1, H, W, 3] -> `reference.I.k|v` [1, L, C] and, for presets with tokens, `identity.I.k|v` [1, T, C], by spatial block I."""
+    made = networks.preset
+    kinds = ["reference", *["identity"] * bool(made.unet.image_dim)]
+    outputs = [f"{kind}.{i}.{part}" for kind in kinds for i in range(len(block_shapes(made))) for part in PARTS]
+    inputs: Shapes = {"portrait": ((1, *made.size, 3), "uint8")}
+    return GraphSpec(f"{made.name} remember", inputs, tuple(outputs), lambda: RememberGraph(networks))
+
+
+class RememberGraph(nn.Module):
+    """The reference network and all projections of what it and the identity's tokens say."""
+
+    def __init__(self, networks: Networks) -> None:
+        super().__init__()
+        self.networks = networks
+
+    def forward(self, portrait: Tensor) -> tuple[Tensor, ...]:
+        """In the order of the spec's outputs."""
+        cache = self.networks.look(to_unit(portrait))
+        return tuple(x for kept in (cache.reference, cache.identity) for pair in kept for x in pair)
+
+
+# -- a live chunk -----------------------------------------------------------------------------------------------------------
+
+
+def step_spec(networks: Networks, steps: int, *, rows: int = 1, rounded: bool = True) -> GraphSpec:
+    """The graph of a whole live chunk of c frames for `rows` sessions (N = rows · c pictures), its denoising steps in turn.
+
+    In: `condition` uint8 [N, H, W, 3]; `speech` [N, 16, 80] log-mel, for presets that listen; `noise` [c, C, h, w], the stream's own; `where`
+    [rows, c, K + c, P] and `bias` [rows, c, K + c], see `temporal.Placed`; `reference.I.k|v` and `identity.I.v` of `remember_spec`, for `rows`
+    (attention to a single token never looks at its key); `ring.S.I.k|v` [rows, cells, heads, K, d], of temporal attention I at step S.
+    Out: `picture` uint8 [N, H, W, 3] (with `rounded` false float32 [N, 3, H, W], about -1..1); `magnitude` [rows], no finite number where
+    a latent or a pixel was none; `new.S.I.k|v` [rows, c, cells, heads, d], what each ring grows by: `temporal.put_at` says where.
+    """
+    made = networks.preset
+    at = levels(made.noise, steps)
+    inputs = step_inputs(networks, steps, rows)
+    new = [name.replace("ring", "new") for name in inputs if name.startswith("ring.")]
+    name = f"{made.name} {steps}-step"
+    return GraphSpec(name, inputs, ("picture", "magnitude", *new), lambda: StepGraph(networks, at, tuple(inputs), rounded=rounded))
+
+
+def step_inputs(networks: Networks, steps: int, rows: int) -> Shapes:
+    """Name -> (shape, dtype) of `step_spec`, in the order of the call."""
+    made = networks.preset
+    unet, c, keys = made.unet, made.chunk, slots(made) + made.chunk
+    shapes: Shapes = {"condition": ((rows * c, *made.size, 3), "uint8")}
+    if unet.speech_dim:
+        shapes["speech"] = ((rows * c, MEL_ROWS, MEL_BANDS), "float32")
+    shapes |= {
+        "noise": ((c, unet.in_channels, *made.latent_size), "float32"),
+        "where": ((rows, c, keys, made.window), "float32"),
+        "bias": ((rows, c, keys), "float32"),
+    }
+    shapes |= {name: shape for name, shape in _cache_shapes(networks, rows).items() if not (name.startswith("identity.") and name.endswith(".k"))}
+    for s in range(steps):
+        shapes |= _ring_shapes(networks, rows, f"ring.{s}")
+    return shapes
+
+
+class StepGraph(nn.Module):
+    """A live chunk with a flat signature: what `stream.Step` computes, without a thing that is written in place."""
+
+    def __init__(self, networks: Networks, at: Levels, names: tuple[str, ...], *, rounded: bool) -> None:
+        super().__init__()
+        self.networks, self._levels, self._names, self._rounded = networks, at, names, rounded
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """In the order of `step_inputs` -> in the order of the spec's outputs."""
+        given = dict(zip(self._names, tensors, strict=True))
+        networks, made = self.networks, self.networks.preset
+        condition, where = given["condition"], given["where"]
+        rows = where.shape[0]
+        hint, spoken = heard_and_seen(networks, condition, given.get("speech"), torch.float32)
+        last = torch.full((rows, made.chunk), made.window - 1, dtype=torch.int64, device=where.device)
+        at = Placed(last, where, given["bias"])
+        identity = [(given[name], given[name]) for name in self._names if name.startswith("identity.")]
+        sources = Sources(made.chunk, _pairs(given, "reference"), identity, speech=spoken)
+        rings = [_pairs(given, f"ring.{s}") for s in range(len(self._levels))]
+        latents, new = in_turn(networks, self._levels, given["noise"].repeat(rows, 1, 1, 1), hint, sources, rings, at)
+        picture = shown(networks, latents, condition)
+        magnitude = _magnitude(latents, rows) + _magnitude(picture, rows)
+        grown = (x for level in new for i in sorted(level) for x in level[i])
+        return (to_pixels(picture) if self._rounded else picture, magnitude, *grown)
+
+
+def _magnitude(x: Tensor, rows: int) -> Tensor:
+    """[N, C, h, w] -> [rows] mean size of its numbers, axis by axis, so that halves do not overflow."""
+    return x.float().abs().mean(3).mean(2).mean(1).unflatten(0, (rows, -1)).mean(1)
+
+
+# -- one denoising step -----------------------------------------------------------------------------------------------------
 
 
 def denoiser_inputs(networks: Networks, rows: int, *, identity_tokens: int = 1, dtype: str = "float32") -> Shapes:
@@ -28,13 +138,7 @@ def denoiser_inputs(networks: Networks, rows: int, *, identity_tokens: int = 1, 
     }
     if unet.speech_dim:
         shapes["speech"] = ((pictures, SPEECH_TOKENS, unet.speech_dim), dtype)
-    for i, (width, cells) in enumerate(block_shapes(made)):
-        shapes |= {f"reference.{i}.{part}": ((rows, cells, width), dtype) for part in "kv"}
-        if unet.image_dim:
-            shapes |= {f"identity.{i}.{part}": ((rows, identity_tokens, width), dtype) for part in "kv"}
-    for i, (width, cells) in enumerate(ring_shapes(made)):
-        shapes |= {f"ring.{i}.{part}": ((rows, cells, unet.heads, slots(made), width // unet.heads), dtype) for part in "kv"}
-    return shapes
+    return shapes | _cache_shapes(networks, rows, identity_tokens=identity_tokens, dtype=dtype) | _ring_shapes(networks, rows, "ring", dtype=dtype)
 
 
 def denoiser_spec(networks: Networks, rows: int = 1) -> GraphSpec:
@@ -42,7 +146,7 @@ def denoiser_spec(networks: Networks, rows: int = 1) -> GraphSpec:
 
     Out come `answer`, then what every ring grows by, [rows, c, cells, heads, d].
     """
-    outputs = ["answer", *(f"new.{i}.{part}" for i in range(len(ring_shapes(networks.preset))) for part in "kv")]
+    outputs = ["answer", *(f"new.{i}.{part}" for i in range(len(ring_shapes(networks.preset))) for part in PARTS)]
     inputs = denoiser_inputs(networks, rows)
     return GraphSpec(f"{networks.preset.name} denoiser", inputs, tuple(outputs), lambda: DenoiserGraph(networks, tuple(inputs)))
 
@@ -58,17 +162,39 @@ class DenoiserGraph(nn.Module):
         """In the order of `denoiser_inputs` -> in the order of the spec's outputs."""
         given = dict(zip(self._names, tensors, strict=True))
         made = self._preset
-
-        def pairs(kind: str) -> list[tuple[Tensor, Tensor]]:
-            count = sum(name.startswith(f"{kind}.") for name in self._names) // 2
-            return [(given[f"{kind}.{i}.k"], given[f"{kind}.{i}.v"]) for i in range(count)]
-
         position = given["position"].clamp(0, made.window - 1)
         at = Places(torch.full_like(position[:, :, 0], made.window - 1), position, ~given["visible"])
-        window = Window(at, made.window, made.chunk, pairs("ring"), {})
-        sources = Sources(made.chunk, pairs("reference"), pairs("identity"), speech=given.get("speech"))
+        window = Window(at, made.window, made.chunk, _pairs(given, "ring"), {})
+        sources = Sources(made.chunk, _pairs(given, "reference"), _pairs(given, "identity"), speech=given.get("speech"))
         answer = self.denoiser(given["x"], given["level"], given["hint"], sources, window)
         return (answer, *(x for i in sorted(window.new) for x in window.new[i]))
 
 
-__all__ = ["DenoiserGraph", "denoiser_inputs", "denoiser_spec"]
+# -- names and shapes -------------------------------------------------------------------------------------------------------
+
+
+def _cache_shapes(networks: Networks, rows: int, *, identity_tokens: int = 1, dtype: str = "float32") -> Shapes:
+    shapes: Shapes = {}
+    for i, (width, cells) in enumerate(block_shapes(networks.preset)):
+        shapes |= {f"reference.{i}.{part}": ((rows, cells, width), dtype) for part in PARTS}
+        if networks.preset.unet.image_dim:
+            shapes |= {f"identity.{i}.{part}": ((rows, identity_tokens, width), dtype) for part in PARTS}
+    return shapes
+
+
+def _ring_shapes(networks: Networks, rows: int, kind: str, *, dtype: str = "float32") -> Shapes:
+    made = networks.preset
+    heads = made.unet.heads
+    shapes: Shapes = {}
+    for i, (width, cells) in enumerate(ring_shapes(made)):
+        shapes |= {f"{kind}.{i}.{part}": ((rows, cells, heads, slots(made), width // heads), dtype) for part in PARTS}
+    return shapes
+
+
+def _pairs(given: dict[str, Tensor], kind: str) -> list[KeyValue]:
+    """Keys and values of one kind, by index."""
+    count = sum(name.startswith(f"{kind}.") for name in given) // 2
+    return [(given[f"{kind}.{i}.k"], given[f"{kind}.{i}.v"]) for i in range(count)]
+
+
+__all__ = ["DenoiserGraph", "RememberGraph", "StepGraph", "denoiser_inputs", "denoiser_spec", "graphs", "remember_spec", "step_inputs", "step_spec"]

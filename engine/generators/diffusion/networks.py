@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from engine.generators.diffusion.attention import KeyValue
-from engine.generators.diffusion.autoencoder import autoencoder
+from engine.generators.diffusion.autoencoder import KL, Tiny, TinyDecoded, autoencoder
 from engine.generators.diffusion.guider import PoseGuider
-from engine.generators.diffusion.presets import Preset, check, preset
+from engine.generators.diffusion.presets import Decoder, Preset, check, preset
 from engine.generators.diffusion.tokens import SpeechTokens, image_encoder
 from engine.generators.diffusion.unet import Denoiser, ReferenceNet, spatial_blocks
 from engine.types import AvatarError
@@ -22,6 +23,8 @@ from engine.types import AvatarError
 MANIFEST = "weights.json"
 """Beside the .safetensors files: which preset they are for and where they come from."""
 UNTRAINED = "untrained"
+TINY_PART = "tiny"
+"""The file of a tiny decoder, in the folder of weights whose latents it decodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +51,17 @@ class Networks(nn.Module):
         self.autoencoder = autoencoder(made)
         self.image = image_encoder(made)
         self.speech = SpeechTokens(made.unet.speech_dim) if made.unet.speech_dim else None
-        self.made_for = ""  # what the weights want and a live stream does not give, in words
+        self.made_for = ""  # what the weights want and a live stream does not give, in words ...
+        self.made_steps = 0  # ... and how many steps of it; 0 where that is not known
         self.origin = UNTRAINED  # sha256 of the weights' manifest, once there are any
 
     @torch.inference_mode()
     def remember(self, picture: Tensor) -> Cache:
         """Portrait [1, 3, H, W] -1..1 -> what every frame reads of it."""
+        return self.look(picture)
+
+    def look(self, picture: Tensor) -> Cache:
+        """As `remember`, for whatever traces or trains it."""
         latents = self.autoencoder.encode(picture) * self.preset.gain
         tokens = self.image(picture) if self.image is not None else None
         bank = self.reference(latents, self._read(self.reference, tokens))
@@ -67,17 +75,26 @@ class Networks(nn.Module):
     def _read(network: ReferenceNet | Denoiser, tokens: Tensor | None) -> list[KeyValue]:
         return [] if tokens is None else [block.attn2.project(tokens) for block in spatial_blocks(network)]
 
+    def decode_by(self, tiny: Tiny) -> None:
+        """From here on frames go through a tiny decoder; what is made of a portrait stays the same."""
+        assert isinstance(self.autoencoder, KL)
+        self.autoencoder = TinyDecoded(self.autoencoder, tiny, scale=self.preset.scale)
+        self.preset = replace(self.preset, latent="tiny")
+
     def parts(self) -> dict[str, nn.Module]:
         """The networks that have weights, by the name of their file."""
         named = {name: module for name, module in self.named_children() if module is not None}
         return {name: module for name, module in named.items() if any(True for _ in module.parameters())}
 
 
-def build(made: Preset, *, seed: int = 0) -> Networks:
+def build(made: Preset, *, seed: int = 0, decoder: Decoder | None = None) -> Networks:
     """Networks with seeded random weights, whose last layers are zero where training would have begun so."""
+    _check_decoder(made, decoder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         networks = Networks(made)
+        if decoder == "tiny":
+            networks.decode_by(Tiny())
     for zero in (networks.guider.conv_out, networks.denoiser.conv_out):
         for parameter in zero.parameters():
             nn.init.zeros_(parameter)
@@ -109,16 +126,36 @@ def empty(made: Preset) -> Networks:
         return Networks(made)
 
 
-def load(folder: Path) -> Networks:
-    """The networks of a folder that `save` or an importer wrote, in the precision of the files. Raises AvatarError for anything else."""
+def _check_decoder(made: Preset, decoder: str | None) -> None:
+    """Raise AvatarError for a decoder that does not exist or that a preset cannot have."""
+    if decoder is not None and decoder not in get_args(Decoder):
+        raise AvatarError(f"There is no decoder called '{decoder}'; choose one of: {', '.join(get_args(Decoder))}.")
+    if decoder is not None and made.latent != "kl":
+        raise AvatarError(f"The preset '{made.name}' works on pixels and has no decoder to choose; leave --decoder out.")
+
+
+def load(folder: Path, *, decoder: Decoder | None = None) -> Networks:
+    """The networks of a folder that `save` or an importer wrote, in the precision of the files. Raises AvatarError for anything else.
+
+    `decoder` tiny: the one that was imported beside them decodes the frames.
+    """
     try:
         text = (folder / MANIFEST).read_text()
         manifest = json.loads(text)
         name, hashes, origin = manifest["preset"], dict(manifest["sha256"]), dict(manifest["origin"])
+        made_for, made_steps = str(origin.get("made_for", "")), int(origin.get("steps", 0))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AvatarError(f"{folder} holds no weights of this engine: it has no readable {MANIFEST}; import or train them first.") from error
     networks = empty(preset(name))
-    for part, module in networks.parts().items():
+    _check_decoder(networks.preset, decoder)
+    parts, tiny = networks.parts(), None
+    if decoder == "tiny":
+        if TINY_PART not in hashes:
+            how = "avatar import animate-anyone DIR --tiny-vae TAESD_DIR -o OUT"
+            raise AvatarError(f"The weights in {folder} have no tiny decoder; leave --decoder out, or import them again with one: {how}.")
+        with torch.device("meta"):
+            parts[TINY_PART] = tiny = Tiny()
+    for part, module in parts.items():
         path = folder / f"{part}.safetensors"
         if path.is_file() and sha256(path) != hashes.get(part):
             raise AvatarError(f"{path} is not the file that its {MANIFEST} names; import or train the weights again.")
@@ -127,8 +164,10 @@ def load(folder: Path) -> Networks:
             module.load_state_dict(load_file(folder / f"{part}.safetensors", backend="pread"), assign=True)
         except Exception as error:  # whatever a broken file raises
             raise AvatarError(f"{folder / part}.safetensors is missing, damaged or of another preset than '{name}'; import it again.") from error
+    if tiny is not None:
+        networks.decode_by(tiny)
     _number(networks)
-    networks.made_for = str(origin.get("made_for", ""))
+    networks.made_for, networks.made_steps = made_for, made_steps
     networks.origin = hashlib.sha256(text.encode()).hexdigest()
     networks.eval().requires_grad_(False)
     return networks
@@ -144,4 +183,4 @@ def _number(networks: Networks) -> None:
             networks.get_submodule(owner).register_buffer(own, torch.arange(buffer.shape[1])[None], persistent=False)
 
 
-__all__ = ["UNTRAINED", "Cache", "Networks", "build", "empty", "load", "save"]
+__all__ = ["TINY_PART", "UNTRAINED", "Cache", "Networks", "build", "empty", "load", "save"]

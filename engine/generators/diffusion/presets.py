@@ -9,6 +9,8 @@ from engine.types import AvatarError
 
 Latent = Literal["pixel", "kl", "tiny"]
 """What the denoiser works on: pixels folded into channels (space-to-depth), or the latents of a KL or a tiny autoencoder."""
+Decoder = Literal["kl", "tiny"]
+"""What makes pictures of a KL autoencoder's latents: its own decoder, or a tiny one that was distilled from it (TAESD)."""
 Condition = Literal["puppet", "skeleton", "landmarks"]
 """What tells a frame its motion: the puppet's own coarse frame, a painted skeleton (DWPose convention), or face landmarks."""
 Prediction = Literal["epsilon", "v", "x0", "flow"]
@@ -194,4 +196,4 @@ def check(made: Preset) -> None:
             raise AvatarError(f"The preset '{made.name}' cannot be built: {complaint}.")
 
 
-__all__ = ["ANIMATE_ANYONE", "COMPACT", "PRESETS", "TINY", "Noise", "Preset", "UNet", "check", "preset"]
+__all__ = ["ANIMATE_ANYONE", "COMPACT", "PRESETS", "TINY", "Decoder", "Noise", "Preset", "UNet", "check", "preset"]

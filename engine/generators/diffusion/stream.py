@@ -20,7 +20,7 @@ from engine.generators.diffusion.budget import ring_shapes, slots
 from engine.generators.diffusion.networks import Cache, Networks
 from engine.generators.diffusion.presets import Preset
 from engine.generators.diffusion.sampler import Levels, advance
-from engine.generators.diffusion.temporal import Places, Window, places, put_at, write
+from engine.generators.diffusion.temporal import Placed, Places, Window, places, put_at, write
 from engine.generators.diffusion.tokens import SPEECH_TOKENS
 from engine.types import MEL_BANDS, MEL_ROWS
 
@@ -37,6 +37,7 @@ class Stream:
     condition: Tensor  # [B, c, H, W, 3] uint8
     speech: Tensor  # [B, c, 16, 80] log-mel
     out: Tensor  # [B, c, H, W, 3] uint8
+    finite: Tensor  # [B] bool: whether all numbers of the last chunk were some; in `out` this is invisible
     noise: Tensor  # [c, C, h, w]
     # Stream batch only (S is 0 else): what lies between two calls
     x: Tensor  # [B, S, c, C, h, w] latents at the entry of each step
@@ -77,7 +78,7 @@ class Stream:
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors())
 
 
-SINGLE = ("count", "active", "condition", "speech", "out", "noise", "x", "hints", "spoken", "bases")
+SINGLE = ("count", "active", "condition", "speech", "out", "finite", "noise", "x", "hints", "spoken", "bases")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +97,18 @@ class Recipe:
         return self.networks.preset
 
 
+def noise_of(made: Preset) -> Tensor:
+    """[c, C, h, w] fp32: what every frame of every stream starts from."""
+    generator = torch.Generator().manual_seed(NOISE_SEED)
+    noise = torch.randn((1, made.unet.in_channels, *made.latent_size), generator=generator)
+    return noise.expand(made.chunk, -1, -1, -1).contiguous()
+
+
 def open_stream(recipe: Recipe, rows: int, like: Cache) -> Stream:
     """Buffers for `rows` sessions, all of them at once. `like`: any identity's cache, for its shapes."""
     made, dtype, device = recipe.preset, recipe.dtype, recipe.device
     unet, steps, chunk = made.unet, len(recipe.levels), made.chunk
     (height, width), (h, w) = made.size, made.latent_size
-    generator = torch.Generator().manual_seed(NOISE_SEED)
-    noise = torch.randn((1, unet.in_channels, h, w), generator=generator).expand(chunk, -1, -1, -1)
 
     def empty(*shape: int, kind: torch.dtype = dtype) -> Tensor:
         return torch.zeros(shape, dtype=kind, device=device)
@@ -122,7 +128,8 @@ def open_stream(recipe: Recipe, rows: int, like: Cache) -> Stream:
         condition=empty(rows, chunk, height, width, 3, kind=torch.uint8),
         speech=empty(rows, chunk, MEL_ROWS, MEL_BANDS),
         out=empty(rows, chunk, height, width, 3, kind=torch.uint8),
-        noise=noise.to(device, dtype).contiguous(),
+        finite=empty(rows, kind=torch.bool),
+        noise=noise_of(made).to(device, dtype),
         x=empty(rows, between, chunk, unet.in_channels, h, w),
         hints=empty(rows, between, chunk, unet.channels[0], h, w),
         spoken=empty(rows, between if unet.speech_dim else 0, chunk, SPEECH_TOKENS, unet.speech_dim),
@@ -174,28 +181,59 @@ class Step(nn.Module):
 def step(recipe: Recipe, stream: Stream) -> None:
     """As `Step`."""
     made, networks = recipe.preset, recipe.networks
-    condition = stream.condition.flatten(0, 1)  # [N, H, W, 3]
-    hint = networks.guider(condition.permute(0, 3, 1, 2).to(recipe.dtype) / 255)
-    spoken = networks.speech(stream.speech.flatten(0, 1)) if networks.speech is not None else None
+    hint, spoken = heard_and_seen(networks, stream.condition.flatten(0, 1), stream.speech.flatten(0, 1), recipe.dtype)
     run = _stream_batch if recipe.batched else _in_turn
     latents, base = run(recipe, stream, hint, spoken)
-    picture = networks.autoencoder.decode(latents / made.gain)
-    if made.residual:
-        picture = picture + to_unit(base.flatten(0, 1))
+    picture = shown(networks, latents, base.flatten(0, 1))
     stream.out.copy_(to_pixels(picture).unflatten(0, (-1, made.chunk)))
+    # The latents too: a decoder that bounds what it is given makes a picture of infinity.
+    stream.finite.copy_(_finite(latents, made.chunk) & _finite(picture, made.chunk))
     stream.count += made.chunk * stream.active
 
 
+def _finite(x: Tensor, chunk: int) -> Tensor:
+    """[N, ..] -> [B] whether all numbers of a row's chunk are finite."""
+    return x.isfinite().flatten(1).all(1).unflatten(0, (-1, chunk)).all(1)
+
+
+def heard_and_seen(networks: Networks, condition: Tensor, speech: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """condition uint8 [N, H, W, 3], speech [N, 16, 80] -> what all steps of these frames read: (hint, speech tokens or None)."""
+    hint = networks.guider(condition.permute(0, 3, 1, 2).to(dtype) / 255)
+    return hint, networks.speech(speech) if networks.speech is not None and speech is not None else None
+
+
+def shown(networks: Networks, latents: Tensor, base: Tensor) -> Tensor:
+    """Clean latents [N, C, h, w] and the condition they belong to, uint8 [N, H, W, 3] -> pictures [N, 3, H, W] about -1..1."""
+    picture: Tensor = networks.autoencoder.decode(latents / networks.preset.gain)
+    return picture + to_unit(base) if networks.preset.residual else picture
+
+
+def in_turn(
+    networks: Networks, levels: Levels, noise: Tensor, hint: Tensor, sources: Sources, rings: Sequence[Sequence[KeyValue]], at: Places | Placed
+) -> tuple[Tensor, list[dict[int, KeyValue]]]:
+    """S calls, each of all rows, nothing written: noise [N, C, h, w], `rings` of every level by temporal attention [B, L, h, K, d]
+    -> (clean latents [N, C, h, w], what each level's rings grow by, [B, c, L, h, d])."""
+    made, x, new = networks.preset, noise, []
+    for s in range(len(levels)):
+        window = Window(at, made.window, made.chunk, list(rings[s]), {})
+        answer = networks.denoiser(x, levels.t[s].expand(x.shape[0]), hint, sources, window)
+        x = advance(levels, s, x, answer, noise)
+        at = window.places
+        new.append(window.new)
+    return x, new
+
+
 def _in_turn(recipe: Recipe, stream: Stream, hint: Tensor, spoken: Tensor | None) -> tuple[Tensor, Tensor]:
-    """S calls, each of all rows -> (latents [N, C, h, w], the condition they belong to)."""
+    """A frame's steps one after another -> (latents [N, C, h, w], the condition they belong to)."""
     made, levels = recipe.preset, recipe.levels
     noise = stream.noise.repeat(stream.count.shape[0], 1, 1, 1)
-    x = noise
-    at, put = places(stream.count, made.chunk, made), put_at(stream.count, made.chunk, stream.active, made)
+    at = places(stream.count, made.chunk, made).placed(made.window, recipe.dtype)  # for all steps at once, which are then compiled once
+    put = put_at(stream.count, made.chunk, stream.active, made)
     sources = Sources(made.chunk, stream.reference, stream.identity, speech=spoken)
-    for s in range(len(levels)):
-        answer = _call(recipe, [(k[s], v[s]) for k, v in stream.rings], x, levels.t[s].expand(x.shape[0]), hint, sources, at, put)
-        x = advance(levels, s, x, answer, noise)
+    rings = [[(k[s], v[s]) for k, v in stream.rings] for s in range(len(levels))]
+    x, new = in_turn(recipe.networks, levels, noise, hint, sources, rings, at)
+    for kept, grown in zip(rings, new, strict=True):
+        _grow(kept, grown, put)
     return x, stream.condition
 
 
@@ -220,7 +258,9 @@ def _stream_batch(recipe: Recipe, stream: Stream, hint: Tensor, spoken: Tensor |
     each = level.repeat(rows).repeat_interleave(chunk)  # [N] level of every picture
     x = torch.cat([noise[:, None], stream.x[:, 1:]], 1).flatten(0, 2)
     rings = [(k.flatten(0, 1), v.flatten(0, 1)) for k, v in stream.rings]
-    answer = _call(recipe, rings, x, levels.t[each], stream.hints.flatten(0, 2), sources, at, put)
+    window = Window(at, made.window, chunk, rings, {})
+    answer = recipe.networks.denoiser(x, levels.t[each], stream.hints.flatten(0, 2), sources, window)
+    _grow(rings, window.new, put)
     moved = advance(levels, each, x, answer, noise.repeat_interleave(steps, 0).flatten(0, 1)).unflatten(0, (rows, steps, chunk))
     _shift(stream.x, noise, active, moved)
     return moved[:, -1].flatten(0, 1), stream.bases[:, -1] if made.residual else stream.condition
@@ -232,17 +272,11 @@ def _shift(queue: Tensor, newest: Tensor, active: Tensor, moved: Tensor | None =
     queue.copy_(torch.where(active.view(-1, *[1] * (queue.ndim - 1)), now, queue))
 
 
-def _call(
-    recipe: Recipe, rings: list[KeyValue], x: Tensor, t: Tensor, hint: Tensor, sources: Sources, at: Places, put: Tensor
-) -> Tensor:  # fmt: skip
-    """One call of the denoiser; what it learns goes into the rings [.., L, h, K, d]."""
-    made = recipe.preset
-    window = Window(at, made.window, made.chunk, rings, {})
-    answer = recipe.networks.denoiser(x, t, hint, sources, window)
-    for index, (k, v) in window.new.items():
+def _grow(rings: Sequence[KeyValue], new: dict[int, KeyValue], put: Tensor) -> None:
+    """What a call has learnt goes into the rings [B, L, h, K, d]."""
+    for index, (k, v) in new.items():
         write(rings[index][0], k, put)
         write(rings[index][1], v, put)
-    return answer
 
 
 @torch.no_grad()
@@ -253,9 +287,8 @@ def whole_clip(recipe: Recipe, cache: Cache, condition: Tensor, speech: Tensor |
     """
     made, networks, levels = recipe.preset, recipe.networks, recipe.levels
     frames = len(condition)
-    hint = networks.guider(condition.permute(0, 3, 1, 2).to(recipe.dtype) / 255)
-    spoken = networks.speech(speech) if networks.speech is not None and speech is not None else None
-    noise = open_stream(recipe, 1, cache).noise[:1].expand(frames, -1, -1, -1)
+    hint, spoken = heard_and_seen(networks, condition, speech, recipe.dtype)
+    noise = noise_of(made)[:1].to(recipe.device, recipe.dtype).expand(frames, -1, -1, -1)
     sources = Sources(frames, cache.reference, cache.identity, speech=spoken)
     x = noise
     at = places(torch.zeros(1, dtype=torch.int64, device=recipe.device), frames, made)
@@ -268,4 +301,18 @@ def whole_clip(recipe: Recipe, cache: Cache, condition: Tensor, speech: Tensor |
     return x
 
 
-__all__ = ["Recipe", "Step", "Stream", "forget", "open_stream", "seat", "step", "vacate", "whole_clip"]
+__all__ = [
+    "Recipe",
+    "Step",
+    "Stream",
+    "forget",
+    "heard_and_seen",
+    "in_turn",
+    "noise_of",
+    "open_stream",
+    "seat",
+    "shown",
+    "step",
+    "vacate",
+    "whole_clip",
+]

@@ -21,6 +21,8 @@ from engine.generators.diffusion.presets import Preset
 
 NEVER = -(2**30)
 """Number of a frame that was never seen."""
+HIDDEN = -1e4
+"""Added to the score of a key that must not be seen: its weight is 0 in every precision, and finite even where nothing may be seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,26 @@ class Places:
     def past(self) -> int:
         """K."""
         return int(self.key.shape[2] - self.key.shape[1])
+
+    def placed(self, length: int, dtype: torch.dtype) -> Placed:
+        """The same as numbers that attention multiplies and adds."""
+        at = torch.arange(length, device=self.key.device)
+        hidden = torch.zeros_like(self.key, dtype=dtype).masked_fill(self.hidden, HIDDEN)
+        return Placed(self.query, (self.key[..., None] == at).to(dtype), hidden)
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Places without an index or a truth value but the queries' own, as every backend takes them."""
+
+    query: Tensor  # [B, c] positions
+    where: Tensor  # [B, c, K + c, P] 1 at a key's position, else 0
+    bias: Tensor  # [B, c, K + c] added to scores: 0, or HIDDEN
+
+    @property
+    def past(self) -> int:
+        """K."""
+        return int(self.bias.shape[2] - self.bias.shape[1])
 
 
 def places(count: Tensor, frames: int, made: Preset) -> Places:
@@ -101,7 +123,7 @@ class TemporalAttention(Projections):
         with torch.no_grad():
             self._tables = torch.stack(self.tables(length))
 
-    def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None, at: Places, length: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None, at: Placed, length: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """x [B, c, L, C]; past keys and values [B, L, h, K, d] -> (attended [B, c, L, C], this chunk's keys and values [B, c, L, h, d])."""
         tq, tk, tv = (table.unflatten(-1, (self.heads, -1)).transpose(0, 1) for table in self.tables(length))  # [h, P, d]
         q, k, v = (to(x).unflatten(-1, (self.heads, -1)) for to in (self.to_q, self.to_k, self.to_v))  # [B, c, L, h, d]
@@ -110,11 +132,9 @@ class TemporalAttention(Projections):
         scores = query @ now_k.transpose(-1, -2)
         if past is not None:
             scores = torch.cat([query @ past[0].transpose(-1, -2), scores], -1)
-        key = at.key[:, None, None].expand(scores.shape)
-        scores = scores + (query @ tk.transpose(-1, -2)).gather(-1, key)
-        scores = (scores / math.sqrt(q.shape[-1])).masked_fill(at.hidden[:, None, None], -torch.inf)
-        weights = scores.softmax(-1)
-        moved = torch.zeros(*scores.shape[:-1], length, dtype=weights.dtype, device=x.device).scatter_add(-1, key, weights) @ tv
+        scores = scores + torch.einsum("blhcp,bckp->blhck", query @ tk.transpose(-1, -2), at.where)
+        weights = (scores / math.sqrt(q.shape[-1]) + at.bias[:, None, None]).softmax(-1)
+        moved = torch.einsum("blhck,bckp->blhcp", weights, at.where) @ tv
         known = at.past if past is not None else 0
         moved = moved + weights[..., known:] @ now_v
         if past is not None:
@@ -134,7 +154,7 @@ class TemporalBlock(nn.Module):
     def forward(self, x: Tensor, window: Window) -> Tensor:
         """[B, c, L, C] -> [B, c, L, C]"""
         for attention, norm in zip(self.attention_blocks, self.norms, strict=True):
-            moved, window.new[attention.index] = attention(norm(x), window.past(attention.index), window.places, window.length)
+            moved, window.new[attention.index] = attention(norm(x), window.past(attention.index), window.placed(x.dtype), window.length)
             x = x + moved
         made: Tensor = x + self.ff(self.ff_norm(x))
         return made
@@ -144,11 +164,17 @@ class TemporalBlock(nn.Module):
 class Window:
     """The past of one call, by temporal attention, and what the call adds to it."""
 
-    places: Places
+    places: Places | Placed
     length: int  # positions there are
     frames: int  # c
     kept: list[tuple[Tensor, Tensor]] | None  # [B, L, h, K, d] a temporal attention; None where the call holds the whole clip
     new: dict[int, tuple[Tensor, Tensor]]  # index -> keys and values [B, c, L, h, d]
+
+    def placed(self, dtype: torch.dtype) -> Placed:
+        """Its places as numbers; worked out once a call."""
+        if isinstance(self.places, Places):
+            self.places = self.places.placed(self.length, dtype)
+        return self.places
 
     def past(self, index: int) -> tuple[Tensor, Tensor] | None:
         """Keys and values before this call's frames."""
@@ -190,4 +216,4 @@ def sinusoids(length: int, width: int) -> Tensor:
     return torch.stack([torch.sin(at * rate), torch.cos(at * rate)], -1).flatten(1).float()
 
 
-__all__ = ["MotionModule", "Places", "TemporalAttention", "Window", "places", "put_at", "sinusoids", "whole", "write"]
+__all__ = ["HIDDEN", "MotionModule", "Placed", "Places", "TemporalAttention", "Window", "places", "put_at", "sinusoids", "whole", "write"]

@@ -1,0 +1,120 @@
+"""Which frames a training step sees: a function of the seed and the step's number alone, so that a run goes on after a kill as if it had never
+stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.types import UInt8Array
+from exporters.dataset import Clip, Dataset
+from exporters.losses import regions
+
+SILENCE = -10.0
+"""Log-mel of nothing heard."""
+PATTERNS = ((3, 1), (3, 1), (1, 4), (3, 1), (3, 1), (1, 6), *((3, 1), (3, 1), (1, 4)) * 2, (1, 20))
+"""(rows, consecutive frames) of the steps in turn: many different faces of one frame teach looks, runs of frames teach the window. The last is
+longer than the window, so that its oldest frames fall out of it as they do live."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chances:
+    """How often a condition is taken away, so that what is left learns to do alone."""
+
+    speech: float = 0.3  # the camera alone
+    coarse: float = 0.1  # the voice alone: the puppet holds still
+
+
+@dataclass(slots=True)
+class Batch:
+    """rows x frames pictures, a row's side by side (N in all)."""
+
+    rows: int
+    frames: int
+    truth: Tensor  # [N, 3, H, W] -1..1
+    coarse: Tensor  # uint8 [N, H, W, 3]
+    speech: Tensor  # [N, 16, 80]
+    areas: Tensor  # [N, 2, H, W] mouth with eyes, face
+    portrait: Tensor  # [1, 3, H, W] -1..1
+
+    def to(self, device: Any) -> Batch:
+        """The same on a device."""
+        moved = (x.to(device, non_blocking=True) for x in (self.truth, self.coarse, self.speech, self.areas, self.portrait))
+        return Batch(self.rows, self.frames, *moved)
+
+
+def unit(picture: Any) -> Tensor:
+    """uint8 [N, H, W, 3] -> [N, 3, H, W] -1..1"""
+    return torch.from_numpy(np.ascontiguousarray(picture)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+
+def spans(clips: Sequence[Clip], length: int, *, held_out: bool = False) -> list[tuple[int, int, int]]:
+    """(clip, start, stop) of every run that is at least `length` frames long."""
+    runs = ((i, *run) for i, clip in enumerate(clips) for run in (clip.held_out if held_out else clip.train))
+    return [(i, start, stop) for i, start, stop in runs if stop - start >= length]
+
+
+def _most_still(clips: Sequence[Clip]) -> UInt8Array:
+    """[H, W, 3] the puppet at the neutral, or as near to it as the clips come."""
+    moved = [np.where(clip.kept, np.abs(clip.motion).sum(1), np.inf) for clip in clips]
+    clip = int(np.argmin([one.min() for one in moved]))
+    return np.array(clips[clip].coarse[int(moved[clip].argmin())])
+
+
+class Batches:
+    """Of a dataset."""
+
+    def __init__(self, data: Dataset, *, seed: int, patterns: Sequence[tuple[int, int]] = PATTERNS, chances: Chances | None = None) -> None:
+        self.data, self.seed, self.chances = data, seed, chances or Chances()
+        longest = max((stop - start for clip in data.clips for start, stop in clip.train), default=0)
+        self.patterns = [(rows, min(frames, longest)) for rows, frames in patterns]
+        self._still = _most_still(data.clips)
+
+    def at(self, step: int) -> Batch:
+        """The batch of a step's number."""
+        rows, frames = self.patterns[step % len(self.patterns)]
+        rng = np.random.default_rng((self.seed, step))
+        runs = spans(self.data.clips, frames)
+        sizes = np.array([stop - start - frames + 1 for _, start, stop in runs], np.float64)
+        picked = []
+        for _ in range(rows):
+            clip, start, stop = runs[rng.choice(len(runs), p=sizes / sizes.sum())]
+            first = int(rng.integers(start, stop - frames + 1))
+            picked.append((clip, first, first + frames))
+        views = [self.data.portrait, *(view for _, view in self.data.views)]
+        # Mostly the one that is shown live; the others teach that the reference is read, not learnt by heart.
+        portrait = views[0] if rng.random() < 0.5 else views[int(rng.integers(len(views)))]
+        return self._gather(picked, frames, portrait, rng)
+
+    def take(self, clip: int, start: int, stop: int) -> Batch:
+        """A run as it is, with everything it was driven by."""
+        return self._gather([(clip, start, stop)], stop - start, self.data.portrait, None)
+
+    def _gather(self, picked: list[tuple[int, int, int]], frames: int, portrait: Any, rng: np.random.Generator | None) -> Batch:
+        truth, coarse, speech, areas = [], [], [], []
+        for index, start, stop in picked:
+            clip = self.data.clips[index]
+            deaf = rng is not None and rng.random() < self.chances.speech
+            still = rng is not None and not deaf and rng.random() < self.chances.coarse
+            truth.append(np.asarray(clip.frames[start:stop]))
+            coarse.append(np.broadcast_to(self._still, (frames, *self._still.shape)) if still else np.asarray(clip.coarse[start:stop]))
+            heard = np.asarray(clip.speech[start:stop], np.float32)
+            speech.append(np.full_like(heard, SILENCE) if deaf else heard)
+            areas.append(np.stack([regions(face, self.data.size) for face in clip.face[start:stop]]))
+        return Batch(
+            len(picked),
+            frames,
+            unit(np.concatenate(truth)),
+            torch.from_numpy(np.ascontiguousarray(np.concatenate(coarse))),
+            torch.from_numpy(np.concatenate(speech)),
+            torch.from_numpy(np.concatenate(areas)),
+            unit(np.asarray(portrait)[None]),
+        )
+
+
+__all__ = ["Batch", "Batches", "Chances", "spans", "unit"]

@@ -1,0 +1,109 @@
+"""`avatar train`, stage by stage: collect, train, and say what came of it."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from engine.types import AvatarError
+from exporters.dataset import Dataset, collect, open_dataset
+from exporters.judge import Judged
+from exporters.learner import Settings
+from exporters.train import Budget, Report, train
+
+DATA, RUN = "data", "run"
+MINUTES = 15.0
+QUIET = 10.0
+"""s between two lines of progress."""
+SCENE = "scene.png"
+
+
+def teach(videos: Sequence[Path], out: Path, options: argparse.Namespace, *, tell: Callable[[str], None]) -> None:
+    """Collect into `out/data`, train into `out/run`. `options`: those of the command. Raises AvatarError for whatever cannot be used."""
+    _check(options)
+    data = open_dataset(out / DATA) if options.stage == "train" else collect(videos, out / DATA, progress=_collecting(tell))
+    for sentence in data.report.get("sentences", ()):
+        tell(str(sentence))
+    if options.stage == "data":
+        return
+    settings = Settings(
+        recipe=options.recipe, steps=options.steps, preset=options.preset, precision=options.precision, reference=options.start is not None
+    )
+    if options.rate is not None:
+        settings = replace(settings, rate=options.rate)
+    minutes = options.minutes if options.minutes is not None or options.updates is not None else MINUTES
+    judged = train(
+        data,
+        out / RUN,
+        budget=Budget(minutes=minutes, updates=options.updates),
+        settings=settings,
+        start=options.start,
+        teacher=options.teacher,
+        device=options.device,
+        progress=_Training(out, tell),
+    )
+    tell(_verdict(judged))
+    _how_on(data, out, tell)
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Before an hour of work. Raises AvatarError."""
+    if options.minutes is not None and options.minutes <= 0 or options.updates is not None and options.updates <= 0:
+        raise AvatarError("Training takes some time: give --minutes or --updates above 0.")
+    if options.rate is not None and options.rate <= 0:
+        raise AvatarError("The learning rate must be above 0; leave --rate out to use the one that was found good.")
+
+
+def _collecting(tell: Callable[[str], None]) -> Callable[[str, int, int], None]:
+    told = [0.0]
+
+    def progress(what: str, done: int, total: int) -> None:
+        if time.monotonic() - told[0] > QUIET or done == total:
+            told[0] = time.monotonic()
+            tell(f"{what}: {done}/{total}" if total else f"{what}: {done}")
+
+    return progress
+
+
+class _Training:
+    """A line now and then, and one for every look at held-out frames."""
+
+    def __init__(self, out: Path, tell: Callable[[str], None]) -> None:
+        self.out, self.tell, self.told, self.losses = out, tell, time.monotonic(), list[float]()
+
+    def __call__(self, report: Report) -> None:
+        self.losses.append(report.loss)
+        if report.judged is not None:
+            self.tell(f"{report.share:4.0%}  held-out frames over the puppet: {_gains(report.judged)}; look at {self.out / RUN / 'preview.jpg'}")
+        if time.monotonic() - self.told > QUIET:
+            self.tell(f"{report.share:4.0%}  update {report.updates}, loss {sum(self.losses) / len(self.losses):.4f}")
+            self.told, self.losses = time.monotonic(), []
+
+
+def _gains(judged: Judged) -> str:
+    """dB by number of steps."""
+    parts = []
+    for steps in sorted(judged.made):
+        features, crop = judged.gain(steps)
+        parts.append(f"{steps} step{'s' * (steps > 1)} {features:+.1f} dB mouth and eyes, {crop:+.1f} dB picture")
+    return "; ".join(parts)
+
+
+def _verdict(judged: Judged) -> str:
+    puppet = judged.puppet
+    return f"Held-out frames: puppet {puppet.features_db:.1f} dB mouth and eyes, {puppet.crop_db:.1f} dB picture; {_gains(judged)}."
+
+
+def _how_on(data: Dataset, out: Path, tell: Callable[[str], None]) -> None:
+    """What to type next."""
+    portrait, weights = shlex.quote(str(data.folder / SCENE)), shlex.quote(str(out / RUN / "weights"))
+    options = f"--generator diffusion --weights {weights}"
+    tell(f"Keep it: avatar persona create me --portrait {portrait} {options} --consent 'I am the person in the picture'")
+    tell(f"Show it: avatar serve {options} --persona me")
+
+
+__all__ = ["teach"]

@@ -1,0 +1,101 @@
+"""A minute of video of one person -> pairs to learn from: the puppet's frame, the real frame, what was heard and tracked.
+
+    folder/
+      plan.json            what it is made of: hashes of the videos, size, format; written first
+      tracks/<hash>.npz    stage 1, by the video's hash: what was seen and heard (`footage.Footage`)
+      scene.png            stage 2: the reference frame, uncropped, and
+      reference.npz          its crop, the portrait and further views
+      clips/<clip>/        stage 3: frames.npy, coarse.npy, rest.npz
+      dataset.json         written last: the folder is whole
+
+Every file is written aside, flushed and renamed, so a file that is there is whole, and a run that was killed goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.types import FloatArray, UInt8Array
+from exporters import pairs, storage
+from exporters.footage import FPS
+
+LEAST_SECONDS = 10.0
+"""s of good frames that a data set needs."""
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One clip's N frames, 25 a second."""
+
+    name: str
+    frames: UInt8Array  # [N, H, W, 3] real pictures, the crop, RGB; mapped from the disk
+    coarse: UInt8Array  # [N, H, W, 3] what the puppet makes of each frame's motion; mapped from the disk
+    speech: FloatArray  # [N, 16, 80] log-mel as a live session has it; -10 where there is no sound
+    motion: FloatArray  # [N, 16] head 6, eyes 2, gaze 2, brows 2, mouth 4 as in `Motion`; NaN where there is no face
+    face: FloatArray  # [N, 478, 2] px of the crop, in the real picture; NaN where dropped
+    kept: npt.NDArray[np.bool_]  # [N]
+    train: list[tuple[int, int]]  # [start, stop) runs of consecutive kept frames
+    held_out: list[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """What `collect` made of one person's clips."""
+
+    folder: Path
+    size: tuple[int, int]  # (H, W) px
+    fps: int
+    portrait: UInt8Array  # [H, W, 3] the reference crop, what the puppet's `prepare` was given
+    views: list[tuple[float, UInt8Array]]  # (yaw in degrees, crop [H, W, 3]) of other heads
+    clips: list[Clip]
+    report: dict[str, Any]  # frames, kept, seconds, dropped by reason; sentences for a person
+
+
+def open_dataset(folder: Path) -> Dataset:
+    """Read what `collect` wrote. Raises AvatarError where it is not there, not whole, or damaged."""
+    index = storage.read_index(Path(folder), version=FORMAT)
+    reference = storage.read_arrays(folder / storage.REFERENCE)
+    clips = []
+    for name in index["clips"]:
+        place = folder / "clips" / name
+        rest = storage.read_arrays(place / "rest.npz")
+        frames, coarse = storage.mapped(place / "frames.npy"), storage.mapped(place / "coarse.npy")
+        train, held_out = ([(int(a), int(b)) for a, b in rest[name]] for name in ("train", "held_out"))
+        clips.append(Clip(name, frames, coarse, rest["speech"], rest["motion"], rest["face"], rest["kept"], train, held_out))
+    views = [(float(yaw), view) for yaw, view in zip(reference["yaws"], reference["views"], strict=True)]
+    height, width = index["size"]
+    return Dataset(folder, (height, width), index["fps"], reference["portrait"], views, clips, index["report"])
+
+
+def collect(
+    videos: Sequence[Path],
+    folder: Path,
+    *,
+    size: tuple[int, int] = (256, 256),
+    progress: Callable[[str, int, int], None] | None = None,
+    least: float = LEAST_SECONDS,
+) -> Dataset:
+    """Clips of one person (files, or folders of them) -> a data set in `folder`.
+
+    About 0.1 s of CPU a frame. Killed and called again it goes on where it stopped; called on a whole data set of the same videos and size
+    it only opens it; with others it begins anew where the set was unfinished and refuses where it was whole. `size`: (H, W) px of the frames;
+    `progress` is told (what is being done, how much of it is done, out of how much); `least`: s of good frames that are needed. Raises
+    AvatarError for videos that cannot be used, for a folder that holds something else, and where the disk is full.
+    """
+    tell = progress or (lambda what, done, total: None)
+    paths = storage.find_videos(videos)
+    plan = {"format": FORMAT, "size": list(size), "fps": FPS, "least": least, "videos": storage.identify(paths, tell)}
+    with storage.workplace(Path(folder), plan) as whole:
+        if not whole:
+            pairs.build(paths, Path(folder), plan, tell)
+    return open_dataset(Path(folder))
+
+
+__all__ = ["LEAST_SECONDS", "Clip", "Dataset", "collect", "open_dataset"]

@@ -1,0 +1,237 @@
+"""What a network is taught: to denoise (the teacher), and three ways to a few steps (the student).
+
+A, appearance (Self-Forcing's and PersonaLive's rule, arXiv 2506.08009 and 2512.11253 algorithm 1): the student runs its own steps through its own
+window; the real frame is the teacher, and gradients pass through the last step alone. B, consistency (Luo et al. 2023, arXiv 2310.04378): what it
+says of two neighbouring noise levels of a many-step teacher's path must agree. C, matching (DMD2, Yin et al. 2024, arXiv 2405.14867): its pictures
+are pushed to where the teacher finds them likelier than a critic does that follows the student.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from engine.generators.diffusion.attention import KeyValue, Sources
+from engine.generators.diffusion.autoencoder import to_unit
+from engine.generators.diffusion.budget import slots
+from engine.generators.diffusion.networks import Networks
+from engine.generators.diffusion.sampler import LEVELS, Levels, advance, clean_and_noise, levels
+from engine.generators.diffusion.stream import heard_and_seen, noise_of, shown
+from engine.generators.diffusion.temporal import Places, Window, places
+from exporters.batches import Batch
+from exporters.losses import Weights, pictures, weigh
+
+TEACHER_STEPS = 50
+"""Of the path that consistency is taught along, and SKIP of them a stride (20 levels each of 1000)."""
+HUBER = 1e-3
+CRITIC_EVERY = 5
+"""Updates of matching's critic for each of the student."""
+LEAST, MOST = 0.02, 0.98
+"""Noise levels, as a share of all, that matching compares at."""
+
+Terms = dict[str, Tensor]
+
+
+@dataclass(slots=True)
+class Scene:
+    """A batch as the networks read it."""
+
+    batch: Batch
+    hint: Tensor  # [N, C0, h, w]
+    spoken: Tensor | None
+    reference: list[KeyValue]  # [B, L, C]
+    identity: list[KeyValue]
+    at: Places
+
+    def window(self, length: int) -> Window:
+        """Banded-causal attention over the batch's frames: exactly what streaming them one by one does."""
+        return Window(self.at, length, self.batch.frames, None, {})
+
+
+def scene(networks: Networks, batch: Batch) -> Scene:
+    """With gradients to the guider, the speech tokens and the reference network where they are on."""
+    made, rows = networks.preset, batch.rows
+    hint, spoken = heard_and_seen(networks, batch.coarse, batch.speech, batch.truth.dtype)
+    cache = networks.look(batch.portrait)
+    reference, identity = ([(k.expand(rows, -1, -1), v.expand(rows, -1, -1)) for k, v in kept] for kept in (cache.reference, cache.identity))
+    at = places(torch.zeros(rows, dtype=torch.int64, device=batch.truth.device), batch.frames, made)
+    past = slots(made)  # an empty ring, which nothing is read from
+    return Scene(batch, hint, spoken, reference, identity, Places(at.query, at.key[:, :, past:], at.hidden[:, :, past:]))
+
+
+def answer(networks: Networks, view: Scene, x: Tensor, t: Tensor) -> Tensor:
+    """One call of the denoiser for all N pictures."""
+    sources = Sources(view.batch.frames, view.reference, view.identity, speech=view.spoken)
+    said: Tensor = networks.denoiser(x, t, view.hint, sources, view.window(networks.preset.window))
+    return said
+
+
+def encode(networks: Networks, batch: Batch) -> Tensor:
+    """The truth as clean latents [N, C, h, w]."""
+    wanted = batch.truth - to_unit(batch.coarse).to(batch.truth) if networks.preset.residual else batch.truth
+    clean: Tensor = networks.autoencoder.encode(wanted) * networks.preset.gain
+    return clean
+
+
+def rollout(networks: Networks, at: Levels, view: Scene, *, exit: int) -> Tensor:
+    """The student's own steps up to number `exit`, which alone carries gradients -> clean latents [N, C, h, w]."""
+    count = view.batch.truth.shape[0]
+    noise = noise_of(networks.preset)[:1].to(view.hint).expand(count, -1, -1, -1)
+    x = noise
+    for s in range(exit):
+        with torch.no_grad():
+            x = advance(at, s, x, answer(networks, view, x, at.t[s].expand(count)), noise)
+    said = answer(networks, view, x.detach(), at.t[exit].expand(count))
+    return clean_and_noise(at, exit, x.detach(), said)[0]
+
+
+def seeded(seed: int, step: int) -> torch.Generator:
+    """The random numbers of one training step, whatever came before it."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+
+
+class Objective(Protocol):
+    """One way of teaching."""
+
+    def loss(self, networks: Networks, batch: Batch, step: int) -> tuple[Terms, Tensor]:
+        """(terms, whose sum is minimised; the pictures [N, 3, H, W] -1..1 for a critic)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Denoise:
+    """The teacher: any noise level, drawn anew for every row."""
+
+    weights: Weights
+    seed: int
+
+    def loss(self, networks: Networks, batch: Batch, step: int) -> tuple[Terms, Tensor]:
+        """As `Objective`."""
+        generator = seeded(self.seed, step)
+        whole = levels(networks.preset.noise, LEVELS).to(batch.truth.device)
+        index = torch.randint(0, LEVELS, (batch.rows,), generator=generator).repeat_interleave(batch.frames).to(batch.truth.device)
+        clean = encode(networks, batch)
+        noise = torch.randn(clean.shape, generator=generator).to(clean)
+        x = _column(whole.alpha, index) * clean + _column(whole.sigma, index) * noise
+        said = answer(networks, scene(networks, batch), x, whole.t[index])
+        found = clean_and_noise(whole, index, x, said)[0]
+        made = shown(networks, found, batch.coarse)
+        return pictures(made, batch.truth, weigh(batch.areas, self.weights), self.weights), made
+
+
+@dataclass(frozen=True, slots=True)
+class Appearance:
+    """Recipe A. The exit step is drawn evenly, so that every step learns to be the last."""
+
+    steps: int
+    weights: Weights
+    seed: int
+
+    def loss(self, networks: Networks, batch: Batch, step: int) -> tuple[Terms, Tensor]:
+        """As `Objective`."""
+        at = levels(networks.preset.noise, self.steps).to(batch.truth.device)
+        exit = int(torch.randint(self.steps, (), generator=seeded(self.seed, step)))
+        made = shown(networks, rollout(networks, at, scene(networks, batch), exit=exit), batch.coarse)
+        return pictures(made, batch.truth, weigh(batch.areas, self.weights), self.weights), made
+
+
+class Consistency:
+    """Recipe B. `target`: the student's average, which the trainer keeps."""
+
+    def __init__(self, teacher: Networks, target: Networks, *, seed: int) -> None:
+        self.teacher, self.target, self.seed = teacher.eval().requires_grad_(False), target, seed
+        self.path = levels(teacher.preset.noise, TEACHER_STEPS)
+
+    def loss(self, networks: Networks, batch: Batch, step: int) -> tuple[Terms, Tensor]:
+        """As `Objective`."""
+        generator = seeded(self.seed, step)
+        path = self.path.to(batch.truth.device)
+        index = torch.randint(0, TEACHER_STEPS - 1, (batch.rows,), generator=generator).repeat_interleave(batch.frames).to(batch.truth.device)
+        clean = encode(networks, batch)
+        noise = torch.randn(clean.shape, generator=generator).to(clean)
+        x = _column(path.alpha, index) * clean + _column(path.sigma, index) * noise
+        with torch.no_grad():
+            mine = scene(self.teacher, batch)
+            nearer = advance(replace(path, stepper="euler"), index, x, answer(self.teacher, mine, x, path.t[index]), noise)
+            goal = self._consistent(self.target, batch, nearer, index + 1, path)
+        found = self._consistent(networks, batch, x, index, path)
+        apart = found - goal
+        made = shown(networks, found, batch.coarse)
+        return {"consistency": (torch.sqrt(apart.square() + HUBER**2) - HUBER).mean()}, made
+
+    @staticmethod
+    def _consistent(networks: Networks, batch: Batch, x: Tensor, index: Tensor, path: Levels) -> Tensor:
+        """f(x, t) = skip · x + out · clean; at the end of the path it is x itself."""
+        clean = clean_and_noise(path, index, x, answer(networks, scene(networks, batch), x, path.t[index]))[0]
+        return _column(path.skip, index) * x + _column(path.out, index) * clean
+
+
+class Matching(nn.Module):
+    """Recipe C. Holds the critic of the student's own distribution and its optimiser's turn."""
+
+    def __init__(self, teacher: Networks, *, steps: int, seed: int) -> None:
+        super().__init__()
+        self.teacher = teacher.eval().requires_grad_(False)
+        self.follower = copy.deepcopy(teacher).train().requires_grad_(True)
+        self.steps, self.seed = steps, seed
+
+    def loss(self, networks: Networks, batch: Batch, step: int) -> tuple[Terms, Tensor]:
+        """As `Objective`: 0.5 |x - sg(x - grad)|², grad = (follower - teacher) / mean |x - teacher|, sample by sample."""
+        at = levels(networks.preset.noise, self.steps).to(batch.truth.device)
+        exit = int(torch.randint(self.steps, (), generator=seeded(self.seed, step)))
+        mine = rollout(networks, at, scene(networks, batch), exit=exit)
+        with torch.no_grad():
+            x, index, whole = self._noisy(mine.detach(), batch, step)
+            teacher = clean_and_noise(whole, index, x, answer(self.teacher, scene(self.teacher, batch), x, whole.t[index]))[0]
+            follower = clean_and_noise(whole, index, x, answer(self.follower.eval(), scene(self.follower, batch), x, whole.t[index]))[0]
+            push = matching_gradient(mine.detach(), teacher, follower)
+        return {"matching": 0.5 * functional.mse_loss(mine, (mine - push).detach())}, shown(networks, mine, batch.coarse)
+
+    def follow(self, networks: Networks, batch: Batch, step: int) -> Tensor:
+        """The critic's own loss: to denoise what the student makes."""
+        at = levels(networks.preset.noise, self.steps).to(batch.truth.device)
+        with torch.no_grad():
+            mine = rollout(networks, at, scene(networks, batch), exit=self.steps - 1)
+        x, index, whole = self._noisy(mine, batch, step)
+        self.follower.train()
+        found = clean_and_noise(whole, index, x, answer(self.follower, scene(self.follower, batch), x, whole.t[index]))[0]
+        return functional.mse_loss(found, mine)
+
+    def _noisy(self, clean: Tensor, batch: Batch, step: int) -> tuple[Tensor, Tensor, Levels]:
+        generator = seeded(self.seed, step)
+        whole = levels(self.teacher.preset.noise, LEVELS).to(clean.device)
+        low, high = round(LEAST * LEVELS), round(MOST * LEVELS)
+        index = torch.randint(low, high, (batch.rows,), generator=generator).repeat_interleave(batch.frames).to(clean.device)
+        noise = torch.randn(clean.shape, generator=generator).to(clean)
+        return _column(whole.alpha, index) * clean + _column(whole.sigma, index) * noise, index, whole
+
+
+def matching_gradient(made: Tensor, teacher: Tensor, follower: Tensor) -> Tensor:
+    """[N, C, h, w]: which way the student's latents should not go; 0 where teacher and follower agree."""
+    size = (made - teacher).abs().mean((1, 2, 3), keepdim=True)
+    return torch.nan_to_num((follower - teacher) / size)
+
+
+def _column(values: Tensor, index: Tensor) -> Tensor:
+    return values[index].view(-1, 1, 1, 1)
+
+
+__all__ = [
+    "Appearance",
+    "Consistency",
+    "Denoise",
+    "Matching",
+    "Objective",
+    "Scene",
+    "answer",
+    "encode",
+    "matching_gradient",
+    "rollout",
+    "scene",
+    "seeded",
+]

@@ -1,0 +1,198 @@
+"""Trains a diffusion generator on a data set: a loop that resumes exactly, stops in words, and shows what it does."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.generators.diffusion import networks as weights_of
+from engine.types import AvatarError
+from exporters import runs
+from exporters.batches import Batches
+from exporters.dataset import Dataset
+from exporters.judge import Judged, held_out, judge, sheet
+from exporters.learner import Learner, Recipe, Settings
+
+CHECKPOINT_SECONDS, LOOK_SECONDS = 60.0, 150.0
+WORSE, RECENT = 4.0, 40
+"""A run has diverged when the mean loss of the RECENT updates is WORSE times as high as it ever was."""
+CRITIC_AFTER = 0.4
+"""Share of the budget before the critic joins in: first the shape, then the texture."""
+PREVIEW = "preview.jpg"
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """When to stop: whichever comes first."""
+
+    minutes: float | None = None
+    updates: int | None = None
+
+    def share(self, done: runs.Progress) -> float:
+        """0..1 of it that is used up."""
+        by_time = done.seconds / (60 * self.minutes) if self.minutes else 0.0
+        by_count = done.updates / self.updates if self.updates else 0.0
+        return min(1.0, max(by_time, by_count))
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a person who waits is told after every update."""
+
+    updates: int
+    share: float  # 0..1 of the budget
+    loss: float
+    judged: Judged | None  # where held-out frames were looked at just now
+
+
+def train(
+    data: Dataset,
+    out: Path,
+    *,
+    budget: Budget,
+    settings: Settings | None = None,
+    start: Path | None = None,
+    teacher: Path | None = None,
+    device: str | None = None,
+    progress: Callable[[Report], None] | None = None,
+) -> Judged:
+    """Train on `data` into the folder `out` (checkpoint, log, previews, and at the end `weights/`) -> figures of the averaged weights.
+
+    Called again with the same settings it goes on where it was killed. `start`: weights to go on from (an import, or a teacher); `teacher`:
+    weights that consistency and matching learn from. Raises AvatarError where it cannot go on; the last checkpoint is kept.
+    """
+    settings = settings or Settings()
+    known = _known(settings, data, start, teacher)
+    learner = Learner(settings, data.size, start=start, teacher=teacher, device=device)
+    batches = Batches(data, seed=settings.seed, patterns=settings.patterns, chances=settings.chances)
+    done = runs.Progress()
+    if (state := runs.load(out, settings=known)) is not None:
+        done = runs.Progress(int(state.pop("updates")), float(state.pop("seconds")))
+        learner.restore(state)
+    run = _Run(data, out, learner, batches, done, known)
+    try:
+        run.until(budget, progress or (lambda report: None))
+    except KeyboardInterrupt:
+        run.keep()
+        raise
+    run.keep()
+    judged = run.look()
+    if learner.accelerator.is_main_process:
+        run.publish(judged)
+    return judged
+
+
+class _Run:
+    """A run in progress."""
+
+    def __init__(self, data: Dataset, out: Path, learner: Learner, batches: Batches, done: runs.Progress, known: dict[str, Any]) -> None:
+        self.data, self.out, self.learner, self.batches, self.done, self.known = data, out, learner, batches, done, known
+        self.held = held_out(batches)
+        self.log, self.board = runs.Log(out, updates=done.updates), _board(out)
+        self.watch, self.since = _Watch(), time.monotonic()
+        self.saved = self.looked = done.seconds
+
+    def until(self, budget: Budget, progress: Callable[[Report], None]) -> None:
+        """Update after update."""
+        accelerator, done = self.learner.accelerator, self.done
+        while budget.share(done) < 1.0:
+            number = done.updates * accelerator.num_processes + accelerator.process_index
+            batch = self.batches.at(number).to(accelerator.device)
+            told = self.learner.update(batch, done.updates, texture=budget.share(done) >= CRITIC_AFTER)
+            if complaint := self.watch(told["loss"]):
+                raise AvatarError(f"{complaint} at update {done.updates}; the last checkpoint is kept in {self.out}. Try a lower --rate.")
+            self.log(done.updates, **told)
+            self.board(done.updates, **told)
+            done.updates += 1
+            self.stop_clock()
+            judged = None
+            if done.seconds - self.looked > LOOK_SECONDS:
+                judged, self.looked = self.look(), done.seconds
+                self.since = time.monotonic()  # looking is not training
+            progress(Report(done.updates, budget.share(done), told["loss"], judged))
+            if done.seconds - self.saved > CHECKPOINT_SECONDS:
+                self.keep()
+
+    def stop_clock(self) -> None:
+        """Add the time since the last call to the run's seconds."""
+        now = time.monotonic()
+        self.done.seconds, self.since = self.done.seconds + now - self.since, now
+
+    def keep(self) -> None:
+        """Write a checkpoint."""
+        self.saved = self.done.seconds
+        if self.learner.accelerator.is_main_process:
+            runs.save(self.out, {**self.learner.state(), "updates": self.done.updates, "seconds": self.done.seconds}, settings=self.known)
+
+    def look(self) -> Judged:
+        """Held-out frames through the averaged weights, in figures and as a picture."""
+        settings, device = self.learner.settings, self.learner.accelerator.device
+        counts = [settings.steps] if settings.recipe == "teacher" else sorted({1, settings.steps})
+        judged, made = judge(self.learner.average, [batch.to(device) for batch in self.held], counts)
+        if self.learner.accelerator.is_main_process:
+            sheet(self.out / PREVIEW, self.held, made)
+            self.board(self.done.updates, **_told(judged))
+        return judged
+
+    def publish(self, judged: Judged) -> None:
+        """The averaged weights with where they come from."""
+        settings = self.learner.settings
+        origin = {"made_by": "avatar train", "recipe": settings.recipe, "dataset": str(self.known["dataset"]), "updates": str(self.done.updates)}
+        if settings.recipe == "teacher":
+            origin |= {"made_for": f"{settings.steps} steps", "steps": str(settings.steps)}
+        origin |= {name: f"{value:.3f}" for name, value in _told(judged).items()}
+        weights_of.save(self.learner.average, self.out / "weights", origin=origin)
+
+
+class _Watch:
+    """Notices a loss that is no number, or that has run away."""
+
+    def __init__(self) -> None:
+        self.recent: deque[float] = deque(maxlen=RECENT)
+        self.best = math.inf
+
+    def __call__(self, loss: float) -> str:
+        """What is wrong, or nothing."""
+        if not math.isfinite(loss):
+            return "The loss is no number any more"
+        self.recent.append(loss)
+        mean = sum(self.recent) / len(self.recent)
+        if len(self.recent) == RECENT:
+            self.best = min(self.best, mean)
+        return f"The loss has diverged ({mean:.3g}, it was {self.best:.3g})" if mean > WORSE * self.best else ""
+
+
+def _known(settings: Settings, data: Dataset, start: Path | None, teacher: Path | None) -> dict[str, Any]:
+    """What must be the same for a run to go on."""
+    flat: dict[str, Any] = {key: repr(value) for key, value in asdict(settings).items()}
+    hashes = {name: weights_of.load(path).origin if path else "" for name, path in (("start", start), ("teacher", teacher))}
+    return {**flat, **hashes, "dataset": str(data.report.get("key", data.folder))}
+
+
+def _board(out: Path) -> Callable[..., None]:
+    """Where TensorBoard is installed, the same as the log, for its curves; else nothing: the log has it all."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return lambda update, **values: None
+    writer = SummaryWriter(str(out / "tensorboard"))
+
+    def write(update: int, **values: float) -> None:
+        for name, value in values.items():
+            writer.add_scalar(name, value, update)
+
+    return write
+
+
+def _told(judged: Judged) -> dict[str, float]:
+    """Flat, for curves."""
+    every = {"puppet": judged.puppet, **{f"steps_{count}": one for count, one in judged.made.items()}}
+    return {f"held_out/{name}/{key}": value for name, one in every.items() for key, value in asdict(one).items()}
+
+
+__all__ = ["Budget", "Recipe", "Report", "Settings", "train"]

@@ -1,0 +1,349 @@
+"""From video to training data: the pairs fit, bad frames and bad files are told, and nothing half done is taken for whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from engine.composite import Fit
+from engine.drivers.rigid import RIGID
+from engine.drivers.speech import LOG_FLOOR
+from engine.drivers.tracker import FaceTracker
+from engine.types import AvatarError, UInt8Array, VideoFrame
+from exporters import pairs, storage
+from exporters.dataset import Dataset, collect, open_dataset
+from exporters.filters import REASONS
+from tests.clips import acting, film, person
+from tests.faces import scene
+from tests.test_media import disk_of, tone, write_clip, write_wav
+
+SIZE = (128, 112)
+BLURRED = range(12, 15)
+A, B = 52, 24
+"""Frames of the two clips."""
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two clips of one person: in the second, silent one they sit further away and to the side."""
+    folder = tmp_path_factory.mktemp("videos")
+    frames = person(count=A)
+
+    def soften(rgb: UInt8Array, number: int) -> UInt8Array:
+        return np.asarray(cv2.GaussianBlur(rgb, (0, 0), 4.0), np.uint8) if number in BLURRED else rgb
+
+    def away(rgb: UInt8Array, number: int) -> UInt8Array:
+        wide = np.full((288, 384, 3), 90, np.uint8)
+        wide[68:268, 150:350] = cv2.resize(rgb, (200, 200), interpolation=cv2.INTER_AREA)
+        return wide
+
+    film(folder / "a.mp4", frames, change=soften)
+    film(folder / "b clip.mp4", frames[:B], change=away, sound=False)
+    (folder / "notes.txt").write_text("not a clip")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return collect([videos], tmp_path_factory.mktemp("made") / "set", size=SIZE, least=2.0)
+
+
+# -- what is in it --------------------------------------------------------------------------------------------------------
+
+
+def test_every_array_has_its_shape_and_pictures_stay_on_the_disk(made: Dataset) -> None:
+    assert (made.size, made.fps, made.portrait.shape) == (SIZE, 25, (*SIZE, 3))
+    assert [clip.name for clip in made.clips] == ["a", "b_clip"]
+    for clip, count in zip(made.clips, (A, B), strict=True):
+        assert len(clip.kept) == pytest.approx(count, abs=1)
+        count = len(clip.kept)
+        for pictures in (clip.frames, clip.coarse):
+            assert isinstance(pictures, np.memmap)
+            assert (pictures.shape, pictures.dtype) == ((count, *SIZE, 3), np.uint8)
+        assert (clip.speech.shape, clip.motion.shape, clip.face.shape) == ((count, 16, 80), (count, 16), (count, 478, 2))
+        assert np.isnan(clip.face[~clip.kept]).all()
+        assert np.isfinite(clip.face[clip.kept]).all()
+    assert made.views, "the head turned by 12 degrees"
+    assert {view.shape for _, view in made.views} == {(*SIZE, 3)}
+    assert all(min(abs(abs(yaw) - 12), abs(abs(yaw) - 24)) <= 5 for yaw, _ in made.views)
+
+
+def test_the_end_of_each_clip_is_held_out_a_window_later(made: Dataset) -> None:
+    for clip in made.clips:
+        train = np.concatenate([np.arange(*run) for run in clip.train])
+        test = np.concatenate([np.arange(*run) for run in clip.held_out])
+        assert clip.kept[train].all()
+        assert clip.kept[test].all()
+        assert len(test) == round(0.2 * clip.kept.sum())
+        assert test.min() - train.max() > 16
+    assert len(made.clips[0].train) == 2, "the blurred frames part it"
+
+
+def test_blurred_frames_are_dropped_and_told(made: Dataset) -> None:
+    dropped = np.flatnonzero(~made.clips[0].kept)
+    assert set(BLURRED) <= set(dropped.tolist()) <= set(range(BLURRED.start - 1, BLURRED.stop + 1))
+    assert made.report["dropped"] == {"blurred": len(dropped)}
+    assert made.report["clips"][0]["dropped"] == {"blurred": len(dropped)}
+    assert made.report["clips"][0]["spans"] == [[dropped[0], dropped[-1] + 1, "blurred"]]
+    assert f"a.mp4: {A - len(dropped)} of {A} frames kept" in made.report["sentences"][0]
+    assert any("no sound" in sentence for sentence in made.report["sentences"])
+
+
+def test_the_portrait_is_a_frame_at_rest_before_the_held_out_ones(made: Dataset) -> None:
+    held = storage.read_arrays(made.folder / "reference.npz")
+    clip = made.clips[0]
+    assert str(held["clip"]) == clip.name, "the larger face in the longer clip"
+    frame = int(held["frame"])
+    assert clip.kept[frame]
+    assert frame < clip.held_out[0][0]
+    assert np.array_equal(clip.frames[frame], made.portrait)
+    assert np.abs(clip.motion[frame, :6]).max() < 0.05, "the reference is the neutral"
+    assert clip.motion[frame, 12] < 0.03, "shut lips"
+    picture = cv2.cvtColor(cv2.imread(str(made.folder / "scene.png")), cv2.COLOR_BGR2RGB)
+    x, y, width, height = held["rect"]
+    assert width / height == pytest.approx(SIZE[1] / SIZE[0], rel=0.02)
+    inside = cv2.resize(Fit.of((x, y, width, height), picture.shape[:2]).cut(picture), (SIZE[1], SIZE[0]), interpolation=cv2.INTER_AREA)
+    assert np.array_equal(inside, made.portrait)
+
+
+def test_coarse_and_real_heads_lie_on_each_other_in_every_clip(made: Dataset) -> None:
+    tracker = FaceTracker()
+    for clip in made.clips:
+        apart = []
+        for k in np.flatnonzero(clip.kept)[::5]:
+            seen = tracker.detect(np.ascontiguousarray(clip.coarse[k])) and tracker.detect(np.ascontiguousarray(clip.coarse[k]))
+            assert seen
+            apart.append((seen[0][:, :2] * (SIZE[1], SIZE[0]) - clip.face[k])[RIGID].mean(0))
+        assert np.abs(np.mean(apart, 0)).max() < 1.0, "place"
+        assert np.linalg.norm(apart, axis=1).max() < 2.5
+    tracker.close()
+
+
+def test_shoulders_that_stand_still_do_so_in_the_puppet_s_frames(made: Dataset) -> None:
+    speaking, _ = made.report["clips"]
+    assert speaking["coarse_db"] > 23.0, "a tracker reads a turning head as a leaning body: 19 dB if it is believed"
+
+
+def test_nothing_lags(made: Dataset) -> None:
+    clip = made.clips[0]
+    yaw = np.array([acting(k / 25).head[0] for k in range(len(clip.kept))])
+    kept = np.flatnonzero(clip.kept)[3:-3]
+
+    def agreement(shift: int) -> float:
+        return float(np.corrcoef(clip.motion[kept + shift, 0], yaw[kept])[0, 1])
+
+    assert max(range(-3, 4), key=agreement) == 0
+    assert agreement(0) > 0.97
+
+    def apart(shift: int) -> float:
+        upper = slice(0, SIZE[0] // 2)
+        return float(np.mean([np.abs(clip.coarse[k + shift, upper].astype(int) - clip.frames[k, upper]).mean() for k in kept]))
+
+    assert apart(0) < min(apart(-1), apart(1)) - 0.1
+
+
+def test_a_blink_of_three_frames_is_one(made: Dataset) -> None:
+    clip = made.clips[0]
+    shut = [k for k in range(len(clip.kept)) if acting(k / 25).eyes[0] == 0.0]
+    assert shut
+    middle = shut[1]
+    eyes = clip.motion[:, 6:8].mean(1)
+    assert eyes[middle] < 0.35
+    assert eyes[middle - 5] > 0.7
+    assert eyes[middle + 5] > 0.7
+
+
+def test_sound_stands_at_its_frames_and_silence_reads_as_silence(made: Dataset) -> None:
+    speaking, silent = made.clips
+    assert np.all(silent.speech == LOG_FLOOR)
+    loud = 10 ** (speaking.speech[:, 9].max(1) / 2)  # the last row's window of 25 ms ends 80 ms after the frame, so this one lies on it
+    agreement = {}
+    for shift in (-0.02, -0.01, 0.0, 0.01, 0.02):
+        voice = [max(0.0, np.sin(9.0 * (k / 25 + shift))) for k in range(len(loud))]
+        agreement[shift] = float(np.corrcoef(loud[:-3], voice[:-3])[0, 1])
+    assert max(agreement, key=lambda shift: agreement[shift]) == 0.0
+    assert agreement[0.0] > 0.995
+
+
+# -- again, other, broken ---------------------------------------------------------------------------------------------------
+
+
+def _refuse_to_work(*arguments: Any) -> None:
+    raise AssertionError("nothing is left to do")
+
+
+def test_asked_again_it_is_only_opened(made: Dataset, videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pairs, "build", _refuse_to_work)
+    again = collect([videos / "a.mp4", videos / "b clip.mp4"], made.folder, size=SIZE, least=2.0)
+    assert again.report == made.report
+    assert np.array_equal(again.portrait, made.portrait)
+
+
+def test_other_settings_and_other_videos_are_told(made: Dataset, videos: Path, tmp_path: Path) -> None:
+    with pytest.raises(AvatarError, match="another frame size"):
+        collect([videos], made.folder, size=(64, 64), least=2.0)
+    with pytest.raises(AvatarError, match="other videos"):
+        collect([videos / "a.mp4"], made.folder, size=SIZE, least=2.0)
+    (tmp_path / "thesis.txt").write_text("dear")
+    with pytest.raises(AvatarError, match="other files"):
+        collect([videos], tmp_path)
+    with pytest.raises(AvatarError, match="is a file"):
+        collect([videos], videos / "a.mp4")
+
+
+@pytest.mark.parametrize("name", ["clips/a/coarse.npy", "reference.npz", "dataset.json"])
+def test_a_damaged_set_is_not_opened(made: Dataset, tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(made.folder, tmp_path / "set")
+    (folder / name).write_bytes((folder / name).read_bytes()[:-10])
+    with pytest.raises(AvatarError, match="is damaged"):
+        open_dataset(folder)
+
+
+def test_what_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(AvatarError, match="There is no data set"):
+        open_dataset(tmp_path / "absent")
+    with pytest.raises(AvatarError, match="holds no data set"):
+        open_dataset(tmp_path)
+
+
+def test_what_an_unfinished_set_of_another_plan_leaves_is_cleared_but_for_the_tracks(made: Dataset, videos: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(made.folder, tmp_path / "set")
+    (folder / "dataset.json").unlink()
+    with pytest.raises(AvatarError, match="at least 60 s"):
+        collect([videos / "a.mp4"], folder, size=SIZE, least=60.0)
+    assert {place.name for place in folder.iterdir()} == {"plan.json", "tracks"}
+    assert len(list((folder / "tracks").iterdir())) == 2
+
+
+@contextmanager
+def killed_after(files: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The program ends as it is about to give a file its name, after so many others; what lies aside stays, as after kill -9."""
+    whole_file, left = storage.whole_file, files
+
+    @contextmanager
+    def dying(path: Path) -> Iterator[Any]:
+        nonlocal left
+        if left:
+            left -= 1
+            with whole_file(path) as file:
+                yield file
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_name(f".{path.name}.dead{storage.ASIDE}").open("wb") as file:
+            yield file
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "whole_file", dying)
+        yield
+
+
+class _Blank:
+    """Instead of the puppet, whose frames are not looked at here."""
+
+    def __init__(self, portrait: UInt8Array, *rest: Any) -> None:
+        self._portrait = portrait
+
+    def write(self, path: Path, motions: list[Any], *rest: Any, **more: Any) -> None:
+        with storage.frames_file(path, (len(motions), *self._portrait.shape)) as write:
+            for number in range(len(motions)):
+                write(np.full_like(self._portrait, number))
+
+
+def test_killed_at_any_file_it_goes_on_to_the_same_end(made: Dataset, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pairs, "Coarse", _Blank)
+    folder = tmp_path / "set"
+    folder.mkdir()
+    shutil.copy(made.folder / "plan.json", folder)
+    shutil.copytree(made.folder / "tracks", folder / "tracks")
+    min((folder / "tracks").iterdir(), key=lambda track: track.stat().st_size).unlink()
+    deaths = 0
+    while not (folder / "dataset.json").exists():
+        with pytest.raises(AvatarError, match="not complete"):
+            open_dataset(folder)
+        try:
+            with killed_after(1, monkeypatch):
+                collect([videos], folder, size=SIZE, least=2.0)
+        except KeyboardInterrupt:
+            deaths += 1
+            assert deaths < 30
+    done = open_dataset(folder)
+    assert deaths >= 7
+    assert not list(folder.rglob(f"*{storage.ASIDE}"))
+    for clip, other in zip(done.clips, made.clips, strict=True):
+        assert np.array_equal(clip.frames, other.frames)
+        assert np.array_equal(clip.motion, other.motion, equal_nan=True)
+        assert (clip.train, clip.held_out) == (other.train, other.held_out)
+        assert clip.coarse[:, 0, 0, 0].tolist() == list(range(len(clip.kept)))
+
+
+def test_two_at_once_are_kept_apart(videos: Path, tmp_path: Path) -> None:
+    plan = {"size": [64, 64]}
+    with storage.workplace(tmp_path / "set", plan), pytest.raises(AvatarError, match="just now"), storage.workplace(tmp_path / "set", plan):
+        pass
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing_half(made: Dataset, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    shutil.copy(made.folder / "plan.json", folder)
+    shutil.copytree(made.folder / "tracks", folder / "tracks")
+    with disk_of(2_000_000), pytest.raises(AvatarError, match="disk is full"):
+        collect([videos], folder, size=SIZE, least=2.0)
+    assert not list(folder.rglob("*.npy"))
+    assert not list(folder.rglob(f"*{storage.ASIDE}"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    with pytest.raises(AvatarError, match="needs .* MB"):
+        collect([videos], folder, size=SIZE, least=2.0)
+
+
+# -- bad videos ---------------------------------------------------------------------------------------------------------------
+
+
+def _pair(path: Path) -> Path:
+    frame = scene((160, 220, 380), (470, 240, 340))
+    return film(path, [VideoFrame(frame, k / 25) for k in range(12)])
+
+
+BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no face": (lambda path: write_clip(path / "x.mp4", times=[k / 25 for k in range(12)]), "No face was found in 'x.mp4'"),
+    "two faces": (lambda path: _pair(path / "x.mp4"), "two faces in 'x.mp4'"),
+    "too short": (lambda path: film(path / "x.mp4", [VideoFrame(scene((320, 240, 460)), k / 25) for k in range(12)]), "only 0.5 s of good frames"),
+    "sound only": (lambda path: write_wav(path / "x.wav", tone(0.5), rate=48_000), "has no video"),
+    "a text": (lambda path: (path / "x.mp4").write_text("no media at all, but some words"), "not a media file"),
+    "nothing": (lambda path: None, "no video in the folder"),
+    "twice": (lambda path: [write_clip(path / f"{name}.mp4", times=[0.0, 0.1]) for name in "xy"], "the same clip"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_video_that_cannot_be_used_is_one_sentence(name: str, tmp_path: Path) -> None:
+    make, sentence = BAD[name]
+    place = tmp_path / "videos"
+    place.mkdir()
+    make(place)
+    given = [place / "x.wav"] if name == "sound only" else [place]
+    with pytest.raises(AvatarError, match=sentence) as told:
+        collect(given, tmp_path / "set", size=(64, 64))
+    assert len(str(told.value).splitlines()) == 1
+
+
+def test_no_video_at_all(tmp_path: Path) -> None:
+    with pytest.raises(AvatarError, match="No video was given"):
+        collect([], tmp_path / "set")
+    with pytest.raises(AvatarError, match="cannot be read"):
+        collect([tmp_path / "absent.mp4"], tmp_path / "set")
+
+
+def test_the_index_says_what_was_dropped_in_words_of_the_reasons(made: Dataset) -> None:
+    index = json.loads((made.folder / "dataset.json").read_text())
+    assert set(index["report"]["dropped"]) <= set(REASONS)
+    assert index["report"]["seconds"] == pytest.approx(sum(clip.kept.sum() for clip in made.clips) / 25)
