@@ -187,17 +187,21 @@ def test_a_delayed_generator_gives_every_frame_at_its_own_time(drive: Drive, cli
     require_for("diffusion")
     import torch
 
+    from engine.generators.diffusion.presets import PRESETS, TINY
+
+    # Over the puppet's own frame, which is another one at every instant: what comes of a long window alone changes little.
+    monkeypatch.setitem(PRESETS, "tiny", replace(TINY, residual=True))
     plain, late = (load("diffusion", preset="tiny", steps=4, stream_batch=batched) for batched in (False, True))
     for generator in (plain, late):  # weights that see the motion
         networks = cast(Any, generator).recipe.networks
         for layer in (networks.guider.conv_out, networks.denoiser.conv_out):
-            torch.nn.init.normal_(layer.weight, std=0.5, generator=torch.Generator().manual_seed(1))
+            torch.nn.init.normal_(layer.weight, std=0.2, generator=torch.Generator().manual_seed(1))
     assert (plain.spec.delay, late.spec.delay) == (0, 3)
     persona = make_persona(plain, demo_portrait(), name="demo")
     expected, frames = (rendered(generator, persona, clip, monkeypatch, drive) for generator in (plain, late))
     assert len(expected) == len(frames) == (24 if drive == "camera" else 25)
     steps = [int(np.abs(a.rgb.astype(int) - b.rgb).max()) for a, b in zip(expected, expected[1:], strict=False)]
-    assert np.median(steps) > 20, "they are told apart by what they show"
+    assert np.median(steps) > 4, "they are told apart by what they show"
     for one, other in zip(expected, frames, strict=True):
         assert one.time == pytest.approx(other.time, abs=1e-9)
         assert one.id == other.id
