@@ -203,17 +203,17 @@ def views(costs: Float64Array, yaws: FloatArray) -> list[int]:
 # -- what a person should know --------------------------------------------------------------------------------------------
 
 
-def report(names: list[str], clips: list[Footage], judged: list[Judged]) -> dict[str, Any]:
+def report(files: list[str], clips: list[Footage], judged: list[Judged]) -> dict[str, Any]:
     """Seconds kept, frames dropped by reason, the same for each clip, and sentences for a person."""
     dropped: dict[str, int] = {}
     told: list[dict[str, Any]] = []
     sentences: list[str] = []
-    for name, footage, verdict in zip(names, clips, judged, strict=True):
+    for file, footage, verdict in zip(files, clips, judged, strict=True):
         counts, kept = verdict.counts(), int(verdict.kept.sum())
         dropped = {reason: dropped.get(reason, 0) + counts.get(reason, 0) for reason in REASONS if reason in dropped or reason in counts}
-        told.append({"name": name, "frames": len(footage), "kept": kept, "dropped": counts, "spans": verdict.spans()})
-        sentences.append(f"{name}: {kept} of {len(footage)} frames kept, {kept / FPS:.1f} s{why(counts)}.")
-        sentences += [f"{name}: {sentence}" for sentence in notices(footage, counts)]
+        told.append({"file": file, "frames": len(footage), "kept": kept, "dropped": counts, "spans": verdict.spans()})
+        sentences.append(f"{file}: {kept} of {len(footage)} frames kept, {kept / FPS:.1f} s{why(counts)}.")
+        sentences += [f"{file}: {sentence}" for sentence in notices(footage, counts)]
     kept = sum(int(verdict.kept.sum()) for verdict in judged)
     return {"frames": sum(map(len, clips)), "kept": kept, "seconds": kept / FPS, "dropped": dropped, "clips": told, "sentences": sentences}
 

@@ -110,6 +110,7 @@ def build(paths: Sequence[Path], folder: Path, plan: dict[str, Any], tell: Progr
         if not (home / "coarse.npy").exists():
             say = partial(tell, f"moving the puppet as in {source.path.name}")
             coarse.write(home / "coarse.npy", motion, source.clock(), source.face(size), storage.mapped(home / "frames.npy"), tick=say)
+        told["name"] = source.name
         told["coarse_db"] = storage.likeness(home / "frames.npy", home / "coarse.npy", verdict.kept)
         if (home / "rest.npz").exists():
             continue

@@ -19,6 +19,8 @@ from exporters.camera import Places
 from exporters.damage import damaged
 from exporters.filters import REASONS, judge, notices, runs, split
 from exporters.footage import FPS, Footage, gridded, listen, pictures, watch
+from exporters.motions import steady
+from exporters.pairs import Source
 from tests.test_media import tone, write_clip, write_offset_clip
 
 
@@ -169,6 +171,27 @@ def test_sound_that_begins_after_the_picture_keeps_its_place(tmp_path: Path) -> 
     assert heard
     loud = rows[:, 7].max(1) > -2.0  # the row 80 ms before the last one is that of the frame
     assert int(np.argmax(loud)) / FPS == pytest.approx(0.48, abs=0.05)
+
+
+# -- smoothing without lag ----------------------------------------------------------------------------------------------------
+
+
+def test_a_recording_run_backwards_is_smoothed_alike() -> None:
+    times = np.arange(60, dtype=np.float32) / FPS
+    head = np.cumsum(np.random.default_rng(0).normal(0, 1, (60, 6)), 0)
+    head[20:23] = np.nan
+    smooth = steady(head, times)
+    assert np.allclose(steady(head[::-1].copy(), times[-1] - times[::-1])[::-1], smooth, atol=1e-6, equal_nan=True)
+    assert np.isnan(smooth[20:23]).all()
+    assert np.abs(np.diff(smooth[30:], axis=0)).mean() < 0.95 * np.abs(np.diff(head[30:], axis=0)).mean()
+
+
+def test_nothing_is_smoothed_across_a_cut() -> None:
+    step = np.repeat([[0.0] * 6, [10.0] * 6], 10, 0)
+    times = np.arange(20, dtype=np.float32) / FPS
+    source = Source(Path("x.mp4"), "x", replace(_footage(20), time=times, change=np.where(np.arange(20) == 10, 60.0, 1.0)))
+    assert np.array_equal(steady(step, source.clock()), step)
+    assert not np.array_equal(steady(step, times), step)
 
 
 # -- the camera ---------------------------------------------------------------------------------------------------------------
