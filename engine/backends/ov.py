@@ -104,6 +104,7 @@ class OpenVinoRunner:
         self._tensor = library().Tensor
         self._request = compiled.create_infer_request()
         self._bound: dict[str, Any] = dict.fromkeys(spec.inputs, UNBOUND)
+        self._held: dict[str, Any] = {}  # what OpenVINO reads without owning it
         self._results: dict[str, np.ndarray[Any, Any]] = {}
         for name in spec.outputs:
             port = compiled.output(name)
@@ -123,7 +124,8 @@ class OpenVinoRunner:
             given = inputs[name]
             # An array that OpenVINO cannot look at where it lies is copied, and looked at again in every call.
             lies_well = given.flags.c_contiguous and given.flags.writeable
-            self._request.set_tensor(name, self._tensor(given if lies_well else np.array(given, order="C"), shared_memory=True))
+            self._held[name] = given if lies_well else np.array(given, order="C")
+            self._request.set_tensor(name, self._tensor(self._held[name], shared_memory=True))
             self._bound[name] = given if lies_well else UNBOUND
         self._request.start_async()  # `infer` would copy every result
         self._request.wait()
