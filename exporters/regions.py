@@ -1,0 +1,46 @@
+"""The parts of a picture that faces are judged by, and how like two pictures are there."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from engine.types import FloatArray
+
+MOUTH = (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 409, 270, 269, 267, 0, 37, 39, 40, 185)
+"""Outer lips, around."""
+EYES = (
+    (33, 7, 163, 144, 145, 153, 154, 155, 133, 173, 157, 158, 159, 160, 161, 246),
+    (362, 382, 381, 380, 374, 373, 390, 249, 263, 466, 388, 387, 386, 385, 384, 398),
+)
+OVAL = (
+    *(10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377),
+    *(152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109),
+)
+EYE_CORNERS = (33, 263)
+GROWN = 0.18
+"""Inter-ocular distances that mouth and eye regions reach beyond their outlines: where the puppet's errors spread to."""
+
+
+def regions(face: FloatArray, size: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """Face points [478, 2] px -> [2, H, W] 0..1: mouth with eyes, and the whole face; all 0 where the face is unknown (NaN)."""
+    masks = np.zeros((2, *size), np.uint8)
+    if not np.isfinite(face).all():
+        return masks.astype(np.float32)
+    grown = max(1, round(GROWN * float(np.linalg.norm(face[EYE_CORNERS[0]] - face[EYE_CORNERS[1]]))))
+    for outline in (MOUTH, *EYES):
+        cv2.fillConvexPoly(masks[0], cv2.convexHull(np.rint(face[list(outline)]).astype(np.int32)), (255,))
+    masks[0] = cv2.dilate(masks[0], cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * grown + 1, 2 * grown + 1)))
+    cv2.fillConvexPoly(masks[1], cv2.convexHull(np.rint(face[list(OVAL)]).astype(np.int32)), (255,))
+    return np.asarray(np.stack([cv2.GaussianBlur(mask, (0, 0), grown / 3) for mask in masks]) / 255, np.float32)
+
+
+def psnr(made: npt.NDArray[np.uint8], truth: npt.NDArray[np.uint8], where: npt.NDArray[np.float32] | None = None) -> float:
+    """dB between pictures [.., H, W, 3] 0..255, over the pixels that `where` [.., H, W] weighs."""
+    square = ((made.astype(np.float32) - truth.astype(np.float32)) ** 2).mean(-1)
+    error = square.mean() if where is None else (square * where).sum() / max(float(where.sum()), 1e-6)
+    return float(10 * np.log10(255.0**2 / max(float(error), 1e-6)))
+
+
+__all__ = ["psnr", "regions"]
