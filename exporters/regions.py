@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from engine.types import FloatArray
+from engine.types import FloatArray, UInt8Array
 
 MOUTH = (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 409, 270, 269, 267, 0, 37, 39, 40, 185)
 """Outer lips, around."""
@@ -43,4 +46,24 @@ def psnr(made: npt.NDArray[np.uint8], truth: npt.NDArray[np.uint8], where: npt.N
     return float(10 * np.log10(255.0**2 / max(float(error), 1e-6)))
 
 
-__all__ = ["psnr", "regions"]
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """How like the truth pictures are: peak signal to noise ratios of all of them together, dB."""
+
+    crop_db: float  # the whole picture
+    features_db: float  # mouth and eyes
+
+
+def likeness(pairs: Iterable[tuple[UInt8Array, UInt8Array]], faces: FloatArray) -> Likeness:
+    """Pairs (made, truth) of pictures [H, W, 3], and the landmarks [N, 478, 2] px in the truth; pairs are looked at one by one."""
+    crop, features = np.zeros(2), np.zeros(2)  # sums of squares, and of what counts
+    for (made, truth), face in zip(pairs, faces, strict=True):
+        square = ((made.astype(np.float32) - truth) ** 2).mean(2)
+        inside = regions(face, (truth.shape[0], truth.shape[1]))[0]
+        crop += float(square.sum(dtype=np.float64)), square.size
+        features += float((square * inside).sum(dtype=np.float64)), float(inside.sum(dtype=np.float64))
+    whole, parts = (float(10 * np.log10(255.0**2 / max(a / max(b, 1e-6), 1e-6))) for a, b in (crop, features))
+    return Likeness(whole, parts)
+
+
+__all__ = ["Likeness", "likeness", "psnr", "regions"]

@@ -6,6 +6,7 @@ import numpy as np
 
 from engine.drivers.matte import person_matte
 from engine.generators.puppet import body, eyes, mouth, plate, response, teeth, topology
+from engine.generators.puppet.assets import DRIVES, PuppetAssets, spread
 from engine.generators.puppet.features import Features
 from engine.generators.puppet.mesh import measure, spread_sheet
 from engine.types import FloatArray, UInt8Array
@@ -14,15 +15,21 @@ PAD = 0.14
 """Padding of the texture, picture sizes: how far the picture goes on, mirrored, beyond its edges."""
 
 
-def build(rgb: UInt8Array, landmarks: FloatArray) -> Features:
-    """Portrait [H, W, 3] and its face [478, 3] px (z on the scale of x) -> Features, no response measured yet."""
+def build(rgb: UInt8Array, landmarks: FloatArray, assets: PuppetAssets | None = None) -> Features:
+    """Portrait [H, W, 3] and its face [478, 3] px (z on the scale of x) -> Features, no response measured yet.
+
+    `assets`: what a clip of the person taught, see there.
+    """
     height, width = rgb.shape[:2]
     head = measure(landmarks)
     pad = int(PAD * max(height, width))
     sheet = spread_sheet(landmarks, head, (height, width), pad)
     matte = plate.complete(person_matte(rgb).astype(np.float32) / 255.0, landmarks[list(topology.OVAL), :2])
     carry = plate.ring(matte, *(share * width for share in plate.CARRY))
-    texture, uv = plate.texture(rgb, plate.pack_matte(carry, matte), pad), (sheet.flat + pad).astype(np.float32)
+    clear = plate.CLEAR * width
+    behind = plate.background(rgb, matte, clear=clear) if assets is None else plate.known(rgb, matte, assets.plate, clear=clear)
+    colours = rgb if assets is None else plate.alone(rgb, matte, behind)
+    texture, uv = plate.texture(colours, plate.pack_matte(carry, matte), pad), (sheet.flat + pad).astype(np.float32)
     drawn = plate.seen(texture[..., 3], uv, sheet.triangles) | (sheet.tags != topology.SKIN)
     lips, lids = mouth.weigh(head), eyes.weigh(head)
     torso = body.weigh(sheet.flat, landmarks, head, (height, width))
@@ -34,7 +41,7 @@ def build(rgb: UInt8Array, landmarks: FloatArray) -> Features:
         triangles=sheet.triangles[drawn],
         tags=sheet.tags[drawn],
         texture=texture,
-        plate=plate.background(rgb, matte, clear=plate.CLEAR * width),
+        plate=behind,
         parents=sheet.parents,
         weights=sheet.weights,
         rim_index=sheet.rim.index,
@@ -76,6 +83,9 @@ def build(rgb: UInt8Array, landmarks: FloatArray) -> Features:
         shoulders=torso.shoulders,
         response=response.NO_RESPONSE,
         coupling=response.NO_COUPLING,
+        offsets=np.zeros((2, 0, len(DRIVES)), np.float32) if assets is None else spread(assets, sheet.flat, (height, width)),
+        driven=np.zeros((2, len(DRIVES)), np.float32) if assets is None else np.stack([assets.low, assets.high]),
+        known=np.array(assets is not None, np.uint8),
     )
 
 

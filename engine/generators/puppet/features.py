@@ -71,6 +71,10 @@ class Features:
     # Response
     response: FloatArray  # [6, 7, 6] what a tracker reads back; see `response.listen`
     coupling: FloatArray  # [5, 3]
+    # What a clip of the person added; see `assets`
+    offsets: FloatArray  # [2, N, 13] px that every vertex moves for each drive; [2, 0, 13] without assets
+    driven: FloatArray  # [2, 13] least and most of the drives
+    known: UInt8Array  # [] 1: the plate is what really stands behind the person, and the texture's colours are free of it
 
 
 def pack(features: Features) -> dict[str, npt.NDArray[Any]]:
@@ -109,4 +113,5 @@ def blank() -> Features:
         lids=bytes_(2, 4, 4, 4), lash=floats(2, 3), iris=floats(2, 3) + 1,
         eye_axis=floats(2, 4) + 1, brow=floats(2, face), body=floats(count),
         shrug=floats(2, count), shoulders=floats(3) + 1, response=floats(6, 7, 6), coupling=floats(5, 3),
+        offsets=floats(2, 0, 13), driven=floats(2, 13), known=bytes_(),
     )  # fmt: skip

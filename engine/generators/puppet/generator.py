@@ -13,6 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.generators.puppet import features as feature_arrays
+from engine.generators.puppet.assets import PuppetAssets
+from engine.generators.puppet.assets import pack as pack_assets
+from engine.generators.puppet.assets import unpack as unpack_assets
 from engine.generators.puppet.build import build
 from engine.generators.puppet.features import Features
 from engine.generators.puppet.find import find_face
@@ -21,7 +24,7 @@ from engine.generators.puppet.pose import Pose, corrected, place
 from engine.generators.puppet.response import listen
 from engine.types import AvatarError, GeneratorSpec, Identity, Motion, Signal, UInt8Array, VideoFrame, still_motion
 
-VERSION = "5"
+VERSION = "6"
 """Of the features: cached ones of another version are made anew."""
 
 
@@ -56,21 +59,31 @@ class Puppet:
 
     # -- slow, once -----------------------------------------------------------------------------------------------------
 
-    def prepare(self, portrait: UInt8Array) -> Identity:
-        """Portrait [H, W, 3] of any size -> Identity, in 2 to 3 s of CPU. Raises AvatarError where no face is found."""
+    def prepare(self, portrait: UInt8Array, assets: PuppetAssets | None = None) -> Identity:
+        """Portrait [H, W, 3] of any size -> Identity, in 2 to 3 s of CPU. Raises AvatarError where no face is found.
+
+        `assets`: what a clip of the same person, with the portrait one of its frames, taught (`exporters.plates`).
+        """
         height, width = self.spec.size
         how = cv2.INTER_AREA if portrait.shape[0] > height else cv2.INTER_CUBIC
         rgb = np.asarray(cv2.resize(portrait, (width, height), interpolation=how), np.uint8)
         # The tracker sees most in the picture as it came: not squeezed into the frame's size and shape.
         squeeze = np.array([width / portrait.shape[1], height / portrait.shape[0], width / portrait.shape[1]], np.float32)
-        features = build(rgb, find_face(np.ascontiguousarray(portrait)) * squeeze)
-        if self.respond:
+        features = build(rgb, find_face(np.ascontiguousarray(portrait)) * squeeze, assets)
+        if self.respond and assets is None:  # assets know how the person really moves, and the tracker reads that
             row = self._seat(features)
             response, coupling = listen(lambda motion: self._frame(row, motion)[0])
             features = replace(features, response=response, coupling=coupling)
         made_by = f"puppet {VERSION} {self.spec.size} {self.respond}"
-        key = hashlib.sha256(np.ascontiguousarray(portrait).tobytes() + made_by.encode()).hexdigest()
-        return Identity(key, rgb, features)
+        digest = hashlib.sha256(np.ascontiguousarray(portrait).tobytes() + made_by.encode())
+        for name, array in {} if assets is None else pack_assets(assets).items():
+            digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
+        return Identity(digest.hexdigest(), rgb, features)
+
+    @staticmethod
+    def read_assets(arrays: dict[str, npt.NDArray[Any]]) -> PuppetAssets:
+        """What a persona's folder keeps beside its portrait -> what `prepare` takes. Raises AvatarError for other arrays."""
+        return unpack_assets(arrays)
 
     @staticmethod
     def pack(identity: Identity) -> dict[str, npt.NDArray[Any]]:

@@ -63,7 +63,7 @@ def paint(features: Features, canvas: Canvas, pose: Pose, motion: Motion) -> tup
         _eye(features, canvas, pose, motion, side, flat)
     _mouth(features, canvas, pose, flat)
     rgb, alpha = np.empty((height, width, 3), np.uint8), np.empty((height, width), np.uint8)
-    blend(canvas.layer, canvas.sampling, pad, features.plate, rgb, alpha)
+    blend(canvas.layer, canvas.sampling, pad, features.plate, bool(features.known), rgb, alpha)
     room = np.float32(EDGE_ROOM * features.width) * np.array([-1, -1, 1, 1], np.float32)
     soften(rgb, canvas.sampling, face + room, canvas.places, canvas.colours)
     return rgb, alpha

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from engine.drivers.matte import clean_plate
 from engine.types import FloatArray, UInt8Array
 
 PLATE_SCALE = 4
@@ -23,6 +24,12 @@ CARRY = (0.020, 0.034)
 """The matte keeps a ring of real background, whole up to the first distance from the person and gone by the second; picture widths."""
 CLEAR = 0.018
 """The plate is filled this far around the person."""
+KNOWN_SEAM = 0.006
+"""Width of the seam between the portrait's own background and a known one, picture widths."""
+SOLID = 0.95
+"""Matte from which a pixel is all person."""
+TRUST = (0.3, 0.8)
+"""Mattes between which a rim pixel's own colour, less the background's share, comes to be believed."""
 
 
 def complete(matte: FloatArray, face: FloatArray) -> FloatArray:
@@ -79,6 +86,31 @@ def background(rgb: UInt8Array, matte: FloatArray, *, clear: float) -> UInt8Arra
     share = cv2.GaussianBlur(hole.astype(np.float32), (0, 0), 1.5)[..., None]
     mixed: UInt8Array = np.clip(rgb * (1 - share) + fill * share + 0.5, 0, 255).astype(np.uint8)
     return mixed
+
+
+def known(rgb: UInt8Array, matte: FloatArray, behind: UInt8Array, *, clear: float) -> UInt8Array:
+    """[H, W, 3] the portrait without its person where `behind` [., ., 3] shows what stands there: it fills everything within `clear` px."""
+    height, width = matte.shape
+    if behind.shape[:2] != (height, width):
+        how = cv2.INTER_AREA if behind.shape[0] > height else cv2.INTER_CUBIC
+        behind = np.asarray(cv2.resize(behind, (width, height), interpolation=how), np.uint8)
+    share = ring(matte, clear, clear + KNOWN_SEAM * width)[..., None]
+    mixed: UInt8Array = np.clip(rgb * (1 - share) + behind * share + 0.5, 0, 255).astype(np.uint8)
+    return mixed
+
+
+def alone(rgb: UInt8Array, matte: FloatArray, behind: UInt8Array) -> UInt8Array:
+    """[H, W, 3] the person's own colours, free of what shines through at their rim.
+
+    A pixel is a F + (1 - a) B: person F, matte a, background B, which `behind` [H, W, 3] knows. Where a is small F is not to be had that
+    way and is taken from the person nearby.
+    """
+    share = matte[..., None]
+    near = clean_plate(rgb, np.where(matte > SOLID, 0, 255).astype(np.uint8)).astype(np.float32)
+    own = np.clip((rgb - (1.0 - share) * behind) / np.maximum(share, TRUST[0]), 0, 255)
+    trust = np.clip((share - TRUST[0]) / (TRUST[1] - TRUST[0]), 0.0, 1.0)
+    colours: UInt8Array = np.where(share >= 1.0, rgb, near + trust * (own - near) + 0.5).astype(np.uint8)
+    return colours
 
 
 def _texture(rgb: UInt8Array, fill: FloatArray, hole: npt.NDArray[np.bool_]) -> FloatArray:

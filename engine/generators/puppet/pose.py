@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from engine.generators.puppet import body, eyes, mouth, response, topology
+from engine.generators.puppet.assets import drives
 from engine.generators.puppet.features import Features
 from engine.generators.puppet.mesh import turn_about
 from engine.generators.puppet.refine import apply
@@ -100,6 +101,12 @@ def place(features: Features, motion: Motion, *, rest: bool) -> Pose:
     turn_about(features.rest[:FACE_POINTS], features.pivot, width, matrix, shift, skull)
     shoulders = _limited(body.follow(motion))
     body.displace(points, still, features.head_weight, features.body, features.shrug, features.shoulders, shoulders)
+    if features.offsets.size:
+        asked = np.clip(drives(motion), *features.driven)
+        for axis in range(2):
+            off = features.offsets[axis] @ asked
+            points[:, axis] += off
+            skull[:, axis] += off[:FACE_POINTS]
     fresh = mouth.freshness(features, face)
     return Pose(points, _slide_rim(features, turn), skull[:, :2], (matrix @ (features.frame[:, 1] * jaw_way))[:2], fresh)
 

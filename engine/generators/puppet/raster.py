@@ -99,12 +99,12 @@ NEAR, FAR = 0.006, 0.024
 
 
 @kernel
-def blend(layer: UInt8Array, sampling: FloatArray, pad: float, plate: UInt8Array, rgb: UInt8Array, alpha: UInt8Array) -> None:
+def blend(layer: UInt8Array, sampling: FloatArray, pad: float, plate: UInt8Array, known: bool, rgb: UInt8Array, alpha: UInt8Array) -> None:
     """Lay the person over the plate.
 
     layer [H, W, 4]: colour and the packed matte of `plate.pack_matte`; sampling [H, W, 2] where it came from, `pad` px off; plate
     [H, W, 3]; rgb [H, W, 3] and alpha [H, W] are written. Where a pixel stayed near its place, the ring of real background that the
-    matte carries keeps every hair; where it moved, the tight matte keeps that background from coming along.
+    matte carries keeps every hair; where it moved, the tight matte keeps that background from coming along. A `known` plate needs no ring.
     """
     height, width = alpha.shape
     near, far = np.float32(NEAR * width), np.float32(FAR * width)
@@ -114,7 +114,7 @@ def blend(layer: UInt8Array, sampling: FloatArray, pad: float, plate: UInt8Array
             tight = (packed - 128) * 2 + 1 if packed > 128 else 0
             alpha[y, x] = tight
             cover = tight
-            if packed > 0 and tight < 255:
+            if packed > 0 and tight < 255 and not known:
                 dx, dy = sampling[y, x, 0] - pad - x, sampling[y, x, 1] - pad - y
                 moved = np.sqrt(dx * dx + dy * dy)
                 stay = min(max((far - moved) / (far - near), 0.0), 1.0)
