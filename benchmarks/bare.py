@@ -39,7 +39,7 @@ class Bare:
     read: list[Any]  # its tokens' keys and values by block, as the reference network reads them
     stream: streams.Stream
     steps: list[Callable[[], None]]  # all rows at once, or row by row on a CPU, as the generator does
-    pictures: Any  # [P, H, W, 3] uint8
+    pictures: Any  # [P, H, W, K] uint8
     seen: int = 0
 
     @property
@@ -85,7 +85,7 @@ def bare(networks: Any, *, steps: int, precision: str, mode: pytorch.Mode = "eag
     """Rows of sessions on networks that are there already; in mode "compile" their denoiser must be compiled by the caller."""
     made, how = networks.preset, recipe(networks, steps, precision=precision, device=device)
     source = torch.Generator().manual_seed(seed)
-    pictures = torch.randint(0, 256, (PICTURES, *made.size, 3), dtype=torch.uint8, generator=source)
+    pictures = torch.randint(0, 256, (PICTURES, *made.size, made.channels), dtype=torch.uint8, generator=source)
     portrait = (torch.rand((1, 3, *made.size), generator=source) * 2 - 1).to(device, KINDS[precision])
     cache = networks.remember(portrait)
     with torch.no_grad():

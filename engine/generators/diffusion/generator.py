@@ -20,6 +20,8 @@ from engine.generators import load as load_generator
 from engine.generators.diffusion.conditions import Anchor, Ease, anchor_of, painter
 from engine.generators.diffusion.presets import Decoder, Preset, check
 from engine.generators.diffusion.presets import preset as preset_named
+from engine.generators.diffusion.trust import Ask, Guiding, Trust
+from engine.generators.diffusion.trust import row as trusted_row
 from engine.types import AvatarError, Generator, GeneratorSpec, Identity, MissingPart, Signal, UInt8Array, VideoFrame
 
 try:
@@ -71,7 +73,7 @@ class State:
     run: dict[int | None, Callable[[], None]] = field(default_factory=dict)  # row, or None for all at once -> its prepared step
     ends: Staging | None = None  # where pictures go in and out; made with the stream
     pool: Any = None  # that the graphs of all of `run` share: one of them runs at a time, and none keeps anything there
-    shown: list[deque[list[VideoFrame]]] = field(default_factory=list)  # a row: chunks that the stream batch still holds
+    shown: list[deque[list[Ask]]] = field(default_factory=list)  # a row: chunks that the stream batch still holds
     eases: dict[int, Ease] = field(default_factory=dict)  # row -> what its painted condition remembers
     proven: set[int] = field(default_factory=set)  # rows that have made a picture since their past began
     lost: int = 0  # times that a row's past was given up because its numbers were none
@@ -140,6 +142,7 @@ class Diffusion:
             networks.denoiser = pytorch.compiled(networks.denoiser)
         self._base: Generator | None = load_generator("puppet", size=made.size) if made.condition == "puppet" else None
         self._paint = None if self._base else painter(made)
+        self._trust: Trust | None = None
         self.spec = GeneratorSpec(
             name="diffusion",
             size=made.size,
@@ -259,9 +262,9 @@ class Diffusion:
             raise AvatarError("A signal came for a row where no portrait is seated; admit an identity first.")
         if not asked or ends is None:
             return [None] * len(signals)
-        for row, frames in self._conditions(state, signals).items():
-            ends.put(row, np.stack([frame.rgb for frame in frames]), _heard(cast(Sequence[Signal], signals[row])))
-            state.shown[row].append(frames)
+        for row, asks in self._conditions(state, signals).items():
+            ends.put(row, np.stack([ask.picture for ask in asks]), _heard(cast(Sequence[Signal], signals[row])))
+            state.shown[row].append(asks)
         try:
             pictures, finite = self._within_memory("make a frame", lambda: self._run(state, ends, asked))
         except Exception:
@@ -312,24 +315,30 @@ class Diffusion:
             module = self._scripts[shape]
         return pytorch.prepared(module, stream.tensors(), mode=self.mode, pool=state.pool)
 
-    def _conditions(self, state: State, signals: Sequence[Sequence[Signal] | None]) -> dict[int, list[VideoFrame]]:
-        """Row -> a condition picture for each of its signals."""
+    def _conditions(self, state: State, signals: Sequence[Sequence[Signal] | None]) -> dict[int, list[Ask]]:
+        """Row -> what is asked for with each of its signals."""
+        asked: dict[int, list[Ask]] = {row: [] for row, chunk in enumerate(signals) if chunk is not None}
         if self._base is not None:
-            # Bases may take fewer signals a step than this generator does.
-            piece = self._base.spec.chunk
-            made: dict[int, list[VideoFrame]] = {row: [] for row, chunk in enumerate(signals) if chunk is not None}
-            for start in range(0, self.spec.chunk, piece):
-                frames = self._base.step(state.base, [None if chunk is None else chunk[start : start + piece] for chunk in signals])
-                for row, mine in made.items():
-                    mine += frames[row] or []
-            return made
+            for k in range(self.spec.chunk):  # one by one: the puppet's guide is its last frame's
+                frames = self._base.step(state.base, [None if chunk is None else [chunk[k]] for chunk in signals])
+                for row, asks in asked.items():
+                    asks.append(self._ask(state, row, cast(list[VideoFrame], frames[row])[0], cast(Sequence[Signal], signals[row])[k]))
+            return asked
         assert self._paint is not None
-        painted: dict[int, list[VideoFrame]] = {}
-        for row, chunk in enumerate(signals):
-            if chunk is not None:
-                anchor, ease = cast(Identity, state.rows[row]).features.anchor, state.eases.setdefault(row, Ease())
-                painted[row] = [VideoFrame(self._paint(signal, anchor, ease), signal.time, signal.id) for signal in chunk]
-        return painted
+        for row, asks in asked.items():
+            anchor, ease = cast(Identity, state.rows[row]).features.anchor, state.eases.setdefault(row, Ease())
+            for signal in cast(Sequence[Signal], signals[row]):
+                frame = VideoFrame(self._paint(signal, anchor, ease), signal.time, signal.id)
+                asks.append(Ask(frame, frame.rgb))
+        return asked
+
+    def _ask(self, state: State, row: int, frame: VideoFrame, signal: Signal) -> Ask:
+        """Over the puppet's frame."""
+        puppet = cast(Guiding, self._base)
+        picture = np.concatenate([frame.rgb, puppet.guide(state.base, row, frame)], 2) if self.recipe.preset.guide else frame.rgb
+        if self._trust is None or signal.motion is None:
+            return Ask(frame, picture)
+        return Ask(frame, picture, puppet.points(state.base, row).copy(), self._trust.confidence(trusted_row(signal.motion)))
 
     def _told(self, state: State, row: int, pictures: UInt8Array | None) -> list[VideoFrame]:
         """The pictures with the time of the motion they show. Where there are none, as until a stream batch is full, they are the
@@ -340,9 +349,10 @@ class Diffusion:
         if filling or pictures is None:
             still = cast(Identity, state.rows[row]).portrait
             early = self.spec.delay / self.spec.fps if filling else 0.0  # what comes first is shown as if it had been asked for in time
-            return [replace(frame, time=frame.time - early, rgb=frame.rgb if self._base is not None else still.copy()) for frame in shown]
+            frames = [ask.frame for ask in shown]
+            return [replace(frame, time=frame.time - early, rgb=frame.rgb if self._base is not None else still.copy()) for frame in frames]
         state.proven.add(row)
-        return [VideoFrame(picture.copy(), frame.time, frame.id, frame.alpha) for picture, frame in zip(pictures, shown, strict=True)]
+        return [ask.answered(picture) for picture, ask in zip(pictures, shown, strict=True)]
 
 
 def _notice(networks: Networks, steps: int) -> str:

@@ -59,7 +59,7 @@ class RememberGraph(nn.Module):
 def step_spec(networks: Networks, steps: int, *, rows: int = 1, rounded: bool = True) -> GraphSpec:
     """The graph of a whole live chunk of c frames for `rows` sessions (N = rows · c pictures), its denoising steps in turn.
 
-    In: `condition` uint8 [N, H, W, 3]; `speech` [N, 16, 80] log-mel, for presets that listen; `noise` [c, C, h, w], the stream's own; `where`
+    In: `condition` uint8 [N, H, W, K]; `speech` [N, 16, 80] log-mel, for presets that listen; `noise` [c, C, h, w], the stream's own; `where`
     [rows, c, K + c, P] and `bias` [rows, c, K + c], see `temporal.Placed`; `reference.I.k|v` and `identity.I.v` of `remember_spec`, for `rows`
     (attention to a single token never looks at its key); `ring.S.I.k|v` [rows, cells, heads, K, d], of temporal attention I at step S.
     Out: `picture` uint8 [N, H, W, 3] (with `rounded` false float32 [N, 3, H, W], about -1..1); `magnitude` [rows], no finite number where
@@ -77,7 +77,7 @@ def step_inputs(networks: Networks, steps: int, rows: int) -> Shapes:
     """Name -> (shape, dtype) of `step_spec`, in the order of the call."""
     made = networks.preset
     unet, c, keys = made.unet, made.chunk, slots(made) + made.chunk
-    shapes: Shapes = {"condition": ((rows * c, *made.size, 3), "uint8")}
+    shapes: Shapes = {"condition": ((rows * c, *made.size, made.channels), "uint8")}
     if unet.speech_dim:
         shapes["speech"] = ((rows * c, MEL_ROWS, MEL_BANDS), "float32")
     shapes |= {

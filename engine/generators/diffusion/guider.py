@@ -14,7 +14,7 @@ class PoseGuider(nn.Module):
     def __init__(self, made: Preset) -> None:
         super().__init__()
         widths, self.fold = made.guider, made.fold
-        self.conv_in = nn.Conv2d(3 * made.fold**2, widths[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(made.channels * made.fold**2, widths[0], 3, padding=1)
         blocks: list[nn.Module] = []
         for above, below in zip(widths[:-1], widths[1:], strict=True):
             blocks += [nn.Conv2d(above, above, 3, padding=1), nn.Conv2d(above, below, 3, padding=1, stride=2)]
@@ -22,7 +22,7 @@ class PoseGuider(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], made.unet.channels[0], 3, padding=1)
 
     def forward(self, picture: Tensor) -> Tensor:
-        """[N, 3, H, W] 0..1 -> [N, C0, h, w]"""
+        """[N, K, H, W] 0..1 -> [N, C0, h, w]"""
         x = functional.silu(self.conv_in(functional.pixel_unshuffle(picture, self.fold)))
         for block in self.blocks:
             x = functional.silu(block(x))

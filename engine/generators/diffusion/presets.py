@@ -64,6 +64,7 @@ class Preset:
     fold: int = 1  # px that the guider folds into channels before its first convolution
     noise: Noise = Noise()
     image_encoder: Literal["none", "pooled", "clip"] = "none"  # what makes the identity's tokens
+    guide: bool = False  # whether the puppet's frame comes with its guide (`puppet.guide`): 3 more channels of the condition
     residual: bool = False  # what is generated is the difference to the condition, which is the puppet's frame
     scale: float = 1.0  # latents are multiplied by this, so that their variance is about 1
     window: int = 16  # frames a frame attends to, itself included
@@ -77,6 +78,11 @@ class Preset:
     def latent_size(self) -> tuple[int, int]:
         """(h, w) of the latents."""
         return self.size[0] // self.patch, self.size[1] // self.patch
+
+    @property
+    def channels(self) -> int:
+        """Of the condition picture; the first three are what is seen."""
+        return 6 if self.guide else 3
 
     @property
     def gain(self) -> float:
@@ -129,7 +135,7 @@ COMPACT = Preset(
     patch=4,
     unet=UNet(
         in_channels=_pixels(4),
-        channels=(24, 48, 96, 128),
+        channels=(24, 32, 64, 96),
         attention=(False, False, False, True),
         motion=(False, False, False, True),
         layers=1,
@@ -140,6 +146,7 @@ COMPACT = Preset(
     guider=(24,),
     fold=4,
     condition="puppet",
+    guide=True,
     noise=Noise(prediction="x0", betas="scaled_linear"),
     residual=True,
     scale=4.0,
@@ -186,6 +193,7 @@ def check(made: Preset) -> None:
         (0 <= made.sinks < made.window - 1, "it needs fewer pinned frames than its window has"),
         (1 <= made.chunk <= made.ring, "a chunk must fit into the window"),
         (made.patch == made.fold * 2 ** (len(made.guider) - 1), "the guider must come down to the latents' size"),
+        (not made.guide or made.condition == "puppet", "a guide needs the puppet's frame"),
         (not made.residual or (made.condition == "puppet" and made.latent == "pixel"), "a residual needs the puppet's frame and pixels"),
         ((made.image_encoder == "none") == (unet.image_dim == 0), "an image encoder and the width of its tokens come together"),
         (made.guidance == 1.0 or unet.guidance_dim > 0, "a guidance scale needs a network that is told it"),

@@ -22,7 +22,7 @@ class Staging:
 
     stream: Stream
     active: Tensor  # [B] bool
-    condition: Tensor  # [B, c, H, W, 3] uint8
+    condition: Tensor  # [B, c, H, W, K] uint8
     speech: Tensor  # [B, c, 16, 80] log-mel, of the stream's precision: a copy that converts would be waited for
     out: Tensor  # [B, c, H, W, 3] uint8
     finite: Tensor  # [B] bool
@@ -41,7 +41,7 @@ class Staging:
         return cls(stream, *(torch.zeros(end.shape, dtype=end.dtype, pin_memory=pinned) for end in ends))
 
     def put(self, row: int, condition: UInt8Array, speech: FloatArray) -> None:
-        """A row's chunk: condition [c, H, W, 3], speech [c, 16, 80]."""
+        """A row's chunk: condition [c, H, W, K], speech [c, 16, 80]."""
         self.condition[row].copy_(torch.from_numpy(condition))
         self.speech[row].copy_(torch.from_numpy(speech))
 

@@ -34,7 +34,7 @@ class Stream:
 
     count: Tensor  # [B] int64 frames seen
     active: Tensor  # [B] bool: rows that have a chunk now
-    condition: Tensor  # [B, c, H, W, 3] uint8
+    condition: Tensor  # [B, c, H, W, K] uint8; K of `Preset.channels`
     speech: Tensor  # [B, c, 16, 80] log-mel
     out: Tensor  # [B, c, H, W, 3] uint8
     finite: Tensor  # [B] bool: whether all numbers of the last chunk were some; in `out` this is invisible
@@ -43,7 +43,7 @@ class Stream:
     x: Tensor  # [B, S, c, C, h, w] latents at the entry of each step
     hints: Tensor  # [B, S, c, C0, h, w]
     spoken: Tensor  # [B, S, c, T, D] speech tokens
-    bases: Tensor  # [B, S, c, H, W, 3] uint8 conditions
+    bases: Tensor  # [B, S, c, H, W, K] uint8 conditions
     reference: list[KeyValue]  # a spatial block: [B, L, C]
     identity: list[KeyValue]  # a spatial block: [B, T, C]
     rings: list[KeyValue]  # a temporal attention: [S, B, L, h, K, d], in a stream batch [B, S, ..]: what one call reads lies together
@@ -125,7 +125,7 @@ def open_stream(recipe: Recipe, rows: int, like: Cache) -> Stream:
     return Stream(
         count=empty(rows, kind=torch.int64),
         active=empty(rows, kind=torch.bool),
-        condition=empty(rows, chunk, height, width, 3, kind=torch.uint8),
+        condition=empty(rows, chunk, height, width, made.channels, kind=torch.uint8),
         speech=empty(rows, chunk, MEL_ROWS, MEL_BANDS),
         out=empty(rows, chunk, height, width, 3, kind=torch.uint8),
         finite=empty(rows, kind=torch.bool),
@@ -133,7 +133,7 @@ def open_stream(recipe: Recipe, rows: int, like: Cache) -> Stream:
         x=empty(rows, between, chunk, unet.in_channels, h, w),
         hints=empty(rows, between, chunk, unet.channels[0], h, w),
         spoken=empty(rows, between if unet.speech_dim else 0, chunk, SPEECH_TOKENS, unet.speech_dim),
-        bases=empty(rows, between if made.residual else 0, chunk, height, width, 3, kind=torch.uint8),
+        bases=empty(rows, between if made.residual else 0, chunk, height, width, made.channels, kind=torch.uint8),
         reference=seats(like.reference),
         identity=seats(like.identity),
         rings=rings,
@@ -197,15 +197,15 @@ def _finite(x: Tensor, chunk: int) -> Tensor:
 
 
 def heard_and_seen(networks: Networks, condition: Tensor, speech: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """condition uint8 [N, H, W, 3], speech [N, 16, 80] -> what all steps of these frames read: (hint, speech tokens or None)."""
+    """condition uint8 [N, H, W, K], speech [N, 16, 80] -> what all steps of these frames read: (hint, speech tokens or None)."""
     hint = networks.guider(condition.permute(0, 3, 1, 2).to(dtype) / 255)
     return hint, networks.speech(speech) if networks.speech is not None and speech is not None else None
 
 
 def shown(networks: Networks, latents: Tensor, base: Tensor) -> Tensor:
-    """Clean latents [N, C, h, w] and the condition they belong to, uint8 [N, H, W, 3] -> pictures [N, 3, H, W] about -1..1."""
+    """Clean latents [N, C, h, w] and the condition they belong to, uint8 [N, H, W, K] -> pictures [N, 3, H, W] about -1..1."""
     picture: Tensor = networks.autoencoder.decode(latents / networks.preset.gain)
-    return picture + to_unit(base) if networks.preset.residual else picture
+    return picture + to_unit(base[..., :3]) if networks.preset.residual else picture
 
 
 def in_turn(
@@ -283,7 +283,7 @@ def _grow(rings: Sequence[KeyValue], new: dict[int, KeyValue], put: Tensor) -> N
 def whole_clip(recipe: Recipe, cache: Cache, condition: Tensor, speech: Tensor | None) -> Tensor:
     """The same by definition, without a ring: banded-causal attention over a clip at once.
 
-    condition uint8 [F, H, W, 3], speech [F, 16, 80] -> latents [F, C, h, w]. What streaming is measured against.
+    condition uint8 [F, H, W, K], speech [F, 16, 80] -> latents [F, C, h, w]. What streaming is measured against.
     """
     made, networks, levels = recipe.preset, recipe.networks, recipe.levels
     frames = len(condition)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.generators.puppet import features as feature_arrays
+from engine.generators.puppet import guide as guides
 from engine.generators.puppet.assets import PuppetAssets
 from engine.generators.puppet.assets import pack as pack_assets
 from engine.generators.puppet.assets import unpack as unpack_assets
@@ -22,8 +23,10 @@ from engine.generators.puppet.find import find_face
 from engine.generators.puppet.paint import Canvas, paint
 from engine.generators.puppet.pose import Pose, corrected, place
 from engine.generators.puppet.response import listen
-from engine.types import AvatarError, GeneratorSpec, Identity, Motion, Signal, UInt8Array, VideoFrame, still_motion
+from engine.types import AvatarError, FloatArray, GeneratorSpec, Identity, Motion, Signal, UInt8Array, VideoFrame, still_motion
 
+FACE_POINTS = 478
+"""Of MediaPipe's face mesh, which the puppet's own begins with."""
 VERSION = "6"
 """Of the features: cached ones of another version are made anew."""
 
@@ -82,7 +85,7 @@ class Puppet:
 
     @staticmethod
     def read_assets(arrays: dict[str, npt.NDArray[Any]]) -> PuppetAssets:
-        """What a persona's folder keeps beside its portrait -> what `prepare` takes. Raises AvatarError for other arrays."""
+        """What is kept beside weights or in a data set -> what `prepare` takes. Raises AvatarError for other arrays."""
         return unpack_assets(arrays)
 
     @staticmethod
@@ -130,6 +133,21 @@ class Puppet:
                 frames.append(VideoFrame(rgb, signal.time, signal.id, alpha))
             made.append(frames)
         return made
+
+    def guide(self, state: State, row: int, frame: VideoFrame) -> UInt8Array:
+        """What a row's last frame is made of, [H, W, 3], for networks that mend it (`guide.draw`); good until the next step."""
+        seat = state.rows[row]
+        if seat is None or seat.pose is None or frame.alpha is None:
+            raise AvatarError("There is no frame yet to be guided by; step the row first.")
+        pad = float(seat.features.texture.shape[1] - frame.alpha.shape[1]) / 2
+        return guides.draw(seat.pose.points, seat.canvas.sampling, frame.alpha, pad)
+
+    def points(self, state: State, row: int) -> FloatArray:
+        """[478, 2] px: the face mesh of a row's last frame."""
+        seat = state.rows[row]
+        if seat is None or seat.pose is None:
+            raise AvatarError("There is no frame yet whose points could be asked for; step the row first.")
+        return seat.pose.points[:FACE_POINTS, :2]
 
     def _seat(self, features: Features) -> Row:
         return Row(features, Canvas.of(*self.spec.size))
