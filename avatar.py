@@ -138,6 +138,14 @@ def train(args: argparse.Namespace) -> int:
     return 0
 
 
+def export(args: argparse.Namespace) -> int:
+    """Turn weights into engines for one backend."""
+    from exporters.export_command import export as run
+
+    run(args, tell=_line)
+    return 0
+
+
 def bench(args: argparse.Namespace) -> int:
     """Run a benchmark: a table, then one JSON line."""
     from importlib import import_module
@@ -231,6 +239,8 @@ class _Version(argparse.Action):
 
 
 def _parser() -> argparse.ArgumentParser:
+    from exporters.options import add_export, add_import
+
     parser = argparse.ArgumentParser(
         prog="avatar", description="One portrait, a webcam or a microphone, and a browser: the portrait moves and speaks, live."
     )
@@ -290,15 +300,12 @@ def _parser() -> argparse.ArgumentParser:
     p.set_defaults(run=persona)
 
     p = commands.add_parser("import", help="turn published weights into a folder for --weights")
-    systems = p.add_subparsers(dest="system", required=True)
-    anyone = systems.add_parser("animate-anyone", help="Moore-AnimateAnyone's four files, the autoencoder and the image encoder")
-    anyone.add_argument("folder", type=Path, metavar="DIR", help="where its download script put them, or the folder above")
-    anyone.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the folder to write; it must not exist yet")
-    anyone.add_argument("--vae", type=Path, metavar="DIR", help="config.json and weights of the autoencoder (default: DIR/sd-vae-ft-mse)")
-    anyone.add_argument("--image-encoder", type=Path, metavar="DIR", help="the same of CLIP's image encoder (default: DIR/image_encoder)")
-    anyone.add_argument("--tiny-vae", type=Path, metavar="DIR", help="the same of TAESD (not TAESDXL), for --decoder tiny (default: none)")
-    anyone.add_argument("--precision", choices=["fp32", "fp16"], default="fp32", help="of the files written; fp16 halves them")
+    add_import(p)
     p.set_defaults(run=import_)
+
+    p = commands.add_parser("export", help="turn weights into graphs and engines that a backend runs, each compared with PyTorch")
+    add_export(p)
+    p.set_defaults(run=export)
 
     p = commands.add_parser("train", help="teach a generator one person from a video of them")
     p.add_argument(

@@ -14,12 +14,12 @@ import numpy as np
 
 from engine.backends import backend as backend_named
 from engine.backends import trt, trt_library
-from engine.backends.artifact import Artifact, Manifest
+from engine.backends.artifact import Artifact, Manifest, digest
 from engine.backends.trt_library import Flavour
 from engine.types import AvatarError, GraphSpec, Runner
 from exporters import closed_loop, parity, precision, to_openvino, to_tensorrt
 from exporters.closed_loop import WINDOWS
-from exporters.manifest import Publication, facts, file_hashes, provenance, publishing
+from exporters.manifest import KEY_SHOWN, Publication, facts, file_hashes, provenance, publishing
 from exporters.parity import LIMITS, Arrays
 from exporters.to_onnx import OPSET, SEEDS, Onnx, available, reference, to_onnx
 from exporters.to_tensorrt import STANDARD, Settings
@@ -84,7 +84,7 @@ def export(
     """
     order = Order(backend, precision or "fp32", settings, windows, calibration, modelopt, timing_cache, tell)
     check(order)
-    recipe, source = _recipe(weights, steps=steps, size=size, decoder=decoder)
+    recipe, source = recipe_of(weights, steps=steps, size=size, decoder=decoder)
     return export_recipe(recipe, out, order, source=source)
 
 
@@ -104,8 +104,10 @@ def check(order: Order) -> None:
         precision.modelopt(order.modelopt)
 
 
-def _recipe(weights: Path, *, steps: int | None, size: tuple[int, int] | None, decoder: Literal["kl", "tiny"] | None) -> tuple[Any, dict[str, Any]]:
-    """The generator's recipe in fp32 on the CPU, and what a manifest says of its weights."""
+def recipe_of(
+    weights: Path, *, steps: int | None = None, size: tuple[int, int] | None = None, decoder: Literal["kl", "tiny"] | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """The generator's recipe in fp32 on the CPU, and what a manifest says of its weights. Raises AvatarError for what does not fit together."""
     import torch
 
     from engine.generators.diffusion import networks as weights_of
@@ -124,8 +126,21 @@ def _recipe(weights: Path, *, steps: int | None, size: tuple[int, int] | None, d
     return stream.Recipe(networks, at, False, torch.float32, torch.device("cpu")), source
 
 
-def export_recipe(recipe: Any, out: Path, order: Order, *, source: Mapping[str, Any]) -> Manifest:
-    """As `export`, for a recipe (`diffusion.stream.Recipe`, fp32, CPU) whose weights `source` tells: {"weights": {name: sha256}, ...}."""
+def request(recipe: Any, order: Order, source: Mapping[str, Any]) -> str:
+    """A name for what is asked for, before any work: the same weights, settings and target have the same, whatever versions made them."""
+    asked: dict[str, Any] = {"backend": order.backend, "precision": order.precision, "source": dict(source)} | _config(recipe)
+    if order.backend in ("tensorrt", "tensorrt_rtx"):
+        gpu = trt_library.gpu() if order.backend == "tensorrt" else None
+        library = trt_library.version(trt_library.library(order.backend))
+        asked |= {"builder": order.settings.told(), "library": library, "gpu": gpu.told() if gpu else None}
+    return digest(asked)[:KEY_SHOWN]
+
+
+def export_recipe(recipe: Any, out: Path, order: Order, *, source: Mapping[str, Any], traced: Mapping[str, Onnx] | None = None) -> Manifest:
+    """As `export`, for a recipe (`diffusion.stream.Recipe`, fp32, CPU) whose weights `source` tells: {"weights": {name: sha256}, ...}.
+
+    `traced`: its graphs, by name, where they are there as ONNX already.
+    """
     from engine.generators.diffusion.graphs import graphs
 
     check(order)
@@ -137,7 +152,7 @@ def export_recipe(recipe: Any, out: Path, order: Order, *, source: Mapping[str, 
         artifacts = {}
         for number, (name, spec) in enumerate(specs.items(), 1):
             order.tell(f"[{number}/{len(specs)}] {name}")
-            job = _Job(recipe, order, publication, work, name, spec, dict(source["weights"]), config)
+            job = _Job(recipe, order, publication, work, name, spec, dict(source["weights"]), config, (traced or {}).get(name))
             artifacts[name] = job.made()
         shutil.rmtree(work)
         gpu = trt_library.gpu()
@@ -173,6 +188,7 @@ class _Job:
     spec: GraphSpec
     weights: dict[str, str]
     config: dict[str, Any]
+    traced: Onnx | None
 
     def made(self) -> Artifact:
         """The graph's artifact, its files in the publication's folder."""
@@ -182,7 +198,7 @@ class _Job:
         torch_runner = reference(spec, module)
         live = self.name == LIVE
         recorded = closed_loop.recorded(self.recipe, torch_runner, RECORDED) if live else []
-        onnx = to_onnx(spec, self.work / f"{self.name}.onnx", recorded=recorded, tell=order.tell)
+        onnx = self._again(self.traced) if self.traced else to_onnx(spec, self.work / f"{self.name}.onnx", recorded=recorded, tell=order.tell)
         narrow = order.precision if live else "fp32"
         seen = _Seen(recorded=recorded)
         if narrow != "fp32":
@@ -192,6 +208,11 @@ class _Job:
             seen = _Seen(order.calibration or kept[: len(calibration)], kept[len(calibration) :])
         make = self._openvino if order.backend == "openvino" else self._onnxruntime if order.backend == "onnxruntime" else self._tensorrt
         return make(onnx, torch_runner, narrow, seen)
+
+    def _again(self, traced: Onnx) -> Onnx:
+        """A graph that is there already, as if it had been traced here."""
+        files = tuple(Path(shutil.copy(file, self.work)) for file in traced.files)
+        return replace(traced, path=files[0], files=files)
 
     def _onnxruntime(self, onnx: Onnx, torch_runner: Runner, narrow: str, seen: _Seen) -> Artifact:
         made, recipe, measured = self._narrowed(onnx, torch_runner, narrow, seen)
@@ -290,4 +311,4 @@ def _stride(spec: GraphSpec) -> int:
     return max(1, math.ceil(len(CALIBRATED) * one / CALIBRATION_BYTES))
 
 
-__all__ = ["LIVE", "PRECISIONS", "Backend", "Order", "check", "export", "export_recipe"]
+__all__ = ["LIVE", "PRECISIONS", "Backend", "Order", "check", "export", "export_recipe", "recipe_of", "request"]

@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from engine.backends.artifact import MANIFEST, SCHEMA, Artifact, Manifest, read, sha256, verified
+from engine.backends.artifact import EXPORTER, MANIFEST, SCHEMA, Artifact, Manifest, read, sha256, verified
 from engine.types import AvatarError, GraphSpec
 
 PARTIAL = ".partial"
@@ -27,8 +27,6 @@ KEY_SHOWN = 12
 """Digits of a key that name a folder."""
 OURS = re.compile(r"[0-9a-f]{12}(-[0-9]+)?")
 """Folders that a publication made."""
-EXPORTER = 1
-"""Version of what the exporters do to a graph: artifacts of another one are made anew."""
 PACKAGES = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "openvino", "nncf")
 """Whose versions a manifest tells."""
 IN_THE_KEY = ("torch", "onnx", "onnxscript", "onnx-ir")
@@ -92,6 +90,10 @@ def publishing(out: Path) -> Iterator[Publication]:
     try:
         _lock(lock, out)
         before = _before(out)
+    except AvatarError:  # what is there is another's
+        os.close(lock)
+        raise
+    try:
         shutil.rmtree(partial, ignore_errors=True)
         with told_if_full(out):
             partial.mkdir()
@@ -221,4 +223,4 @@ def file_hashes(paths: Sequence[Path]) -> dict[str, str]:
     return {path.name: sha256(path) for path in paths}
 
 
-__all__ = ["EXPORTER", "Publication", "facts", "file_hashes", "provenance", "publishing", "told_if_full", "versions"]
+__all__ = ["KEY_SHOWN", "Publication", "facts", "file_hashes", "provenance", "publishing", "told_if_full", "versions"]

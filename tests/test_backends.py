@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -50,11 +51,35 @@ def _module() -> Any:
     return ScaledSum()
 
 
+def _engine() -> str:
+    """A folder as an export of the graph leaves it, built on the GPU that is here."""
+    from engine.backends import trt_library
+    from exporters import to_tensorrt
+    from exporters.to_onnx import to_onnx
+    from tests.test_trt import built
+
+    flavour: trt_library.Flavour = "tensorrt" if trt_library.missing("tensorrt") is None else "tensorrt_rtx"
+    home = Path(tempfile.mkdtemp())
+    source = to_onnx(_spec("pytorch"), home / "graph.onnx")
+    to_tensorrt.to_tensorrt(source, home / "graph.plan", flavour=flavour)
+    target = to_tensorrt.target(flavour, source, to_tensorrt.STANDARD, gpu=trt_library.gpu())
+    return str(built(home / "out", spec=_spec("pytorch"), plan=(home / "graph.plan").read_bytes(), **target))
+
+
+def _require(name: str) -> None:
+    """As `require_for`; TensorRT needs more than a module."""
+    require_for(name)
+    missing = backends.backend(name).available() if name == "tensorrt" else None
+    if missing:
+        pytest.skip(missing)
+
+
 BUILDS: dict[str, Callable[[], Any]] = {
     "fake": lambda: _scaled_sum,
     "onnxruntime": _onnx_bytes,
     "openvino": _onnx_bytes,
     "pytorch": _module,
+    "tensorrt": _engine,
 }
 
 
@@ -64,7 +89,7 @@ def _spec(name: str) -> GraphSpec:
 
 @pytest.mark.parametrize("name", sorted(backends.NAMES))
 def test_a_backend_computes_the_graph(name: str) -> None:
-    require_for(name)
+    _require(name)
     assert backends.backend(name).available() is None
     spec = _spec(name)
     inputs = spec.examples(seed=3)
@@ -75,7 +100,7 @@ def test_a_backend_computes_the_graph(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(backends.NAMES))
 def test_wrong_names_shapes_and_types_are_refused(name: str) -> None:
-    require_for(name)
+    _require(name)
     spec = _spec(name)
     run, good = backends.backend(name).load(spec), spec.examples()
     with pytest.raises(AvatarError, match="takes"):

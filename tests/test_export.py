@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
+import json
+import re
+import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,36 +16,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.backends import artifact, backend, trt_library
-from engine.backends.trt_library import Gpu
-from engine.generators.diffusion.presets import PRESETS, TINY
-from engine.types import AvatarError, GraphSpec
+import avatar
+from engine.backends import artifact, backend, engines
+from engine.generators import load
+from engine.persona import demo_portrait
+from engine.types import AvatarError
 from exporters import closed_loop, parity, to_tensorrt
 from exporters.parity import LIMITS
+from tests import exports
 from tests.conftest import found, require, require_for
+from tests.exports import MINI
+from tests.test_contract import signals
 
 if found("torch") and found("diffusers"):
-    import torch
-
-    from engine.generators.diffusion.graphs import graphs
-    from engine.generators.diffusion.networks import save
     from exporters import export as exporter
-    from exporters import precision, to_onnx, to_openvino
-    from tests.test_diffusion import seeded
+    from exporters import export_command, precision, to_onnx, to_openvino
 
 pytestmark = pytest.mark.torch
-MINI = replace(
-    TINY,
-    name="mini",
-    size=(16, 24),
-    steps=1,
-    residual=True,
-    scale=4.0,
-    unet=replace(TINY.unet, channels=(16,), attention=(False,), motion=(False,)),
-)
-"""As TINY, with one level, whose middle alone has attention: what an export takes is time for every operation. As in COMPACT, what its random
-weights make is added to the condition, at a quarter of its size."""
-RTX = "tensorrt_rtx_bindings"
 Made = dict[str, Any]
 
 
@@ -55,56 +44,44 @@ def _installed() -> None:
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def weights() -> Any:
     """A folder of weights of MINI."""
-    folder = tmp_path_factory.mktemp("weights")
-    PRESETS["mini"] = MINI
-    save(seeded(MINI), folder, origin={})
-    yield folder
-    del PRESETS["mini"]
+    with exports.known():
+        yield exports.weights()
 
 
 @pytest.fixture(scope="module")
-def recipe(weights: Path) -> Any:
-    return exporter._recipe(weights, steps=None, size=None, decoder=None)[0]
+def recipe() -> Any:
+    return exports.recipe()
 
 
 @pytest.fixture(scope="module")
-def exported(recipe: Any, tmp_path_factory: pytest.TempPathFactory) -> Made:
+def exported() -> Made:
     """Every graph as ONNX: traced once, compared, and taken by all that follows."""
-    folder = tmp_path_factory.mktemp("onnx")
-    return {name: to_onnx.to_onnx(spec, folder / f"{name}.onnx") for name, spec in graphs(recipe).items()}
+    return exports.exported()
 
 
 @pytest.fixture(scope="module")
-def pytorch(exported: Made) -> Any:
+def pytorch() -> Any:
     """The step in PyTorch."""
-    spec = exported["step"].spec
-    return to_onnx.reference(spec, spec.build())
+    return exports.pytorch()
 
 
 @pytest.fixture
-def traced(exported: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def traced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports take the ONNX graphs that there are."""
-
-    def again(spec: GraphSpec, path: Path, **_: Any) -> to_onnx.Onnx:
-        made: to_onnx.Onnx = exported[path.stem]
-        assert made.spec.inputs == spec.inputs
-        shutil.copy(made.path, path)
-        return replace(made, spec=spec, path=path, files=(path,))
-
-    monkeypatch.setattr(exporter, "to_onnx", again)
+    monkeypatch.setattr(exporter, "to_onnx", exports.again)
 
 
 @pytest.fixture(scope="module")
-def calibration(recipe: Any, pytorch: Any) -> list[dict[str, Any]]:
-    return closed_loop.recorded(recipe, pytorch, (0, 2, 5, 9))
+def calibration() -> list[dict[str, Any]]:
+    return exports.recorded(0, 2, 5, 9)
 
 
 @pytest.fixture(scope="module")
-def judged(recipe: Any, pytorch: Any) -> list[dict[str, Any]]:
+def judged() -> list[dict[str, Any]]:
     """Others, to measure on."""
-    return closed_loop.recorded(recipe, pytorch, (1, 8, 14))
+    return exports.recorded(1, 8, 14)
 
 
 # -- ONNX -----------------------------------------------------------------------------------------------------------------
@@ -311,142 +288,6 @@ def _torch(made: Any) -> Any:
     return to_onnx.reference(made.spec, made.spec.build())
 
 
-# -- TensorRT for RTX, which parses and builds without a GPU ----------------------------------------------------------------
-
-FAST = replace(to_tensorrt.STANDARD, level=0, targets=("8.9",))
-
-
-@pytest.fixture(scope="module")
-def rtx() -> Any:
-    require(RTX)
-    require(trt_library.CARRIER)
-    return trt_library.library("tensorrt_rtx")
-
-
-def test_the_libraries_come_without_the_package_that_carries_them(rtx: Any) -> None:
-    import onnxruntime
-
-    assert trt_library.CARRIER not in sys.modules
-    assert Path(onnxruntime.__file__).parent.name == "onnxruntime", "the carrier's name begins alike"
-    assert "CPUExecutionProvider" in onnxruntime.get_available_providers()
-    assert trt_library.version(rtx).count(".") == 3
-
-
-@pytest.mark.usefixtures("rtx")
-@pytest.mark.parametrize("name", ["remember", "step"])
-def test_every_graph_is_parsed_and_built(exported: Made, tmp_path: Path, name: str) -> None:
-    made = to_tensorrt.to_tensorrt(exported[name], tmp_path / "x.plan", flavour="tensorrt_rtx", settings=FAST)
-    assert made["layers"] > 50
-    assert made["bytes"] == (tmp_path / "x.plan").stat().st_size > 100_000
-
-
-@pytest.mark.usefixtures("rtx")
-def test_graphs_in_8_bits_are_parsed(exported: Made, pytorch: Any, calibration: Any, judged: Any, tmp_path: Path, rtx: Any) -> None:
-    made = precision.to_int8(exported["step"], tmp_path / "step.onnx", calibration=calibration, recorded=judged[:1], reference=pytorch)
-    log = trt_library.logger(rtx)
-    network, _ = to_tensorrt.parsed(rtx, log, rtx.Builder(log), made.onnx.path, flavour="tensorrt_rtx")
-    assert network.num_layers > 300
-
-
-@pytest.mark.skipif(RTX not in os.environ.get("REQUIRE", ""), reason="minutes: where REQUIRE lists tensorrt_rtx_bindings")
-@pytest.mark.usefixtures("rtx")
-def test_every_graph_of_the_whole_layout_is_parsed_and_built(tmp_path: Path) -> None:
-    """TINY: every kind of block, at every level, two steps."""
-    from engine.generators.diffusion.sampler import levels
-    from engine.generators.diffusion.stream import Recipe
-
-    networks = seeded(TINY)
-    networks.denoiser.freeze(TINY.window)
-    recipe = Recipe(networks, levels(TINY.noise, 2), False, torch.float32, torch.device("cpu"))
-    for name, spec in graphs(recipe).items():
-        made = to_onnx.to_onnx(spec, tmp_path / f"{name}.onnx")
-        assert to_tensorrt.to_tensorrt(made, tmp_path / f"{name}.plan", flavour="tensorrt_rtx", settings=FAST)["layers"] > 500
-
-
-def test_a_free_length_becomes_a_profile(rtx: Any, tmp_path: Path) -> None:
-    from exporters.shapes import Dynamic
-
-    class Reads(torch.nn.Module):
-        def forward(self, x: Any, tokens: Any) -> Any:
-            return (x @ tokens.transpose(1, 2)).softmax(-1) @ tokens
-
-    spec = GraphSpec("reads", {"x": ((1, 3, 8), "float32"), "tokens": ((1, 5, 8), "float32")}, ("y",), Reads)
-    source = to_onnx.to_onnx(spec, tmp_path / "reads.onnx", dynamic=Dynamic({"tokens": 1}, 1, 2, 4))
-    assert to_tensorrt.profile_of(source) == {"tokens": [(1, 5, 8), (1, 10, 8), (1, 20, 8)]}
-    to_tensorrt.to_tensorrt(source, tmp_path / "reads.plan", flavour="tensorrt_rtx", settings=FAST)
-    told = to_tensorrt.target("tensorrt_rtx", source, FAST, gpu=None)
-    assert told["profiles"] == {"tokens": [[1, 5, 8], [1, 10, 8], [1, 20, 8]]}
-    assert told["gpu"] == {}
-    with pytest.raises(AvatarError, match=r"could not build 'reads' \(.*dynamic.*\)"):
-        to_tensorrt.to_tensorrt(replace(source, dynamic=None), tmp_path / "no.plan", flavour="tensorrt_rtx", settings=FAST)
-    assert not (tmp_path / "no.plan").exists()
-
-
-def _spoil(change: Callable[[Any], Any]) -> Callable[[Path], Any]:
-    def spoil(path: Path) -> None:
-        import onnx
-
-        model = onnx.load(path)
-        change(model)
-        onnx.save(model, path)
-
-    return spoil
-
-
-def _unique(model: Any) -> None:
-    node = next(node for node in model.graph.node if node.op_type == "Sigmoid")
-    node.op_type, node.name = "Unique", "the odd one"
-
-
-SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "an operator it lacks": (_spoil(_unique), r"does not take node 'the odd one' \(Unique\) of step.onnx: .*; write that part"),
-    "an edge cut": (_spoil(lambda model: model.graph.node[5].input.__setitem__(0, "nowhere")), "does not take|cannot read"),
-    "an output less": (_spoil(lambda model: model.graph.output.pop()), r"lost or gained inputs or outputs while it was parsed \(new.0.1.v\)"),
-    "cut short": (lambda path: path.write_bytes(path.read_bytes()[:5000]), "does not take|cannot read"),
-    "missing": (lambda path: path.unlink(), "does not take|cannot read"),
-}
-
-
-@pytest.mark.usefixtures("rtx")
-@pytest.mark.parametrize("how", sorted(SPOILED))
-def test_a_graph_that_was_spoiled_is_refused_with_its_node(exported: Made, tmp_path: Path, how: str) -> None:
-    spoil, sentence = SPOILED[how]
-    path = tmp_path / "step.onnx"
-    shutil.copy(exported["step"].path, path)
-    spoil(path)
-    with pytest.raises(AvatarError, match=sentence) as told:
-        to_tensorrt.to_tensorrt(replace(exported["step"], path=path), tmp_path / "step.plan", flavour="tensorrt_rtx", settings=FAST)
-    assert "\n" not in str(told.value)
-    assert "cudaError" not in str(told.value)
-    assert not (tmp_path / "step.plan").exists()
-
-
-@pytest.mark.usefixtures("rtx")
-@pytest.mark.parametrize(
-    ("settings", "sentence"),
-    [
-        (replace(FAST, level=9), "A builder's level is 0 to 5, not 9"),
-        (replace(FAST, workspace=0), "A workspace of 0 bytes is none"),
-        (replace(FAST, targets=("9.0",)), "does not build for compute capability 9.0"),
-        (replace(FAST, same_capability=True), "leave same_capability out"),
-    ],
-)
-def test_settings_that_cannot_be_are_refused(exported: Made, tmp_path: Path, settings: Any, sentence: str) -> None:
-    with pytest.raises(AvatarError, match=sentence):
-        to_tensorrt.to_tensorrt(exported["remember"], tmp_path / "x.plan", flavour="tensorrt_rtx", settings=settings)
-
-
-def test_what_needs_a_gpu_says_so() -> None:
-    gpu = Gpu("NVIDIA L4", "8.9", 58, 13)
-    with pytest.raises(AvatarError, match="TensorRT builds engines on the GPU they are for, and there is none here"):
-        to_tensorrt.check("tensorrt", to_tensorrt.STANDARD, gpu=None)
-    with pytest.raises(AvatarError, match="whose weights can be replaced is built on a GPU"):
-        to_tensorrt.check("tensorrt_rtx", replace(FAST, refit=True), gpu=None)
-    with pytest.raises(AvatarError, match="Compute capabilities are chosen for TensorRT for RTX only"):
-        to_tensorrt.check("tensorrt", FAST, gpu=gpu)
-    to_tensorrt.check("tensorrt", replace(to_tensorrt.STANDARD, refit=True, same_capability=True), gpu=gpu)
-
-
 # -- the whole way --------------------------------------------------------------------------------------------------------
 
 
@@ -456,7 +297,7 @@ def test_weights_become_a_folder_that_says_all_about_itself(weights: Path, recip
     made = exporter.export(weights, tmp_path / "out", backend="onnxruntime", windows=8, tell=lines.append)
     assert artifact.read(tmp_path / "out") == made
     assert (made.backend, made.precision) == ("onnxruntime", "fp32")
-    assert made.source["size"] == [16, 24]
+    assert made.source["size"] == list(MINI.size)
     assert made.source["steps"] == 1
     for name, each in made.artifacts.items():
         each.fits(exported[name].spec)
@@ -473,42 +314,6 @@ def test_weights_become_a_folder_that_says_all_about_itself(weights: Path, recip
     path = artifact.verified(tmp_path / "out", made, made.artifact("step"))
     got = backend("onnxruntime").load(exported["step"].spec, path=path)(inputs)
     np.testing.assert_allclose(got["new.0.0.k"], pytorch(inputs)["new.0.0.k"], atol=1e-5)
-
-
-@pytest.mark.usefixtures("traced", "rtx")
-def test_engines_that_are_still_good_are_kept_and_others_built_anew(recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    builds: list[str] = []
-
-    def build(source: Any, path: Path, **_: Any) -> dict[str, Any]:
-        builds.append(path.stem)
-        path.write_bytes(os.urandom(100))  # as builds do, never the same twice
-        return {"layers": 1, "bytes": 100}
-
-    monkeypatch.setattr(to_tensorrt, "to_tensorrt", build)
-
-    def export(settings: Any = FAST, weights: str = "0") -> artifact.Manifest:
-        order = exporter.Order("tensorrt_rtx", "fp32", settings, 8, (), None, None, lambda line: None)
-        return exporter.export_recipe(recipe, tmp_path, order, source={"weights": {"w": weights}})
-
-    first = export()
-    assert builds == ["remember", "step"]
-    again = export()
-    assert builds == ["remember", "step"]
-    assert again.artifact("step").files == first.artifact("step").files
-    assert artifact.verified(tmp_path, again, again.artifact("step")).is_file()
-    assert again.artifact("step").measured["engine"] == exporter.UNMEASURED
-    assert again.artifact("step").facts["target"]["flavour"] == "tensorrt_rtx"
-    export(replace(FAST, level=1))
-    assert len(builds) == 4
-    export(weights="1")
-    assert len(builds) == 6
-    plan = next(tmp_path.rglob("step.plan"))
-    plan.write_bytes(b"damaged")
-    export(weights="1")
-    assert builds[6:] == ["step"]
-    monkeypatch.setattr(trt_library, "version", lambda trt: "1.8.0.1")
-    export(weights="1")
-    assert len(builds) == 9
 
 
 @pytest.mark.usefixtures("traced")
@@ -544,3 +349,142 @@ def test_what_cannot_be_exported_is_said_before_any_work(weights: Path, tmp_path
 def test_a_folder_without_weights_is_said(tmp_path: Path) -> None:
     with pytest.raises(AvatarError, match="holds no weights of this engine"):
         exporter.export(tmp_path / "nothing", tmp_path / "out", backend="onnxruntime")
+
+
+# -- the command ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the weights, to export beside, in few windows."""
+    monkeypatch.setattr(export_command, "WINDOWS", 8)
+    return Path(shutil.copytree(weights, tmp_path / "own"))
+
+
+def told_by(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What `avatar export` prints, which must have gone well."""
+    status = avatar.main(["export", *arguments])
+    said = capsys.readouterr()
+    assert status == 0, said.err
+    return said.out
+
+
+@pytest.mark.usefixtures("traced")
+def test_the_command_leaves_an_engine_that_is_found_and_served(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = told_by(["--weights", str(own), "--backend", "onnxruntime"], capsys)
+    (folder,) = (own / engines.HOME).iterdir()
+    assert re.fullmatch("onnxruntime-[0-9a-f]{12}", folder.name)
+    assert re.search(r"step in fp32, 0.\d MB: as ONNX \d.\de-0\d off PyTorch, .* fed with its own past for 8 windows", said)
+    found_there = engines.find(own, "onnxruntime", steps=1, spec=exports.exported()["step"].spec)
+    assert found_there.engine is not None
+    assert found_there.engine.folder == folder
+
+    command = said.splitlines()[-1].removeprefix("Serve it: avatar ")
+    asked = avatar._generator_options(avatar._parser().parse_args(shlex.split(command)))
+    plain: Any = load("diffusion", weights=own, steps=1)
+    served: Any = load("diffusion", **asked)
+    assert (served.backend, served.precision) == ("onnxruntime", "fp32")
+    shown = []
+    for generator in (plain, served):
+        state = generator.allocate(1)
+        generator.admit(state, 0, generator.prepare(demo_portrait()))
+        shown.append([generator.step(state, [signals(1, 0, step)])[0][0].rgb.astype(int) for step in range(3)])
+    assert np.abs(np.diff(shown, axis=0)).max() <= 1
+    assert np.abs(np.diff(shown[1], axis=0)).max() > 3, "and the picture moves"
+
+    again = told_by(["--weights", str(own), "--backend", "onnxruntime"], capsys)
+    assert again.splitlines()[-1] == said.splitlines()[-1], "asked again, it goes to the same place"
+    told_by(["--weights", str(own), "--backend", "onnxruntime", "--precision", "int8"], capsys)
+    assert len(list((own / engines.HOME).iterdir())) == 2
+    newest = engines.find(own, "onnxruntime", steps=1).engine
+    assert newest is not None
+    assert newest.folder != folder or newest.precision == "fp32"
+
+
+@pytest.mark.usefixtures("traced")
+def test_a_place_of_ones_own(own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told_by(["--weights", str(own), "--backend", "onnxruntime", "--steps", "1", "--out", str(tmp_path / "mine")], capsys)
+    assert artifact.read(tmp_path / "mine").source["steps"] == 1
+    assert not (own / engines.HOME).exists()
+
+
+@pytest.mark.usefixtures("traced")
+def test_over_its_limit_nothing_is_written(own: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LIMITS, "int8", replace(LIMITS["int8"], psnr=99.0))
+    assert avatar.main(["export", "--weights", str(own), "--backend", "onnxruntime", "--precision", "int8"]) == 2
+    said = capsys.readouterr().err
+    assert "Output 'picture' of the int8 graph 'mini 1-step' differs from PyTorch" in said
+    assert len(said.splitlines()) == 1
+    assert list((own / engines.HOME).iterdir()) == []
+
+
+def persona(home: Path, **told: Any) -> Path:
+    """A kept persona called me, as far as its folder is looked at."""
+    folder = home / "personas" / "me"
+    folder.mkdir(parents=True)
+    (folder / "portrait.png").write_bytes(b"a picture")
+    manifest = {"version": 1, "name": "me", "files": {"portrait.png": hashlib.sha256(b"a picture").hexdigest()}, "caches": {}, "consent": None}
+    (folder / "manifest.json").write_text(json.dumps(manifest | told))
+    return folder
+
+
+@pytest.mark.usefixtures("traced")
+def test_a_persona_with_weights_of_its_own(own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AVATAR_HOME", str(tmp_path))
+    folder = persona(tmp_path, weights=f"{engines.origin_of(own)}  fp32 mini (16, 24)")
+    ask = ["--persona", "me", "--backend", "onnxruntime"]
+    for spoil, sentence in (
+        (lambda: None, "has no weights of its own .* give the folder that has them with --weights"),
+        (lambda: shutil.copytree(own, folder / "weights"), ""),
+        (
+            lambda: (folder / "weights" / "guider.safetensors").write_bytes(b"another"),
+            "guider.safetensors is not the file that its weights.json names",
+        ),
+        (lambda: (folder / "weights" / "weights.json").write_text("{}"), "are not those that the persona 'me' was made with"),
+        (lambda: (folder / "portrait.png").write_bytes(b"another"), "portrait.png of persona 'me' is not the picture it was made from"),
+        (lambda: (folder / "portrait.png").unlink(), "has lost its portrait.png"),
+        (lambda: (folder / "manifest.json").unlink(), "has lost its manifest.json"),
+        (lambda: shutil.rmtree(folder), "There is no persona called 'me'"),
+    ):
+        spoil()
+        status = avatar.main(["export", *ask])
+        said = capsys.readouterr()
+        assert status == (2 if sentence else 0), said.err
+        assert re.search(sentence, said.err)
+        assert len(said.err.splitlines()) == (1 if sentence else 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--weights", "/nowhere", "--backend", "onnxruntime"], "holds no weights of this engine"),
+        (["--weights", "/nowhere", "--backend", "openvino", "--precision", "fp16"], "exported as one of: fp32, bf16, int8; not as 'fp16'"),
+        (["--weights", "/nowhere", "--backend", "onnxruntime", "--level", "2"], "--level is for TensorRT's builder; leave it out with onnxruntime"),
+        (["--weights", "/nowhere", "--backend", "openvino", "--target", "8.9"], "--target is for TensorRT's builder"),
+        (["--weights", "/nowhere", "--backend", "openvino", "--timing-cache", "f"], "--timing-cache is for TensorRT's builder"),
+        (["--weights", "/nowhere", "--backend", "tensorrt", "--workspace", "-1"], "A workspace of -1 GB is none"),
+    ],
+)
+def test_what_the_command_cannot_do_is_one_sentence(options: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert avatar.main(["export", *options]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert len(said.splitlines()) == 1
+
+
+def test_a_table_of_errors_can_be_made(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from exporters import table
+
+    monkeypatch.setattr(table, "to_onnx", exports.again)
+    monkeypatch.setattr(table, "random_recipe", lambda preset, steps: exports.recipe())
+    monkeypatch.setattr(table, "WINDOWS", 8)
+    assert table.main(["--preset", "mini", "--steps", "1", "--backend", "onnxruntime", "--precision", "fp32", "int8"]) == 0
+    *_, fp32, int8, last = capsys.readouterr().out.splitlines()
+    assert fp32.startswith("| 1 | onnxruntime | fp32 | ")
+    assert int8.startswith("| 1 | onnxruntime | int8 | ")
+    rows = json.loads(last)["rows"]
+    assert rows[0]["measured"]["onnx"]["rel_l2"] < 1e-5
+    assert rows[1]["measured"]["int8"]["psnr"] >= LIMITS["int8"].psnr
+    monkeypatch.setitem(LIMITS, "int8", replace(LIMITS["int8"], psnr=99.0))
+    assert table.main(["--preset", "mini", "--steps", "1", "--backend", "onnxruntime", "--precision", "int8"]) == 0
+    assert "| int8 | not written: Output 'picture'" in capsys.readouterr().out

@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import resource
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -106,6 +108,44 @@ def test_what_a_kill_left_goes_with_the_next_export(tmp_path: Path) -> None:
     (tmp_path / "0123456789ab").mkdir()  # renamed, but its manifest was not written any more
     made = write(tmp_path, {"step.plan": b"whole"})
     assert names(tmp_path) == {MANIFEST, made.folder, f"{made.folder}/step.plan"}
+
+
+HALF_WAY = """
+import sys, time
+from pathlib import Path
+from exporters.manifest import publishing
+
+with publishing(Path(sys.argv[1])) as publication:
+    (publication.folder / "step.plan").write_bytes(b"half")
+    print("half way", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["nothing there", "an export there"])
+def test_killed_half_way_it_leaves_what_was_there(tmp_path: Path, before: bool) -> None:
+    """kill -9: no finally runs; the lock goes with the process."""
+    out = tmp_path / "out"
+    if before:
+        write(out, {"step.plan": b"old"})
+    child = subprocess.Popen([sys.executable, "-c", HALF_WAY, str(out)], stdout=subprocess.PIPE, cwd=Path(__file__).parent.parent)
+    assert child.stdout is not None
+    try:
+        assert child.stdout.readline() == b"half way\n"
+        with pytest.raises(AvatarError, match="Another export is writing"):
+            write(out, {"step.plan": b"other"})
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+    assert (out / PARTIAL / "step.plan").read_bytes() == b"half"
+    if before:
+        assert verified(out, read(out), read(out).artifact("step")).read_bytes() == b"old"
+    else:
+        with pytest.raises(AvatarError, match="holds no exported graphs"):
+            read(out)
+    made = write(out, {"step.plan": b"new"}, onnx="d" * 64)
+    assert names(out) == {MANIFEST, made.folder, f"{made.folder}/step.plan"}
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

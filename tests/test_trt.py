@@ -67,7 +67,9 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Place:
     return Place(monkeypatch)
 
 
-def built(folder: Path, *, gpu: Gpu | None = H200, flavour: str = "tensorrt", plan: bytes = PLAN, **target: Any) -> Path:
+def built(
+    folder: Path, *, spec: GraphSpec = SPEC, gpu: Gpu | dict[str, Any] | None = H200, flavour: str = "tensorrt", plan: bytes = PLAN, **target: Any
+) -> Path:
     """An export of the toy as the exporter writes it."""
     bound = {
         "flavour": flavour,
@@ -75,13 +77,13 @@ def built(folder: Path, *, gpu: Gpu | None = H200, flavour: str = "tensorrt", pl
         "builder": to_tensorrt.STANDARD.told(),
         "profiles": {},
         "plugins": [],
-        "gpu": gpu.told() if gpu else {},
+        "gpu": gpu.told() if isinstance(gpu, Gpu) else gpu or {},
     }
-    known = facts(SPEC, weights={"w": "0"}, onnx="1", config={}, precision={"kind": "fp32"}, opset=20, target={**bound, **target})
+    known = facts(spec, weights={"w": "0"}, onnx="1", config={}, precision={"kind": "fp32"}, opset=20, target={**bound, **target})
     with publishing(folder) as publication:
         path = publication.folder / "step.plan"
         path.write_bytes(plan)
-        made = Artifact("toy", file_hashes([path]), dict(SPEC.inputs), SPEC.outputs, "fp32", known)
+        made = Artifact(spec.name, file_hashes([path]), dict(spec.inputs), spec.outputs, "fp32", known)
         publication.commit(Manifest("tensorrt", "fp32", "", {"step": made}, {}, provenance()))
     return folder
 

@@ -13,6 +13,7 @@ NAMES = {
     "onnxruntime": "engine.backends.ort",
     "openvino": "engine.backends.ov",
     "pytorch": "engine.backends.pytorch",
+    "tensorrt": "engine.backends.trt",
 }
 
 

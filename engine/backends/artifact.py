@@ -17,6 +17,8 @@ from engine.types import AvatarError, GraphSpec
 
 SCHEMA = 1
 """Of the manifest and of the key: a manifest of another one is not read."""
+EXPORTER = 1
+"""Version of what the exporters do to a graph: artifacts of another one are made anew."""
 MANIFEST = "manifest.json"
 AGAIN = "export it again (avatar export)"
 
@@ -180,4 +182,4 @@ def differences(made: Mapping[str, Any], here: Mapping[str, Any], names: Sequenc
     return [f"{word} {made.get(name)}, here it is {here.get(name)}" for name, word in names if made.get(name) != here.get(name)]
 
 
-__all__ = ["MANIFEST", "SCHEMA", "Artifact", "Manifest", "canonical", "differences", "digest", "read", "sha256", "verified"]
+__all__ = ["EXPORTER", "MANIFEST", "SCHEMA", "Artifact", "Manifest", "canonical", "differences", "digest", "read", "sha256", "verified"]

@@ -1,0 +1,41 @@
+"""What the exporters' commands take on the command line; no more than that, so that a parser costs nothing."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_import(parser: argparse.ArgumentParser) -> None:
+    """`avatar import`."""
+    systems = parser.add_subparsers(dest="system", required=True)
+    anyone = systems.add_parser("animate-anyone", help="Moore-AnimateAnyone's four files, the autoencoder and the image encoder")
+    anyone.add_argument("folder", type=Path, metavar="DIR", help="where its download script put them, or the folder above")
+    anyone.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the folder to write; it must not exist yet")
+    anyone.add_argument("--vae", type=Path, metavar="DIR", help="config.json and weights of the autoencoder (default: DIR/sd-vae-ft-mse)")
+    anyone.add_argument("--image-encoder", type=Path, metavar="DIR", help="the same of CLIP's image encoder (default: DIR/image_encoder)")
+    anyone.add_argument("--tiny-vae", type=Path, metavar="DIR", help="the same of TAESD (not TAESDXL), for --decoder tiny (default: none)")
+    anyone.add_argument("--precision", choices=["fp32", "fp16"], default="fp32", help="of the files written; fp16 halves them")
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    """`avatar export`."""
+    whose = parser.add_mutually_exclusive_group(required=True)
+    whose.add_argument("--weights", type=Path, metavar="DIR", help="a folder of weights that was trained or imported")
+    whose.add_argument("--persona", metavar="NAME", help="a saved persona that has weights of its own")
+    parser.add_argument("--backend", choices=["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"], required=True, help="what will run them")
+    parser.add_argument("--precision", choices=["fp32", "fp16", "bf16", "int8"], help="of the live graph (default: fp32)")
+    parser.add_argument("--steps", type=int, metavar="N", help="denoising steps a frame (default: the preset's)")
+    parser.add_argument("--decoder", choices=["kl", "tiny"], help="as `avatar serve --decoder`")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the folder to write (default: engines/BACKEND-KEY beside the weights)")
+    parser.add_argument("--modelopt", metavar="PYTHON", help="of an environment with NVIDIA ModelOpt, for fp16 and bf16 (default: AVATAR_MODELOPT)")
+    built = parser.add_argument_group("of TensorRT's builder")
+    built.add_argument("--level", type=int, metavar="0-5", help="how long it searches (default: 3)")
+    built.add_argument("--workspace", type=float, metavar="GB", help="GPU memory that a kernel may use for itself (default: 4)")
+    built.add_argument("--refit", action="store_true", default=None, help="weights can be replaced later, for a LoRA; needs a GPU")
+    built.add_argument("--same-capability", action="store_true", default=None, help="for every GPU of this compute capability; may be slower")
+    built.add_argument("--target", action="append", metavar="X.Y", help="tensorrt-rtx: compute capability to build for (default: all it knows)")
+    built.add_argument("--timing-cache", type=Path, metavar="FILE", help="measured kernels, kept for the next build")
+
+
+__all__ = ["add_export", "add_import"]

@@ -1,0 +1,104 @@
+"""Graphs of a small generator as ONNX, for every test of what is made of them: traced once a process."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from engine.generators.diffusion.presets import PRESETS, TINY
+from engine.types import GraphSpec
+
+MINI = replace(
+    TINY,
+    name="mini",
+    size=(16, 24),
+    steps=1,
+    residual=True,
+    scale=4.0,
+    unet=replace(TINY.unet, channels=(16,), attention=(False,), motion=(False,)),
+)
+"""As TINY, with one level, whose middle alone has attention: what an export takes is time for every operation. As in COMPACT, what its random
+weights make is added to the condition, at a quarter of its size."""
+
+
+@contextmanager
+def known() -> Iterator[None]:
+    """MINI among the presets, for as long as weights of it may be loaded."""
+    outermost = MINI.name not in PRESETS
+    PRESETS[MINI.name] = MINI
+    try:
+        yield
+    finally:
+        if outermost:
+            del PRESETS[MINI.name]
+
+
+@cache
+def place() -> Path:
+    """A folder that goes with the process."""
+    folder = Path(tempfile.mkdtemp(prefix="exports-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@cache
+def weights() -> Path:
+    """A folder of weights of MINI, none of whose layers is zero."""
+    from engine.generators.diffusion.networks import save
+    from tests.test_diffusion import seeded
+
+    save(seeded(MINI), place() / "weights", origin={})
+    return place() / "weights"
+
+
+@cache
+def recipe() -> Any:
+    """Of those weights."""
+    from exporters.export import recipe_of
+
+    with known():
+        return recipe_of(weights())[0]
+
+
+@cache
+def exported() -> dict[str, Any]:
+    """Every graph as ONNX, by name."""
+    from engine.generators.diffusion.graphs import graphs
+    from exporters.to_onnx import to_onnx
+
+    return {name: to_onnx(spec, place() / f"{name}.onnx") for name, spec in graphs(recipe()).items()}
+
+
+@cache
+def pytorch() -> Any:
+    """The step in PyTorch."""
+    from exporters.to_onnx import reference
+
+    spec: GraphSpec = exported()["step"].spec
+    return reference(spec, spec.build())
+
+
+@cache
+def recorded(*windows: int) -> list[dict[str, Any]]:
+    """Inputs of the step, as a stream has them."""
+    from exporters import closed_loop
+
+    return closed_loop.recorded(recipe(), pytorch(), windows)
+
+
+def again(spec: GraphSpec, path: Path, **_: Any) -> Any:
+    """As `to_onnx`, with the graphs that there are."""
+    made = exported()[path.stem]
+    assert made.spec.inputs == spec.inputs
+    shutil.copy(made.path, path)
+    return replace(made, spec=spec, path=path, files=(path,))
+
+
+__all__ = ["MINI", "again", "exported", "known", "place", "pytorch", "recipe", "recorded", "weights"]
