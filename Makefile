@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 ARGS ?=
 
-.PHONY: serve test venv torch clean
+.PHONY: serve test venv torch tensorrt-rtx clean
 
 serve: $(VENV)/ready
 	$(BIN)/avatar serve $(ARGS)
@@ -37,6 +37,13 @@ torch: $(VENV)/ready-torch
 
 $(VENV)/ready-torch: $(VENV)/ready requirements-torch.txt
 	$(PIP) -c requirements.txt -r requirements-torch.txt
+	@touch $@
+
+# TensorRT for RTX, which parses and builds engines without a GPU. Read NVIDIA's licence first; 146 MB.
+tensorrt-rtx: $(VENV)/ready-rtx
+
+$(VENV)/ready-rtx: $(VENV)/ready requirements-rtx.txt
+	$(PIP) --no-deps -r requirements-rtx.txt
 	@touch $@
 
 clean:

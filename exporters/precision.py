@@ -85,9 +85,21 @@ def to_half(
             raise AvatarError(f"ModelOpt did not convert '{source.spec.name}' to {kind} ({_last(said)}); export fp32, or try another ModelOpt.")
         recipe["nodes"] = "/".join(share[-1])
         tell(f"{source.spec.name}: {recipe['nodes']} nodes are {kind}")
+        _size_anew(draft)
         # ONNX Runtime has no bf16 kernels for the CPU: such a graph is measured as an engine, on the GPU.
         made = _checked(source, draft, path, precision=kind, inputs=(recorded or inputs) if kind == "fp16" else [], reference=reference)
     return Converted(made, kind, recipe, made.measured if kind == "fp16" else None)
+
+
+def _size_anew(draft: Path) -> None:
+    """What a file says of its tensors' sizes, inferred once more: beside a resize, ModelOpt takes some for unknown."""
+    import onnx
+
+    from exporters.lint import load
+
+    model = load(draft)
+    del model.graph.value_info[:]
+    onnx.save(onnx.shape_inference.infer_shapes(model, data_prop=True), str(draft))
 
 
 def modelopt(python: str | None) -> tuple[list[str], str]:
