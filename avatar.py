@@ -347,7 +347,7 @@ def _add_generator(parser: argparse.ArgumentParser) -> None:
     diffusion.add_argument("--steps", type=int, metavar="N", help="denoising steps a frame (default: the preset's)")
     diffusion.add_argument("--stream-batch", action="store_true", default=None, help="all steps in one call; a frame leaves N - 1 frames later")
     diffusion.add_argument("--precision", choices=["fp32", "bf16", "fp16", "int8"], help="bf16 where the hardware has it, int8 from --graphs")
-    diffusion.add_argument("--backend", choices=["pytorch", "openvino", "onnxruntime"], help="what runs the live step (default: pytorch)")
+    diffusion.add_argument("--backend", choices=["pytorch", "openvino", "onnxruntime", "tensorrt"], help="what runs the live step (default: pytorch)")
     diffusion.add_argument("--graphs", metavar="DIR", help="exported graphs for --backend; OpenVINO can do without")
     diffusion.add_argument(
         "--mode", choices=["eager", "script", "compile", "cudagraph"], help="how PyTorch runs it (default: script on a CPU, cudagraph on a GPU)"

@@ -116,6 +116,36 @@ def test_the_graph_is_the_step(steps: int, window: int, sinks: int, chunk: int) 
     _holds(replace(SMALL, steps=steps, window=window, sinks=sinks, chunk=chunk))
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_tensors_that_stay_on_their_device_make_the_same(steps: int) -> None:
+    """As TensorRT gets them; here the device is the CPU, and PyTorch the runner."""
+    made = replace(SMALL, steps=steps, window=6, sinks=1, chunk=2)
+    networks = seeded(made)
+    how = recipe(networks)
+    portrait, condition, speech = clip(made)
+    cache = networks.remember(portrait)
+    want, got = (streams.open_stream(how, 2, cache) for _ in range(2))
+    runner = backend("pytorch").load(graphs.step_spec(networks, steps))
+    graph = compiled.Compiled(how, runner, compiled.Calendar.of(made))
+    rows = [(graph.prepared(want.row(row)), replace(graph, on_device=True).prepared(got.row(row))) for row in range(2)]
+    for stream in (want, got):
+        for row in range(2):
+            streams.seat(stream, row, cache)
+    for t in range(0, FRAMES - 2, 2):
+        for stream in (want, got):
+            stream.active[0], stream.active[1] = True, t % 3 == 0
+            stream.condition[:], stream.speech[:] = condition[t : t + 2], speech[t : t + 2]
+        for pair in rows:
+            for run in pair:
+                run()
+        for one, other in zip(want.tensors(), got.tensors(), strict=True):
+            assert torch.equal(one, other)
+    assert want.count.tolist() == [FRAMES - 2, 2 * len(range(0, FRAMES - 2, 6))]
+    got.rings[0][1].fill_(torch.inf)
+    rows[0][1]()
+    assert not bool(got.finite[0])
+
+
 def test_a_residual_is_the_conditions_own() -> None:
     _holds(replace(SMALL, steps=1, residual=True, unet=replace(SMALL.unet, image_dim=0), image_encoder="none", scale=4.0))
 
@@ -246,6 +276,7 @@ def test_exported_graphs_run_where_they_fit(tmp_path: Path, monkeypatch: pytest.
         ({"backend": "openvino", "graphs": "/nowhere"}, "no exported graphs"),
         ({"backend": "onnxruntime"}, "--graphs"),
         ({"graphs": "/nowhere"}, "give --backend"),
+        ({"backend": "tensorrt"}, "cannot run here: .*(GPU|TensorRT)|give the folder with --graphs"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_a_sentence(options: dict[str, Any], sentence: str) -> None:

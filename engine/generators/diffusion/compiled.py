@@ -17,15 +17,19 @@ import numpy.typing as npt
 import torch
 
 from engine.backends import artifact, backend, half_the_cores
+from engine.backends.engines import BUILT_FOR
 from engine.generators.diffusion.autoencoder import TinyDecoded
 from engine.generators.diffusion.graphs import PARTS, step_spec
 from engine.generators.diffusion.networks import MANIFEST
+from engine.generators.diffusion.on_device import DeviceRow
 from engine.generators.diffusion.presets import Preset
 from engine.generators.diffusion.stream import Recipe, Stream
 from engine.generators.diffusion.temporal import places, put_at
 from engine.types import AvatarError, FloatArray, GraphSpec, Runner
 
-Backend = Literal["pytorch", "openvino", "onnxruntime"]
+Backend = Literal["pytorch", "openvino", "onnxruntime", "tensorrt"]
+ON_A_GPU = ("tensorrt",)
+"""Backends whose runners read tensors on the GPU, where they lie."""
 GRAPH = "step"
 """Its name in `graphs.graphs` and in an export's manifest."""
 
@@ -63,10 +67,14 @@ class Compiled:
     runner: Runner
     calendar: Calendar
     precision: str = "fp32"
+    on_device: bool = False  # the runner takes tensors, not arrays
 
     def prepared(self, row: Stream) -> Callable[[], None]:
         """The step of one row (`Stream.row`), for one caller at a time; other rows may be stepped meanwhile."""
         another: Callable[[], Runner] = getattr(self.runner, "another", lambda: self.runner)
+        if self.on_device:
+            networks = self.recipe.networks
+            return DeviceRow(another(), self.calendar, row, chunk=networks.preset.chunk, listens=networks.speech is not None)
         return _Row(self, another(), row)
 
 
@@ -118,14 +126,22 @@ def check(name: str, *, mode: str | None, device: str | None, batched: bool, gra
         return
     if mode is not None:
         raise AvatarError(f"A mode is how PyTorch runs a step; leave --mode out with --backend {name}.")
-    if device not in (None, "cpu"):
+    if name in ON_A_GPU:
+        if missing := backend(name).available():
+            raise AvatarError(missing)
+        if device == "cpu":
+            raise AvatarError(f"The backend {name} runs on a GPU; leave --device out, or choose another backend.")
+        if graphs is None:
+            raise AvatarError("TensorRT runs exported engines; export them (avatar export --backend tensorrt) and give the folder with --graphs.")
+    elif device not in (None, "cpu"):
         raise AvatarError(f"The backend {name} runs on the CPU; use --device cpu, or leave --backend out.")
     if batched:
-        raise AvatarError(f"A stream batch gains nothing on a CPU, and the backend {name} has none; leave --stream-batch out.")
+        raise AvatarError(f"The backend {name} has no stream batch; leave --stream-batch out.")
 
 
 def load(recipe: Recipe, name: str, *, precision: str | None = None, folder: Path | None = None) -> Compiled:
-    """The step of a recipe (fp32, on the CPU) on a backend; from an export in `folder`, in its precision, where that is given.
+    """The step of a recipe (fp32, on the CPU; for TensorRT on the GPU) on a backend; from an export in `folder`, in its precision, where that
+    is given.
 
     OpenVINO converts the networks itself where there is no export. Raises AvatarError where the backend, the export or the precision is not
     to be had.
@@ -137,6 +153,9 @@ def load(recipe: Recipe, name: str, *, precision: str | None = None, folder: Pat
         raise AvatarError("ONNX Runtime runs exported graphs; export them (avatar export) and give the folder with --graphs.")
     else:
         path, precision = None, precision or "fp32"
+    if name in ON_A_GPU:
+        runner = backend(name).load(spec, path=folder, device_name=str(recipe.device))
+        return Compiled(recipe, runner, Calendar.of(recipe.preset), precision, on_device=True)
     threads = half_the_cores()
     at_once = max(1, (os.cpu_count() or 1) // threads)
     runner = backend(name).load(spec, precision=precision, threads=threads, at_once=at_once, path=path)
@@ -146,7 +165,7 @@ def load(recipe: Recipe, name: str, *, precision: str | None = None, folder: Pat
 def _exported(recipe: Recipe, spec: GraphSpec, folder: Path, name: str, precision: str | None) -> tuple[Path, str]:
     """(file, precision) of the step in an export. Raises AvatarError for one of other weights, or for another backend or precision."""
     manifest = artifact.read(folder)
-    if manifest.backend != name:
+    if manifest.backend not in BUILT_FOR.get(name, (name,)):
         raise AvatarError(f"The graphs in {folder} were exported for {manifest.backend}, not for {name}; choose that backend, or {artifact.AGAIN}.")
     found = manifest.artifact(GRAPH)
     found.fits(spec)
@@ -156,7 +175,7 @@ def _exported(recipe: Recipe, spec: GraphSpec, folder: Path, name: str, precisio
         raise AvatarError(f"The graphs in {folder} were exported from other weights, or with another decoder; {artifact.AGAIN}.")
     if precision not in (None, found.precision):
         raise AvatarError(f"The graphs in {folder} are in {found.precision}, not in {precision}; leave --precision out, or {artifact.AGAIN}.")
-    return artifact.verified(folder, manifest, found), found.precision
+    return (folder if name in ON_A_GPU else artifact.verified(folder, manifest, found)), found.precision  # TensorRT's own reads it again
 
 
 __all__ = ["Backend", "Calendar", "Compiled", "check", "load"]

@@ -105,7 +105,7 @@ class Diffusion:
         ONNX Runtime needs and OpenVINO can do without. Raises AvatarError where any of it does not fit together.
         """
         compiled.check(backend, mode=mode, device=device, batched=stream_batch, graphs=graphs)
-        self.device = pytorch.device(device if backend == "pytorch" else "cpu")
+        self.device = pytorch.device(device if backend == "pytorch" or backend in compiled.ON_A_GPU else "cpu")
         if self.device.type == "cpu":
             torch.set_num_threads(half_the_cores())
         if weights is None:
@@ -150,7 +150,7 @@ class Diffusion:
             chunk=made.chunk,
             delay=(count - 1) * made.chunk if self.recipe.batched else 0,
             needs=("motion", "speech") if self._base else ("motion", "speech", "face", "body", "hands"),
-            together=self.device.type != "cpu",
+            together=self.device.type != "cpu" and backend == "pytorch",
             warm_up=pytorch.WARM_UPS + 1 if self.mode == "cudagraph" else 2,
             notice=_notice(networks, count) if self.trained else NOTICE,
         )
