@@ -81,6 +81,11 @@ class Observed:
     offsets: FloatArray  # [T, N, 2] px from where the puppet alone puts a vertex to where the person has it
     weights: FloatArray  # [T, N] how far that is believed
 
+    def of(self, frames: Sequence[int]) -> Observed:
+        """Some of the frames."""
+        at = list(frames)
+        return Observed(self.drives[at], self.offsets[at], self.weights[at])
+
 
 def observe(actor: Actor, pictures: Sequence[UInt8Array], mattes: Sequence[UInt8Array], motions: Sequence[Motion]) -> Observed:
     """Real pictures [H, W, 3] and mattes [H, W] beside the puppet's frames of the same motions."""

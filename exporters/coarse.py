@@ -1,4 +1,7 @@
-"""The puppet's frame for every frame of a clip: the portrait, moved as the person moves, its head laid where the real one is."""
+"""The puppet's frame for every frame of a clip: the portrait, moved as the person moves.
+
+Without assets its head is laid where the real one is, which nobody can do live; what a clip taught the puppet does that and more.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from engine.drivers.rigid import RIGID, RIGID_WEIGHTS
-from engine.generators import load
+from engine.generators.puppet.assets import PuppetAssets
+from engine.generators.puppet.generator import Puppet
 from engine.generators.puppet.pose import corrected, place
 from engine.pose import Float64Array
 from engine.types import FloatArray, Identity, Motion, Signal, UInt8Array, still_motion
@@ -45,34 +49,35 @@ def with_the_head(motion: Motion) -> Motion:
 class Coarse:
     """A portrait that is moved through clips. The puppet is made ready when the first one is written, in 2 to 3 s."""
 
-    def __init__(self, portrait: UInt8Array, face: FloatArray, motion: Motion) -> None:
-        """Portrait [H, W, 3]; the landmarks [478, 2] px and the motion that the clip's tracker found in it."""
-        self._portrait, self._face, self._motion = portrait, face, motion
-        self._puppet = load("puppet", size=(portrait.shape[0], portrait.shape[1]))
+    def __init__(self, portrait: UInt8Array, face: FloatArray, motion: Motion, assets: PuppetAssets | None = None) -> None:
+        """Portrait [H, W, 3]; the landmarks [478, 2] px and the motion that the clip's tracker found in it; what a clip taught its puppet."""
+        self.portrait, self._face, self._motion, self.assets = portrait, face, motion, assets
+        self._puppet = Puppet((portrait.shape[0], portrait.shape[1]))
         self._state = self._puppet.allocate(1)
         self._identity: Identity | None = None
 
-    def write(
-        self,
-        path: Path,
-        motions: Sequence[Motion | None],
-        times: FloatArray,
-        faces: FloatArray,
-        real: UInt8Array,
-        *,
-        tick: Callable[[int, int], None] | None = None,
-    ) -> None:
-        """One frame for each of N motions, the portrait itself where there is none -> an .npy of [N, H, W, 3].
+    def with_assets(self, assets: PuppetAssets) -> Coarse:
+        """The same portrait, knowing this of its person."""
+        return Coarse(self.portrait, self._face, self._motion, assets)
+
+    def write(self, path: Path, acted: Sequence[Motion | None], *, tick: Callable[[int, int], None] | None = None) -> None:
+        """One frame for each of N motions -> an .npy of [N, H, W, 3]."""
+        with storage.frames_file(path, (len(acted), *self.portrait.shape)) as write:
+            for number, motion in enumerate(acted, 1):
+                write(self.frame(motion))
+                if tick is not None:
+                    tick(number, len(acted))
+
+    def acted(self, motions: Sequence[Motion | None], times: FloatArray, faces: FloatArray, real: UInt8Array) -> Sequence[Motion | None]:
+        """The motions that are shown: those of a live session where there are assets, else with the head laid and the better shoulders.
 
         times [N] s, faces [N, 478, 2] px and pictures [N, H, W, 3] are the real ones that the motions come from.
         """
+        if self.assets is not None:
+            return motions
         laid = self.laid(motions, times, faces)
         shoulders = self._shoulders(laid, real)
-        with storage.frames_file(path, (len(laid), *self._portrait.shape)) as write:
-            for number, motion in enumerate(laid):
-                write(self.frame(still_motion() if motion is None else shoulders(motion)))
-                if tick is not None:
-                    tick(number + 1, len(laid))
+        return [None if motion is None else shoulders(motion) for motion in laid]
 
     def laid(self, motions: Sequence[Motion | None], times: FloatArray, faces: FloatArray) -> list[Motion | None]:
         """The motions with such shifts that the puppet's head lies where the real one does.
@@ -93,16 +98,16 @@ class Coarse:
         pairs = zip(motions, made, strict=True)
         return [a if a is None or b is None else replace(a, head=a.head + BELIEVED * (b.head - a.head)) for a, b in pairs]
 
-    def frame(self, motion: Motion) -> UInt8Array:
-        """[H, W, 3] the portrait, moved."""
+    def frame(self, motion: Motion | None) -> UInt8Array:
+        """[H, W, 3] the portrait, moved; as it is where there is no motion."""
         self._ready()
-        frames = self._puppet.step(self._state, [[Signal(0.0, motion=motion)]])[0]
+        frames = self._puppet.step(self._state, [[Signal(0.0, motion=still_motion() if motion is None else motion)]])[0]
         assert frames is not None
         return frames[0].rgb
 
     def _ready(self) -> Identity:
         if self._identity is None:
-            self._identity = self._puppet.prepare(self._portrait)
+            self._identity = self._puppet.prepare(self.portrait, self.assets)
             self._puppet.admit(self._state, 0, self._identity)
         return self._identity
 
@@ -118,7 +123,7 @@ class Coarse:
         seen = [k for k, motion in enumerate(motions) if motion is not None and motion.body.any()]
         if not seen:
             return as_read
-        low = int(LOWER * self._portrait.shape[0])
+        low = int(LOWER * self.portrait.shape[0])
         wrong = dict.fromkeys((as_read, at_rest, with_the_head), 0.0)
         for k in seen[:: max(1, len(seen) // SAMPLES)]:
             motion = motions[k]

@@ -5,7 +5,8 @@
       tracks/<hash>.npz    stage 1, by the video's hash: what was seen and heard (`footage.Footage`)
       scene.png            stage 2: the reference frame, uncropped, and
       reference.npz          its crop, the portrait and further views
-      clips/<clip>/        stage 3: frames.npy, coarse.npy, rest.npz
+      clips/<clip>/        stage 3: frames.npy; stage 4, with the assets: coarse.npy, rest.npz
+      assets.npz           stage 4: what the training part teaches the puppet (`stages.learnt`)
       dataset.json         written last: the folder is whole
 
 Every file is written aside, flushed and renamed, so a file that is there is whole, and a run that was killed goes on where it stopped.
@@ -21,13 +22,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from engine.generators.puppet.assets import PuppetAssets
 from engine.types import FloatArray, UInt8Array
-from exporters import pairs, storage
+from exporters import pairs, stages, storage
 from exporters.footage import FPS
+from exporters.regions import Likeness
 
 LEAST_SECONDS = 10.0
 """s of good frames that a data set needs."""
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,12 @@ class Dataset:
     views: list[tuple[float, UInt8Array]]  # (yaw in degrees, crop [H, W, 3]) of other heads
     clips: list[Clip]
     report: dict[str, Any]  # frames, kept, seconds, dropped by reason; sentences for a person
+    assets: PuppetAssets | None = None  # what the training part taught the puppet, and `coarse` is made with; None where nothing helped
+
+    @property
+    def stages(self) -> dict[str, Likeness]:
+        """How like the person the puppet's held-out frames are, by `stages.STAGES`: puppet alone, plate, assets."""
+        return {name: Likeness(**told) for name, told in self.report.get("held_out", {}).items()}
 
 
 def open_dataset(folder: Path) -> Dataset:
@@ -71,7 +80,8 @@ def open_dataset(folder: Path) -> Dataset:
         clips.append(Clip(name, frames, coarse, rest["speech"], rest["motion"], rest["face"], rest["kept"], train, held_out))
     views = [(float(yaw), view) for yaw, view in zip(reference["yaws"], reference["views"], strict=True)]
     height, width = index["size"]
-    return Dataset(folder, (height, width), index["fps"], reference["portrait"], views, clips, index["report"])
+    assets = stages.read(folder / storage.ASSETS)
+    return Dataset(folder, (height, width), index["fps"], reference["portrait"], views, clips, index["report"], assets)
 
 
 def collect(

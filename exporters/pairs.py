@@ -16,7 +16,7 @@ from engine.drivers import body as shoulders
 from engine.drivers.rigid import metric
 from engine.pose import Float64Array
 from engine.types import AvatarError, FloatArray, Motion, UInt8Array
-from exporters import filters, storage
+from exporters import filters, stages, storage
 from exporters.coarse import Coarse
 from exporters.footage import Footage, pictures, watch
 from exporters.motions import Heads, calibrate, heads, motions, table
@@ -25,6 +25,8 @@ FEWER, SMALLER = 0.7, 0.2
 """Logs of a clip's usable frames and of its face's size by which it makes a worse reference than another."""
 Progress = Callable[[str, int, int], None]
 """(what is being done, how much of it is done, out of how much)."""
+Runs = list[tuple[int, int]]
+"""[start, stop) of consecutive frames."""
 Rect = tuple[int, int, int, int]
 """x, y, width, height px; may reach beyond the picture."""
 
@@ -101,20 +103,19 @@ def build(paths: Sequence[Path], folder: Path, plan: dict[str, Any], tell: Progr
         )
     storage.enough_room(folder, frames=sum(len(s.footage) for s in sources), size=size)
     portrait = _store_reference(folder, sources, first, seen, made, size)
+    parts = {source.name: filters.split(verdict.kept) for source, verdict in zip(sources, judged, strict=True)}
+    for source in sources:
+        _store_frames(folder / "clips" / source.name / "frames.npy", source, size, tell)
     still = made[first][sources[first].neutral]
     assert still is not None
-    coarse = Coarse(portrait, sources[first].face(size)[sources[first].neutral], still)
+    _store_coarse(folder, sources, first, made, parts, Coarse(portrait, sources[first].face(size)[sources[first].neutral], still), report, tell)
     for source, motion, verdict, told in zip(sources, made, judged, report["clips"], strict=True):
         home = folder / "clips" / source.name
-        _store_frames(home / "frames.npy", source, size, tell)
-        if not (home / "coarse.npy").exists():
-            say = partial(tell, f"moving the puppet as in {source.path.name}")
-            coarse.write(home / "coarse.npy", motion, source.clock(), source.face(size), storage.mapped(home / "frames.npy"), tick=say)
         told["name"] = source.name
         told["coarse_db"] = storage.likeness(home / "frames.npy", home / "coarse.npy", verdict.kept)
         if (home / "rest.npz").exists():
             continue
-        train, held_out = filters.split(verdict.kept)
+        train, held_out = parts[source.name]
         face = source.face(size)
         face[~verdict.kept] = np.nan
         storage.write_arrays(
@@ -227,6 +228,35 @@ def _store_frames(home: Path, source: Source, size: tuple[int, int], tell: Progr
             known = picture is not None and number < count and picture.id == source.footage.shown[number]
             write(source.crop(picture.rgb, size) if known and picture is not None else black)
             tell(f"cropping {source.path.name}", number + 1, count)
+
+
+def _store_coarse(
+    folder: Path,
+    sources: list[Source],
+    first: int,
+    made: list[list[Motion | None]],
+    split: dict[str, tuple[Runs, Runs]],
+    plain: Coarse,
+    report: dict[str, Any],
+    tell: Progress,
+) -> None:
+    """Stage 4: what the training part teaches the puppet, then its frames; `report` gets the figures of the held-out part."""
+    parts: list[stages.Part] = []
+    portrait = plain.portrait
+    for source, motion in zip(sources, made, strict=True):
+        real, faces = storage.mapped(folder / "clips" / source.name / "frames.npy"), source.face((portrait.shape[0], portrait.shape[1]))
+        laid = plain.acted(motion, source.clock(), faces, real)
+        train, held_out = ([k for a, b in runs for k in range(a, b)] for runs in split[source.name])
+        parts.append(stages.Part(real, faces, motion, laid, train, held_out))
+    assets = stages.learnt(folder / storage.ASSETS, portrait, parts[first], plain, tell)
+    taught = plain if assets is None else plain.with_assets(assets)
+    for source, part in zip(sources, parts, strict=True):
+        home = folder / "clips" / source.name / "coarse.npy"
+        if not home.exists():
+            taught.write(home, part.laid if assets is None else part.motions, tick=partial(tell, f"moving the puppet as in {source.path.name}"))
+    report["held_out"] = stages.figures(parts, plain, taught)
+    if report["held_out"]:
+        report["sentences"].append(stages.in_words(report["held_out"]))
 
 
 __all__ = ["Source", "build"]

@@ -3,8 +3,8 @@ shoulders, hair and outline really go (`engine.generators.puppet.assets`)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -15,17 +15,16 @@ from engine.generators.puppet import plate as plates
 from engine.generators.puppet.assets import DRIVES, HEAD_DRIVES, NODES, PuppetAssets
 from engine.generators.puppet.generator import Puppet
 from engine.types import AvatarError, FloatArray, Motion, UInt8Array
-from exporters.alignment import Actor, fit, observe
+from exporters.alignment import Actor, Observed, fit, observe
 from exporters.regions import Likeness, likeness
 
 FRAMES = 64
 """Of a clip that are looked at, evenly spread: more of the same pose teach nothing."""
 FEWEST = 12
 """Frames without which nothing can be learnt."""
-ROUNDS = 2
-"""Of flow and fit: the second sees what the first left."""
-CHECKED = 5
-"""One frame in so many, the last ones, is kept from a first fit to see whether it helps."""
+BLOCKS, APART = 4, 1
+"""The frames are parted into so many blocks in time; whether a block is more like the person is seen with what the others teach, but for the
+frames next to it."""
 PERSON = 25
 """Matte from which a pixel may be the person's."""
 AROUND = 0.006
@@ -36,6 +35,8 @@ STILL = 40.0
 """Grey levels between the quartiles of a pixel's background from which it is no still place."""
 EXPOSURE = (0.7, 1.4)
 """How far one frame's exposure may be from the portrait's."""
+LEEWAY = 0.5
+"""dB that mouth and eyes may be less like in one block."""
 STRIP = 32
 """Rows that medians are taken of at a time, which bounds the memory."""
 
@@ -61,25 +62,12 @@ class Lesson:
     plain: Callable[[int], UInt8Array]  # what the puppet makes of a frame without assets
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """The frames of a lesson that are looked at."""
-
-    pictures: list[UInt8Array]
-    mattes: list[UInt8Array]
-    motions: list[Motion]
-
-    def part(self, start: int, stop: int | None) -> Seen:
-        """Some of them."""
-        return Seen(self.pictures[start:stop], self.mattes[start:stop], self.motions[start:stop])
-
-
 def learn(portrait: UInt8Array, lesson: Lesson, *, progress: Progress | None = None) -> PuppetAssets | None:
     """What a clip teaches the puppet of a portrait [H, W, 3], which is one of its frames; None where that makes it no more like the person.
 
-    About 0.15 s of CPU for each of up to FRAMES frames at 256 x 256 px. What is learnt from the first of them must make the others, whole and
-    at mouth and eyes, no less like than `lesson.plain`: first with maps, else with the place behind alone. Raises AvatarError for pictures
-    of another size and for too few frames with a face.
+    About 0.2 s of CPU for each of up to FRAMES frames at 256 x 256 px. It is used where it makes every part of the clip more like the person
+    than `lesson.plain`, and mouth and eyes no less, though it was learnt from the other parts: all of it, else the place behind alone.
+    Raises AvatarError for pictures of another size and for too few frames with a face.
     """
     tell = progress or (lambda what, done, total: None)
     size = (portrait.shape[0], portrait.shape[1])
@@ -89,48 +77,63 @@ def learn(portrait: UInt8Array, lesson: Lesson, *, progress: Progress | None = N
     if len(known) < FEWEST:
         raise AvatarError(f"Only {len(known)} frames of the clip show the face, and {FEWEST} are needed; record it again, well lit.")
     picks = [known[k] for k in np.unique(np.linspace(0, len(known) - 1, min(len(known), FRAMES)).astype(int))]
-    seen = Seen([], [], [])
-    for number, (k, motion) in enumerate(picks, 1):
-        seen.pictures.append(lesson.pictures[k])
-        seen.mattes.append(person_matte(lesson.pictures[k]))
-        seen.motions.append(motion)
+    pictures, mattes, moved = [lesson.pictures[k] for k, _ in picks], list[UInt8Array](), [motion for _, motion in picks]
+    for number, picture in enumerate(pictures, 1):
+        mattes.append(person_matte(picture))
         tell("finding the person", number, len(picks))
-    first = len(picks) - len(picks) // CHECKED
-    taught, test = seen.part(0, first), seen.part(first, None)
-    plate = background(portrait, taught.pictures, taught.mattes).plate
+    plate = background(portrait, pictures, mattes).plate
     puppet = Puppet(size)
     actor = Actor(puppet, puppet.prepare(portrait, unmoved(plate)))
-    maps = unmoved(plate)
-    for number in range(1, ROUNDS + 1):
-        maps = _fitted(actor.taught(maps), taught, maps.plate)
-        tell("learning the outline", number, ROUNDS + 1)
-    checked = [k for k, _ in picks[first:]]
-    faces = lesson.faces[checked]
-
-    def like(frames: Iterable[UInt8Array]) -> Likeness:
-        return likeness(zip(frames, test.pictures, strict=True), faces)
-
-    plain = like(lesson.plain(k) for k in checked)
-    still, moved = (like(a.frame(motion)[0] for motion in test.motions) for a in (actor, actor.taught(maps)))
-    if not (_better(moved, plain) or _better(still, plain)):
-        return None
-    plate = background(portrait, seen.pictures, seen.mattes).plate
-    if not _better(moved, plain) or moved.crop_db < still.crop_db:
-        return unmoved(plate)
-    taught_all = _fitted(actor.taught(maps), seen, plate)
-    tell("learning the outline", ROUNDS + 1, ROUNDS + 1)
-    return taught_all
+    seen = observe(actor, pictures, mattes, moved)
+    chosen = replace(lesson, pictures=pictures, motions=moved, faces=lesson.faces[[k for k, _ in picks]], plain=lambda i: lesson.plain(picks[i][0]))
+    tell("learning the outline", 1, 3)
+    helps = _helps(actor, chosen, seen, plate)
+    tell("learning the outline", 2, 3)
+    if helps is not True:
+        return unmoved(plate) if helps is None else None
+    maps = _fitted(actor, seen, plate)
+    maps = _fitted(actor, observe(actor.taught(maps), pictures, mattes, moved), plate)  # what the first left
+    tell("learning the outline", 3, 3)
+    return maps
 
 
-def _better(made: Likeness, plain: Likeness) -> bool:
-    return made.crop_db > plain.crop_db and made.features_db >= plain.features_db
+def _fitted(actor: Actor, seen: Observed, plate: UInt8Array) -> PuppetAssets:
+    """Maps that explain best what was seen."""
+    features, size = actor.identity.features, actor.puppet.spec.size
+    flat = features.uv - np.float32((features.texture.shape[1] - size[1]) / 2)
+    return fit(seen, flat, size, plate)
 
 
-def _fitted(actor: Actor, seen: Seen, plate: UInt8Array) -> PuppetAssets:
-    """Maps that explain what an actor's frames still lack, and what the actor's own maps do already."""
-    features, (height, width) = actor.identity.features, actor.puppet.spec.size
-    flat = features.uv - np.float32((features.texture.shape[1] - width) / 2)
-    return fit(observe(actor, seen.pictures, seen.mattes, seen.motions), flat, (height, width), plate)
+def _helps(actor: Actor, lesson: Lesson, seen: Observed, plate: UInt8Array) -> bool | None:
+    """Whether maps make the blocks more like the person than the puppet alone; None: only the place behind does; False: not even that."""
+    order = np.arange(len(lesson.pictures))
+    plain, still, moved = list[Likeness](), list[Likeness](), list[Likeness]()
+    for block in np.array_split(order, BLOCKS):
+        others = order[(order < block[0] - APART) | (order > block[-1] + APART)]
+        taught = actor.taught(_fitted(actor, seen.of(others), plate))
+        for found, way in ((plain, lesson.plain), (still, _frames(actor, lesson)), (moved, _frames(taught, lesson))):
+            found.append(likeness(((way(k), lesson.pictures[k]) for k in block), lesson.faces[block]))
+    if _better(moved, plain) and all(a.crop_db > b.crop_db for a, b in zip(moved, still, strict=True)):
+        return True
+    return None if _better(still, plain) else False
+
+
+def _frames(actor: Actor, lesson: Lesson) -> Callable[[int], UInt8Array]:
+    """Number of a lesson's frame -> what an actor makes of it."""
+
+    def frame(k: int) -> UInt8Array:
+        motion = lesson.motions[k]
+        assert motion is not None
+        return actor.frame(motion)[0]
+
+    return frame
+
+
+def _better(made: Sequence[Likeness], plain: Sequence[Likeness]) -> bool:
+    """Every block as a whole, and mouth and eyes on the mean of the blocks: one alone may show what the others do not, a wide open mouth."""
+    crops = [a.crop_db - b.crop_db for a, b in zip(made, plain, strict=True)]
+    features = [a.features_db - b.features_db for a, b in zip(made, plain, strict=True)]
+    return min(crops) > 0 and min(features) >= -LEEWAY and float(np.mean(features)) >= 0
 
 
 def unmoved(plate: UInt8Array) -> PuppetAssets:

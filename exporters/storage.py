@@ -20,7 +20,7 @@ from engine.types import AvatarError, UInt8Array
 from exporters.files import sha256
 
 PLAN, INDEX = "plan.json", "dataset.json"
-TRACKS, REFERENCE, SCENE = "tracks", "reference.npz", "scene.png"
+TRACKS, REFERENCE, SCENE, ASSETS = "tracks", "reference.npz", "scene.png", "assets.npz"
 """See `exporters.dataset`."""
 SUFFIXES = (".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi", ".mts", ".ts", ".mpg", ".mpeg")
 """Of the files in a folder that are taken for clips."""
@@ -115,7 +115,7 @@ def _settle(folder: Path, plan: dict[str, Any]) -> None:
         shutil.rmtree(folder / "clips", ignore_errors=True)
         if before.get("format") != plan["format"]:
             shutil.rmtree(folder / TRACKS, ignore_errors=True)
-        for name in (REFERENCE, SCENE):
+        for name in (REFERENCE, SCENE, ASSETS):
             (folder / name).unlink(missing_ok=True)
     write_json(folder / PLAN, plan)
 

@@ -6,8 +6,9 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -17,8 +18,11 @@ from engine.composite import Fit
 from engine.drivers.rigid import RIGID
 from engine.drivers.speech import LOG_FLOOR
 from engine.drivers.tracker import FaceTracker
-from engine.types import AvatarError, UInt8Array, VideoFrame
-from exporters import pairs, storage
+from engine.generators.puppet.assets import PuppetAssets
+from engine.generators.puppet.generator import Puppet
+from engine.types import AvatarError, Signal, UInt8Array, VideoFrame, still_motion
+from exporters import pairs, plates, stages, storage
+from exporters.coarse import Coarse
 from exporters.dataset import Dataset, collect, open_dataset
 from exporters.filters import REASONS
 from tests.clips import acting, film, person
@@ -132,6 +136,59 @@ def test_shoulders_that_stand_still_do_so_in_the_puppet_s_frames(made: Dataset) 
     assert speaking["coarse_db"] > 23.0, "a tracker reads a turning head as a leaning body: 19 dB if it is believed"
 
 
+def test_a_person_who_is_the_puppet_teaches_it_nothing(made: Dataset) -> None:
+    assert made.assets is None
+    assert list(made.stages) == ["puppet"]
+    assert made.stages["puppet"].crop_db > 20.0
+    assert any("teaches the puppet nothing" in sentence for sentence in made.report["sentences"])
+
+
+def test_the_training_part_teaches_the_puppet_and_both_stages_are_told(made: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip, wall = made.clips[0], np.full((*SIZE, 3), 40, np.uint8)
+    shown: list[int] = []
+
+    def learn(portrait: UInt8Array, lesson: plates.Lesson, *, progress: Any) -> PuppetAssets:
+        assert np.array_equal(portrait, made.portrait)
+        shown.extend(int(picture[0, 0, 0]) for picture in lesson.pictures)
+        return plates.unmoved(wall)
+
+    monkeypatch.setattr(plates, "learn", learn)
+    motion = replace(still_motion(), head=np.array([12, 0, 0, 0, 0, 0], np.float32))
+    count = len(clip.kept)
+    real = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, *SIZE, 3))
+    part = stages.Part(
+        real, np.tile(clip.face[0], (count, 1, 1)), [motion] * count, [still_motion()] * count, list(range(20)), list(range(40, count))
+    )
+    plain = Coarse(made.portrait, clip.face[0], still_motion())
+    assets = stages.learnt(tmp_path / "assets.npz", made.portrait, part, plain, lambda what, done, total: None)
+    assert shown == list(range(20)), "the training part alone"
+    assert assets is not None
+    taught = plain.with_assets(assets)
+    assert taught.acted(part.motions, np.zeros(count, np.float32), part.faces, real) is part.motions, "as they come live"
+    puppet = Puppet(SIZE)
+    state = puppet.allocate(1)
+    puppet.admit(state, 0, puppet.prepare(made.portrait, assets))
+    live = puppet.step(state, [[Signal(0.0, motion=motion)]])[0]
+    assert live is not None
+    assert np.array_equal(taught.frame(motion), live[0].rgb)
+    assert not np.array_equal(taught.frame(motion), plain.frame(motion))
+    told = stages.figures([part], plain, taught)
+    assert list(told) == list(stages.STAGES)
+    assert told["assets"] == told["plate"] != told["puppet"]
+    assert "held-out frames" in stages.in_words(told)
+
+
+def test_a_clip_that_teaches_nothing_leaves_the_puppet_as_it_is(made: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plates, "learn", lambda portrait, lesson, progress: None)
+    plain = cast(Any, _Blank(made.portrait))
+    part = stages.Part(made.clips[0].frames, made.clips[0].face, [still_motion()] * 20, [still_motion()] * 20, list(range(15)), [16, 17])
+    assert stages.learnt(tmp_path / "assets.npz", made.portrait, part, plain, lambda what, done, total: None) is None
+    assert stages.read(tmp_path / "assets.npz") is None, "and it is not learnt again"
+    told = stages.figures([part], plain, plain)
+    assert list(told) == ["puppet"]
+    assert "nothing" in stages.in_words(told)
+
+
 def test_nothing_lags(made: Dataset) -> None:
     clip = made.clips[0]
     yaw = np.array([acting(k / 25).head[0] for k in range(len(clip.kept))])
@@ -199,7 +256,7 @@ def test_other_settings_and_other_videos_are_told(made: Dataset, videos: Path, t
         collect([videos], videos / "a.mp4")
 
 
-@pytest.mark.parametrize("name", ["clips/a/coarse.npy", "reference.npz", "dataset.json"])
+@pytest.mark.parametrize("name", ["clips/a/coarse.npy", "reference.npz", "assets.npz", "dataset.json"])
 def test_a_damaged_set_is_not_opened(made: Dataset, tmp_path: Path, name: str) -> None:
     folder = shutil.copytree(made.folder, tmp_path / "set")
     (folder / name).write_bytes((folder / name).read_bytes()[:-10])
@@ -247,19 +304,32 @@ def killed_after(files: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class _Blank:
-    """Instead of the puppet, whose frames are not looked at here."""
+    """Instead of the puppet, whose frames are not looked at here: dark alone, light when taught."""
 
     def __init__(self, portrait: UInt8Array, *rest: Any) -> None:
-        self._portrait = portrait
+        self.portrait, self.assets = portrait, None
 
-    def write(self, path: Path, motions: list[Any], *rest: Any, **more: Any) -> None:
-        with storage.frames_file(path, (len(motions), *self._portrait.shape)) as write:
+    def acted(self, motions: list[Any], *rest: Any) -> list[Any]:
+        return motions
+
+    def with_assets(self, assets: Any) -> _Blank:
+        taught = _Blank(self.portrait)
+        taught.assets = assets
+        return taught
+
+    def frame(self, motion: Any) -> UInt8Array:
+        return np.full_like(self.portrait, 0 if self.assets is None else 200)
+
+    def write(self, path: Path, motions: list[Any], **more: Any) -> None:
+        with storage.frames_file(path, (len(motions), *self.portrait.shape)) as write:
             for number in range(len(motions)):
-                write(np.full_like(self._portrait, number))
+                write(np.full_like(self.portrait, number + (0 if self.assets is None else 100)))
 
 
 def test_killed_at_any_file_it_goes_on_to_the_same_end(made: Dataset, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pairs, "Coarse", _Blank)
+    taught = plates.unmoved(np.full((*SIZE, 3), 40, np.uint8))
+    monkeypatch.setattr(plates, "learn", lambda portrait, lesson, progress: taught)
     folder = tmp_path / "set"
     folder.mkdir()
     shutil.copy(made.folder / "plan.json", folder)
@@ -276,13 +346,16 @@ def test_killed_at_any_file_it_goes_on_to_the_same_end(made: Dataset, videos: Pa
             deaths += 1
             assert deaths < 30
     done = open_dataset(folder)
-    assert deaths >= 7
+    assert deaths >= 8
     assert not list(folder.rglob(f"*{storage.ASIDE}"))
     for clip, other in zip(done.clips, made.clips, strict=True):
         assert np.array_equal(clip.frames, other.frames)
         assert np.array_equal(clip.motion, other.motion, equal_nan=True)
         assert (clip.train, clip.held_out) == (other.train, other.held_out)
-        assert clip.coarse[:, 0, 0, 0].tolist() == list(range(len(clip.kept)))
+        assert clip.coarse[:, 0, 0, 0].tolist() == list(range(100, 100 + len(clip.kept))), "the taught puppet's"
+    assert done.assets is not None
+    assert np.array_equal(done.assets.plate, taught.plate)
+    assert done.stages["puppet"] != done.stages["assets"]
 
 
 def test_two_at_once_are_kept_apart(videos: Path, tmp_path: Path) -> None:

@@ -1,0 +1,78 @@
+"""What a data set's training part teaches the puppet, kept beside the reference, and how like the person the puppet is at every stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from engine.generators.puppet.assets import PuppetAssets, pack, unpack
+from engine.types import AvatarError, FloatArray, Motion, UInt8Array
+from exporters import plates, storage
+from exporters.coarse import Coarse
+from exporters.regions import Likeness, likeness
+
+STAGES = {"puppet": "alone", "plate": "with the clip's background", "assets": "with its shoulders and outline too"}
+"""In order, in words. The first has its head laid where the real one is, the others move as they do live; `coarse.npy` is made with the last.
+Where nothing helps there is only the first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One clip of a data set, N frames."""
+
+    real: UInt8Array  # [N, H, W, 3]
+    faces: FloatArray  # [N, 478, 2] px
+    motions: Sequence[Motion | None]  # [N] as the tracker has them
+    laid: Sequence[Motion | None]  # [N] as `Coarse.acted` has them without assets
+    train: list[int]  # frames that may be learnt from
+    held_out: list[int]
+
+
+def learnt(path: Path, portrait: UInt8Array, part: Part, plain: Coarse, tell: Callable[[str, int, int], None]) -> PuppetAssets | None:
+    """What is kept at `path`, or else is learnt from the training frames of the clip that the portrait is of, and kept. None: nothing helps."""
+    if not path.exists():
+        frames, made = part.train, None
+        if sum(part.motions[k] is not None for k in frames) >= plates.FEWEST:
+            pictures, motions = [part.real[k] for k in frames], [part.motions[k] for k in frames]
+            lesson = plates.Lesson(pictures, motions, part.faces[frames], lambda k: plain.frame(part.laid[frames[k]]))
+            made = plates.learn(portrait, lesson, progress=tell)
+        storage.write_arrays(path, learnt=np.array(made is not None), **({} if made is None else pack(made)))
+    return read(path)
+
+
+def read(path: Path) -> PuppetAssets | None:
+    """What `learnt` kept. Raises AvatarError where it is not that."""
+    arrays = storage.read_arrays(path)
+    try:
+        return unpack(arrays) if arrays["learnt"] else None
+    except (AvatarError, KeyError) as error:
+        raise AvatarError(f"'{path}' is damaged; remove the data set and make it again.") from error
+
+
+def figures(parts: Sequence[Part], plain: Coarse, taught: Coarse) -> dict[str, dict[str, float]]:
+    """STAGES -> `Likeness` of the held-out frames, in dB; empty where none is held out. Nothing of these frames was learnt from."""
+    at = [(part, k) for part in parts for k in part.held_out]
+    if not at:
+        return {}
+    ways: dict[str, Callable[[Part, int], UInt8Array]] = {"puppet": lambda part, k: plain.frame(part.laid[k])}
+    if taught.assets is not None:
+        known = taught.with_assets(plates.unmoved(taught.assets.plate))
+        ways["plate"] = lambda part, k: known.frame(part.motions[k])
+        ways["assets"] = lambda part, k: taught.frame(part.motions[k])
+    faces = np.stack([part.faces[k] for part, k in at])
+    found = {name: likeness(((show(part, k), part.real[k]) for part, k in at), faces) for name, show in ways.items()}
+    return {name: {key: round(value, 3) for key, value in asdict(one).items()} for name, one in found.items()}
+
+
+def in_words(told: dict[str, dict[str, float]]) -> str:
+    """A sentence for a person."""
+    if "assets" not in told:
+        return "The clip teaches the puppet nothing that makes it more like the person, so it is used as it is."
+    parts = [f"{told[name]['crop_db']:.1f} dB (mouth and eyes {told[name]['features_db']:.1f}) {how}" for name, how in STAGES.items()]
+    return f"The puppet on held-out frames: {', '.join(parts)}."
+
+
+__all__ = ["STAGES", "Likeness", "Part", "figures", "in_words", "learnt", "read"]
