@@ -1,8 +1,9 @@
 """A persona: a portrait, whose it is and with what consent, and what a generator computed from it once.
 
-On disk a persona is a folder of its name with `portrait.png`, `manifest.json` and, for every generator that has prepared it, a cache of
-arrays. Portrait and manifest are the truth; caches are made again when the code they come from (SCENE_SOURCES and every file in the
-generator's folder), MediaPipe's version, the generator's spec or its weights have changed.
+On disk a persona is a folder of its name with `portrait.png`, `manifest.json`, the folder `weights` where a generator was taught its person,
+and, for every generator that has prepared it, a cache of arrays. Portrait, weights and manifest are the truth; caches are made again when the
+code they come from (SCENE_SOURCES and every file in the generator's folder), MediaPipe's version, the generator's spec or its weights have
+changed.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from engine.composite import Fit, Scene, frame_portrait
 from engine.types import AvatarError, Generator, Identity, UInt8Array
 
 ASSETS = Path(__file__).parent / "assets"
-PORTRAIT, MANIFEST = "portrait.png", "manifest.json"
+PORTRAIT, MANIFEST, WEIGHTS = "portrait.png", "manifest.json", "weights"
 MANIFEST_VERSION = 1
 LONGEST_NAME = 64
 LONGEST_NAME_BYTES = 240
@@ -65,10 +66,12 @@ def make_persona(
     consent: str | None = None,
     source: str | None = None,
     folder: Path | None = None,
+    weights: Path | None = None,
 ) -> Persona:
     """Frame a portrait [H, W, 3] RGB and prepare it; keep it in `folder / name` where a folder is given.
 
-    `consent`: who agreed to what, in the words of whoever brings the picture; `source`: where it is from. Raises AvatarError where the
+    `consent`: who agreed to what, in the words of whoever brings the picture; `source`: where it is from; `weights`: a folder of those that
+    a generator was taught this person with, of which a kept persona has its own copy. Raises AvatarError where the
     portrait cannot be driven, and for a kept persona where the name is unfit or taken.
     """
     consent = _consent(consent)
@@ -94,18 +97,20 @@ def make_persona(
         "caches": {},
     }
     if place is not None:
-        _keep(place, rgb, manifest, generator, scene, identity)
+        _keep(place, rgb, manifest, generator, scene, identity, weights)
     return Persona(name, scene, identity, manifest, place)
 
 
-def create(generator: Generator, portrait: Path, *, name: str, consent: str | None = None, folder: Path | None = None) -> Persona:
-    """Make a persona of a picture file and keep it."""
+def create(
+    generator: Generator, portrait: Path, *, name: str, consent: str | None = None, folder: Path | None = None, weights: Path | None = None
+) -> Persona:
+    """Make a persona of a picture file and keep it; `weights` as in `make_persona`."""
     from engine.picture import read_picture
 
     home = folder or personas_folder()
     _place(name, home)  # a bad name is refused before the work, and so are empty words
     _consent(consent)
-    return make_persona(generator, read_picture(portrait), name=name, consent=consent, source=Path(portrait).name, folder=home)
+    return make_persona(generator, read_picture(portrait), name=name, consent=consent, source=Path(portrait).name, folder=home, weights=weights)
 
 
 def load_persona(generator: Generator, name: str, *, folder: Path | None = None) -> Persona:
@@ -240,7 +245,9 @@ def _portrait_bytes(place: Path, manifest: Mapping[str, Any]) -> bytes:
     return data
 
 
-def _keep(place: Path, rgb: UInt8Array, manifest: dict[str, Any], generator: Generator, scene: Scene, identity: Identity) -> None:
+def _keep(
+    place: Path, rgb: UInt8Array, manifest: dict[str, Any], generator: Generator, scene: Scene, identity: Identity, weights: Path | None
+) -> None:
     """Write a new persona's folder: whole or not at all."""
     from PIL import Image
 
@@ -252,6 +259,9 @@ def _keep(place: Path, rgb: UInt8Array, manifest: dict[str, Any], generator: Gen
     try:
         aside.mkdir(parents=True)
         (aside / PORTRAIT).write_bytes(out.getvalue())
+        if weights is not None:
+            shutil.copytree(weights, aside / WEIGHTS, ignore=shutil.ignore_patterns(".*"))
+            manifest["files"][WEIGHTS] = hashlib.sha256((aside / WEIGHTS / f"{WEIGHTS}.json").read_bytes()).hexdigest()
         _write_cache(aside, manifest, generator, _cache_key(generator, digest), scene, identity)
         (aside / MANIFEST).write_bytes(_json(manifest))
         aside.rename(place)

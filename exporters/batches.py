@@ -4,7 +4,7 @@ stopped."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,15 +37,18 @@ class Batch:
     rows: int
     frames: int
     truth: Tensor  # [N, 3, H, W] -1..1
-    coarse: Tensor  # uint8 [N, H, W, 3]
+    coarse: Tensor  # uint8 [N, H, W, K] the puppet's frame, and its guide where the preset has one
     speech: Tensor  # [N, 16, 80]
     areas: Tensor  # [N, 2, H, W] mouth with eyes, face
     portrait: Tensor  # [1, 3, H, W] -1..1
+    view: int = 0  # number of the portrait
+    bank: list[Tensor] | None = None  # what a reference network that does not learn makes of it, by block [1, L, C]; None to ask the network
 
     def to(self, device: Any) -> Batch:
         """The same on a device."""
-        moved = (x.to(device, non_blocking=True) for x in (self.truth, self.coarse, self.speech, self.areas, self.portrait))
-        return Batch(self.rows, self.frames, *moved)
+        names = ("truth", "coarse", "speech", "areas", "portrait")
+        moved = (getattr(self, name).to(device, non_blocking=True) for name in names)
+        return replace(self, **dict(zip(names, moved, strict=True)))
 
 
 def unit(picture: Any) -> Tensor:
@@ -60,20 +63,26 @@ def spans(clips: Sequence[Clip], length: int, *, held_out: bool = False) -> list
 
 
 def _most_still(clips: Sequence[Clip]) -> UInt8Array:
-    """[H, W, 3] the puppet at the neutral, or as near to it as the clips come."""
+    """[H, W, K] the puppet at the neutral, or as near to it as the clips come."""
     moved = [np.where(clip.kept, np.abs(clip.motion).sum(1), np.inf) for clip in clips]
     clip = int(np.argmin([one.min() for one in moved]))
-    return np.array(clips[clip].coarse[int(moved[clip].argmin())])
+    frame = int(moved[clip].argmin())
+    return np.concatenate([clips[clip].coarse[frame], clips[clip].guide[frame]], 2)
 
 
 class Batches:
     """Of a dataset."""
 
-    def __init__(self, data: Dataset, *, seed: int, patterns: Sequence[tuple[int, int]] = PATTERNS, chances: Chances | None = None) -> None:
+    def __init__(
+        self, data: Dataset, *, seed: int, channels: int = 3, patterns: Sequence[tuple[int, int]] = PATTERNS, chances: Chances | None = None
+    ) -> None:
+        """`channels` K of the condition, as the preset has them."""
+        self.channels = channels
         self.data, self.seed, self.chances = data, seed, chances or Chances()
         longest = max((stop - start for clip in data.clips for start, stop in clip.train), default=0)
         self.patterns = [(rows, min(frames, longest)) for rows, frames in patterns]
         self._still = _most_still(data.clips)
+        self.views = [data.portrait, *(view for _, view in data.views)]
 
     def at(self, step: int) -> Batch:
         """The batch of a step's number."""
@@ -86,23 +95,29 @@ class Batches:
             clip, start, stop = runs[rng.choice(len(runs), p=sizes / sizes.sum())]
             first = int(rng.integers(start, stop - frames + 1))
             picked.append((clip, first, first + frames))
-        views = [self.data.portrait, *(view for _, view in self.data.views)]
         # Mostly the one that is shown live; the others teach that the reference is read, not learnt by heart.
-        portrait = views[0] if rng.random() < 0.5 else views[int(rng.integers(len(views)))]
-        return self._gather(picked, frames, portrait, rng)
+        view = 0 if rng.random() < 0.5 else int(rng.integers(len(self.views)))
+        return self._gather(picked, frames, view, rng)
+
+    def _coarse(self, clip: Clip, start: int, stop: int, *, still: bool) -> UInt8Array:
+        """[F, H, W, K]"""
+        if still:
+            return np.broadcast_to(self._still[..., : self.channels], (stop - start, *self.data.size, self.channels))
+        coarse = np.asarray(clip.coarse[start:stop])
+        return coarse if self.channels == coarse.shape[3] else np.concatenate([coarse, clip.guide[start:stop]], 3)
 
     def take(self, clip: int, start: int, stop: int) -> Batch:
         """A run as it is, with everything it was driven by."""
-        return self._gather([(clip, start, stop)], stop - start, self.data.portrait, None)
+        return self._gather([(clip, start, stop)], stop - start, 0, None)
 
-    def _gather(self, picked: list[tuple[int, int, int]], frames: int, portrait: Any, rng: np.random.Generator | None) -> Batch:
+    def _gather(self, picked: list[tuple[int, int, int]], frames: int, view: int, rng: np.random.Generator | None) -> Batch:
         truth, coarse, speech, areas = [], [], [], []
         for index, start, stop in picked:
             clip = self.data.clips[index]
             deaf = rng is not None and rng.random() < self.chances.speech
             still = rng is not None and not deaf and rng.random() < self.chances.coarse
             truth.append(np.asarray(clip.frames[start:stop]))
-            coarse.append(np.broadcast_to(self._still, (frames, *self._still.shape)) if still else np.asarray(clip.coarse[start:stop]))
+            coarse.append(self._coarse(clip, start, stop, still=still))
             heard = np.asarray(clip.speech[start:stop], np.float32)
             speech.append(np.full_like(heard, SILENCE) if deaf else heard)
             areas.append(np.stack([regions(face, self.data.size) for face in clip.face[start:stop]]))
@@ -113,7 +128,8 @@ class Batches:
             torch.from_numpy(np.ascontiguousarray(np.concatenate(coarse))),
             torch.from_numpy(np.concatenate(speech)),
             torch.from_numpy(np.concatenate(areas)),
-            unit(np.asarray(portrait)[None]),
+            unit(np.asarray(self.views[view])[None]),
+            view,
         )
 
 

@@ -16,7 +16,7 @@ from engine.generators.puppet.assets import PuppetAssets
 from engine.generators.puppet.generator import Puppet
 from engine.generators.puppet.pose import corrected, place
 from engine.pose import Float64Array
-from engine.types import FloatArray, Identity, Motion, Signal, UInt8Array, still_motion
+from engine.types import FloatArray, Identity, Motion, Signal, UInt8Array, VideoFrame, still_motion
 from exporters import storage
 from exporters.motions import steady
 
@@ -61,12 +61,18 @@ class Coarse:
         return Coarse(self.portrait, self._face, self._motion, assets)
 
     def write(self, path: Path, acted: Sequence[Motion | None], *, tick: Callable[[int, int], None] | None = None) -> None:
-        """One frame for each of N motions -> an .npy of [N, H, W, 3]."""
-        with storage.frames_file(path, (len(acted), *self.portrait.shape)) as write:
-            for number, motion in enumerate(acted, 1):
-                write(self.frame(motion))
-                if tick is not None:
-                    tick(number, len(acted))
+        """One frame for each of N motions -> an .npy of [N, H, W, 3], and before it the like of its guide, and the points [N, 478, 2]."""
+        shape, points = (len(acted), *self.portrait.shape), []
+        with storage.frames_file(path, shape) as write:
+            with storage.frames_file(path.with_name(storage.GUIDE), shape) as write_guide:
+                for number, motion in enumerate(acted, 1):
+                    frame = self._step(motion)
+                    write(frame.rgb)
+                    write_guide(self._puppet.guide(self._state, 0, frame))
+                    points.append(self._puppet.points(self._state, 0).copy())
+                    if tick is not None:
+                        tick(number, len(acted))
+            storage.write_arrays(path.with_name(storage.POINTS), points=np.array(points, np.float32))
 
     def acted(self, motions: Sequence[Motion | None], times: FloatArray, faces: FloatArray, real: UInt8Array) -> Sequence[Motion | None]:
         """The motions that are shown: those of a live session where there are assets, else with the head laid and the better shoulders.
@@ -100,10 +106,13 @@ class Coarse:
 
     def frame(self, motion: Motion | None) -> UInt8Array:
         """[H, W, 3] the portrait, moved; as it is where there is no motion."""
+        return self._step(motion).rgb
+
+    def _step(self, motion: Motion | None) -> VideoFrame:
         self._ready()
         frames = self._puppet.step(self._state, [[Signal(0.0, motion=still_motion() if motion is None else motion)]])[0]
         assert frames is not None
-        return frames[0].rgb
+        return frames[0]
 
     def _ready(self) -> Identity:
         if self._identity is None:

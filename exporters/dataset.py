@@ -5,7 +5,7 @@
       tracks/<hash>.npz    stage 1, by the video's hash: what was seen and heard (`footage.Footage`)
       scene.png            stage 2: the reference frame, uncropped, and
       reference.npz          its crop, the portrait and further views
-      clips/<clip>/        stage 3: frames.npy; stage 4, with the assets: coarse.npy, rest.npz
+      clips/<clip>/        stage 3: frames.npy; stage 4, with the assets: guide.npy, points.npz, coarse.npy, rest.npz
       assets.npz           stage 4: what the training part teaches the puppet (`stages.learnt`)
       dataset.json         written last: the folder is whole
 
@@ -40,6 +40,8 @@ class Clip:
     name: str
     frames: UInt8Array  # [N, H, W, 3] real pictures, the crop, RGB; mapped from the disk
     coarse: UInt8Array  # [N, H, W, 3] what the puppet makes of each frame's motion; mapped from the disk
+    guide: UInt8Array  # [N, H, W, 3] what it is made of (`puppet.guide`); mapped from the disk
+    points: FloatArray  # [N, 478, 2] px of the puppet's face
     speech: FloatArray  # [N, 16, 80] log-mel as a live session has it; -10 where there is no sound
     motion: FloatArray  # [N, 16] head 6, eyes 2, gaze 2, brows 2, mouth 4 as in `Motion`; NaN where there is no face
     face: FloatArray  # [N, 478, 2] px of the crop, in the real picture; NaN where dropped
@@ -75,9 +77,10 @@ def open_dataset(folder: Path) -> Dataset:
     for name in index["clips"]:
         place = folder / "clips" / name
         rest = storage.read_arrays(place / "rest.npz")
-        frames, coarse = storage.mapped(place / "frames.npy"), storage.mapped(place / "coarse.npy")
+        frames, coarse, guide = (storage.mapped(place / file) for file in ("frames.npy", "coarse.npy", storage.GUIDE))
+        points = storage.read_arrays(place / storage.POINTS)["points"]
         train, held_out = ([(int(a), int(b)) for a, b in rest[name]] for name in ("train", "held_out"))
-        clips.append(Clip(name, frames, coarse, rest["speech"], rest["motion"], rest["face"], rest["kept"], train, held_out))
+        clips.append(Clip(name, frames, coarse, guide, points, rest["speech"], rest["motion"], rest["face"], rest["kept"], train, held_out))
     views = [(float(yaw), view) for yaw, view in zip(reference["yaws"], reference["views"], strict=True)]
     height, width = index["size"]
     assets = stages.read(folder / storage.ASSETS)

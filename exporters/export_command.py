@@ -17,9 +17,6 @@ from exporters.closed_loop import WINDOWS
 from exporters.export import Order
 from exporters.to_tensorrt import GIB, Settings
 
-OF_A_PERSONA = "weights"
-"""The folder of a persona's own weights, in the persona's folder."""
-
 
 def export(options: argparse.Namespace, *, tell: Callable[[str], None]) -> Path:
     """Do what the command's options ask for -> the folder of the engines.
@@ -42,15 +39,11 @@ def export(options: argparse.Namespace, *, tell: Callable[[str], None]) -> Path:
 
 def weights_of(name: str) -> Path:
     """The folder of a persona's own weights. Raises AvatarError where it has none, or other ones than it was made with."""
-    from engine.persona import personas_folder, show
+    from engine.serving import weights_of as own
 
-    told = show(name)  # a persona that has lost its portrait, or has another one's, is refused there
-    folder = personas_folder() / str(told["name"]) / OF_A_PERSONA
-    if not (folder / engines.WEIGHTS).is_file():
-        raise AvatarError(f"The persona '{name}' has no weights of its own (there is no {folder}); give the folder that has them with --weights.")
-    made_of = str(told.get("weights") or "").split(" ")[0]
-    if made_of and made_of != engines.origin_of(folder):
-        raise AvatarError(f"The weights in {folder} are not those that the persona '{name}' was made with; put those back, or create it again.")
+    folder = own(name)  # a persona that has lost its portrait, or has another one's, is refused there
+    if folder is None:
+        raise AvatarError(f"The persona '{name}' has no weights of its own; give the folder that has them with --weights.")
     return folder
 
 
@@ -126,4 +119,4 @@ def _how_to_serve(weights: Path, options: argparse.Namespace, manifest: Manifest
     return f"Serve it: avatar serve --generator diffusion {where}"
 
 
-__all__ = ["OF_A_PERSONA", "export", "measured", "report", "weights_of"]
+__all__ = ["export", "measured", "report", "weights_of"]

@@ -15,13 +15,27 @@ from engine.generators.diffusion.autoencoder import to_pixels
 from engine.generators.diffusion.networks import Networks
 from engine.generators.diffusion.sampler import levels
 from engine.generators.diffusion.stream import shown
-from engine.types import UInt8Array
+from engine.generators.diffusion.trust import Trust, blend
+from engine.types import FloatArray, UInt8Array
 from exporters.batches import Batch, Batches, spans
 from exporters.losses import psnr, sharpness
 from exporters.objectives import rollout, scene
+from exporters.regions import mouth
 
 RUN, RUNS = 20, 3
-"""Frames of a run that is judged, and how many runs of each clip: evenly spread over what was held out."""
+"""Frames of a run that is judged now and then, and how many runs of each clip: evenly spread over what was held out."""
+PIECE = 25
+"""Frames of a run where all that was held out is judged; each begins with an empty window, as a session does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """N consecutive frames that no step trains on."""
+
+    batch: Batch
+    points: FloatArray  # [N, 478, 2] px of the puppet's face
+    confidence: FloatArray  # [N, 3] see `trust`
+    mouth: FloatArray  # [N, H, W] 0..1, in the real pictures
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +43,7 @@ class Figures:
     """Of held-out frames."""
 
     features_db: float  # PSNR of mouth and eyes
+    mouth_db: float  # of the mouth alone
     crop_db: float  # PSNR of the whole picture
     sharp: float  # high-frequency energy of the face, truth = 1
 
@@ -45,43 +60,67 @@ class Judged:
         return self.made[steps].features_db - self.puppet.features_db, self.made[steps].crop_db - self.puppet.crop_db
 
 
-def held_out(batches: Batches, *, run: int = RUN, runs: int = RUNS) -> list[Batch]:
-    """Runs of frames that no step trains on."""
+def held_out(batches: Batches, trust: Trust, *, all_of_it: bool = False) -> list[Run]:
+    """Runs of frames that no step trains on: some, or all of them."""
     found = []
     for clip, start, stop in spans(batches.data.clips, 2, held_out=True):
-        length = min(run, stop - start)
-        firsts = sorted({int(x) for x in np.linspace(start, stop - length, runs)})
-        found += [batches.take(clip, first, first + length) for first in firsts]
+        if all_of_it:
+            places = [(first, min(first + PIECE, stop)) for first in range(start, stop, PIECE)]
+        else:
+            length = min(RUN, stop - start)
+            places = [(first, first + length) for first in sorted({int(x) for x in np.linspace(start, stop - length, RUNS)})]
+        found += [_run(batches, trust, clip, *place) for place in places]
     return found
 
 
+def _run(batches: Batches, trust: Trust, number: int, start: int, stop: int) -> Run:
+    clip, size = batches.data.clips[number], batches.data.size
+    confidence = np.stack([trust.confidence(motion) for motion in clip.motion[start:stop]])
+    masks = np.stack([mouth(face, size) for face in clip.face[start:stop]])
+    return Run(batches.take(number, start, stop), clip.points[start:stop], confidence, masks)
+
+
 @torch.no_grad()
-def generate(networks: Networks, batch: Batch, steps: int) -> UInt8Array:
-    """All steps of a run of frames, as streamed -> [N, H, W, 3]."""
-    at = levels(networks.preset.noise, steps).to(batch.truth.device)
+def generate(networks: Networks, run: Run, steps: int) -> UInt8Array:
+    """All steps of a run of frames, as streamed and shown: where they cannot be believed it is the puppet -> [N, H, W, 3]."""
+    device = next(networks.parameters()).device
+    batch = run.batch.to(device)
+    at = levels(networks.preset.noise, steps).to(device)
     clean = rollout(networks, at, scene(networks, batch), exit=steps - 1)
-    made: UInt8Array = to_pixels(shown(networks, clean, batch.coarse)).cpu().numpy()
-    return made
+    made = to_pixels(shown(networks, clean, batch.coarse)).cpu().numpy()
+    each = zip(made, _coarse(run), run.points, run.confidence, strict=True)
+    return np.stack([blend(picture, puppet, points, believed) for picture, puppet, points, believed in each])
 
 
-def figures(made: Sequence[UInt8Array], runs: Sequence[Batch]) -> Figures:
+def _coarse(run: Run) -> UInt8Array:
+    """[N, H, W, 3]"""
+    found: UInt8Array = run.batch.coarse[..., :3].cpu().numpy()
+    return found
+
+
+def _truth(runs: Sequence[Run]) -> UInt8Array:
+    return np.concatenate([to_pixels(run.batch.truth).cpu().numpy() for run in runs])
+
+
+def figures(made: Sequence[UInt8Array], runs: Sequence[Run]) -> Figures:
     """Over all runs together."""
-    pictures, truth = np.concatenate(made), np.concatenate([to_pixels(run.truth).cpu().numpy() for run in runs])
-    features, face = np.concatenate([run.areas.cpu().numpy() for run in runs]).transpose(1, 0, 2, 3)
-    return Figures(psnr(pictures, truth, features), psnr(pictures, truth), sharpness(pictures, face) / max(sharpness(truth, face), 1e-6))
+    pictures, truth = np.concatenate(made), _truth(runs)
+    features, face = np.concatenate([run.batch.areas.cpu().numpy() for run in runs]).transpose(1, 0, 2, 3)
+    lips = np.concatenate([run.mouth for run in runs])
+    sharp = sharpness(pictures, face) / max(sharpness(truth, face), 1e-6)
+    return Figures(psnr(pictures, truth, features), psnr(pictures, truth, lips), psnr(pictures, truth), sharp)
 
 
-def judge(networks: Networks, runs: Sequence[Batch], steps: Sequence[int]) -> tuple[Judged, dict[int, list[UInt8Array]]]:
+def judge(networks: Networks, runs: Sequence[Run], steps: Sequence[int]) -> tuple[Judged, dict[int, list[UInt8Array]]]:
     """-> (figures, the pictures they are of)."""
     made = {count: [generate(networks, run, count) for run in runs] for count in steps}
-    puppet = figures([run.coarse.cpu().numpy() for run in runs], runs)
+    puppet = figures([_coarse(run) for run in runs], runs)
     return Judged(puppet, {count: figures(pictures, runs) for count, pictures in made.items()}), made
 
 
-def sheet(path: Path, runs: Sequence[Batch], made: dict[int, list[UInt8Array]], *, columns: int = 8) -> None:
-    """A picture for people: rows puppet, every number of steps, truth; columns frames with much motion first."""
-    truth = np.concatenate([to_pixels(run.truth).cpu().numpy() for run in runs])
-    coarse = np.concatenate([run.coarse.cpu().numpy() for run in runs])
+def sheet(path: Path, runs: Sequence[Run], made: dict[int, list[UInt8Array]], *, columns: int = 8) -> None:
+    """A picture for people: rows puppet, every number of steps, truth; columns evenly over the runs."""
+    truth, coarse = _truth(runs), np.concatenate([_coarse(run) for run in runs])
     picks = np.linspace(0, len(truth) - 1, min(columns, len(truth))).astype(int)
     rows: list[tuple[str, npt.NDArray[np.uint8]]] = [("puppet", coarse)]
     rows += [(f"{count} step{'s' * (count > 1)}", np.concatenate(pictures)) for count, pictures in sorted(made.items())]
@@ -98,4 +137,4 @@ def sheet(path: Path, runs: Sequence[Batch], made: dict[int, list[UInt8Array]], 
     beside.replace(path)
 
 
-__all__ = ["Figures", "Judged", "figures", "generate", "held_out", "judge", "sheet"]
+__all__ = ["Figures", "Judged", "Run", "figures", "generate", "held_out", "judge", "sheet"]

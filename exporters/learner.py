@@ -63,7 +63,7 @@ class Teach(nn.Module):
         terms, made = self._objective.loss(self.networks, batch, step)
         if self.critic is None or not texture:
             return terms, None
-        coarse = batch.coarse.permute(0, 3, 1, 2).to(made) / 127.5 - 1
+        coarse = batch.coarse[..., :3].permute(0, 3, 1, 2).to(made) / 127.5 - 1
         made, truth, coarse = (_face(x, batch) for x in (made, batch.truth, coarse))
         judged = self.critic.judge(made, truth, coarse)
         self.critic.requires_grad_(False)
@@ -92,13 +92,14 @@ class Learner:
         self.module = Teach(self.networks, objective, settings.weights, seed=settings.seed)
         generator = [p for name, p in self.module.named_parameters() if p.requires_grad and not name.startswith("critic.")]
         second = settings.rate * CRITIC_RATE
-        self.optimisers: dict[str, Any] = {"generator": torch.optim.AdamW(generator, lr=settings.rate, weight_decay=settings.decay)}
+        self.optimisers: dict[str, Any] = {"generator": torch.optim.AdamW(generator, lr=settings.rate, weight_decay=settings.decay, fused=True)}
         if self.module.critic is not None:
             self.optimisers["critic"] = torch.optim.AdamW(self.module.critic.parameters(), lr=second, betas=(0.5, 0.99))
         if self.follower is not None:
             self.optimisers["follower"] = torch.optim.AdamW(self.follower.follower.parameters(), lr=second, betas=(0.0, 0.999))
             self.follower.to(self.accelerator.device)
         self.average.to(self.accelerator.device)
+        self._banks: dict[int, list[Tensor]] = {}
         self._wrapped = self.accelerator.prepare(self.module)
         self.optimisers = {name: self.accelerator.prepare(optimiser) for name, optimiser in self.optimisers.items()}
 
@@ -121,6 +122,7 @@ class Learner:
     def update(self, batch: Batch, number: int, *, texture: bool) -> dict[str, float]:
         """Everything learns from a batch once -> what is logged. `texture`: the critic takes part."""
         generator, critic = self.optimisers["generator"], self.optimisers.get("critic")
+        batch.bank = self._bank(batch)
         for group in generator.param_groups:
             group["lr"] = self.settings.rate * min(1.0, (number + 1) / WARM_UP)
         with self.accelerator.autocast():
@@ -142,6 +144,16 @@ class Learner:
         _blend(self.average, self.networks, min(self.settings.average, (1 + number) / (10 + number)))
         return told
 
+    @torch.no_grad()
+    def _bank(self, batch: Batch) -> list[Tensor] | None:
+        """What the reference network makes of the batch's portrait, where it never changes: each is looked at once."""
+        networks = self.networks
+        if self.settings.reference or networks.image is not None:
+            return None
+        if batch.view not in self._banks:
+            self._banks[batch.view] = networks.reference(networks.autoencoder.encode(batch.portrait) * networks.preset.gain, [])
+        return self._banks[batch.view]
+
     def _follow(self, matching: Matching, batch: Batch, number: int) -> None:
         """Keep the follower close to the student."""
         optimiser = self.optimisers["follower"]
@@ -155,8 +167,8 @@ class Learner:
 @torch.no_grad()
 def _blend(average: nn.Module, networks: nn.Module, keep: float) -> None:
     """The moving average of the weights."""
-    for mine, theirs in zip(average.parameters(), networks.parameters(), strict=True):
-        mine.lerp_(theirs.to(mine), 1.0 - keep)
+    learnt = [(mine, theirs) for mine, theirs in zip(average.parameters(), networks.parameters(), strict=True) if theirs.requires_grad]
+    torch._foreach_lerp_([mine for mine, _ in learnt], [theirs for _, theirs in learnt], 1.0 - keep)
 
 
 def _networks(settings: Settings, size: tuple[int, int], start: Path | None) -> Networks:

@@ -19,7 +19,7 @@ from torch.nn import functional
 from engine.generators.diffusion.attention import KeyValue, Sources
 from engine.generators.diffusion.autoencoder import to_unit
 from engine.generators.diffusion.budget import slots
-from engine.generators.diffusion.networks import Networks
+from engine.generators.diffusion.networks import Cache, Networks
 from engine.generators.diffusion.sampler import LEVELS, Levels, advance, clean_and_noise, levels
 from engine.generators.diffusion.stream import heard_and_seen, noise_of, shown
 from engine.generators.diffusion.temporal import Places, Window, places
@@ -57,7 +57,7 @@ def scene(networks: Networks, batch: Batch) -> Scene:
     """With gradients to the guider, the speech tokens and the reference network where they are on."""
     made, rows = networks.preset, batch.rows
     hint, spoken = heard_and_seen(networks, batch.coarse, batch.speech, batch.truth.dtype)
-    cache = networks.look(batch.portrait)
+    cache = networks.look(batch.portrait) if batch.bank is None else Cache(networks.project(batch.bank), [])
     reference, identity = ([(k.expand(rows, -1, -1), v.expand(rows, -1, -1)) for k, v in kept] for kept in (cache.reference, cache.identity))
     at = places(torch.zeros(rows, dtype=torch.int64, device=batch.truth.device), batch.frames, made)
     past = slots(made)  # an empty ring, which nothing is read from
@@ -73,7 +73,7 @@ def answer(networks: Networks, view: Scene, x: Tensor, t: Tensor) -> Tensor:
 
 def encode(networks: Networks, batch: Batch) -> Tensor:
     """The truth as clean latents [N, C, h, w]."""
-    wanted = batch.truth - to_unit(batch.coarse).to(batch.truth) if networks.preset.residual else batch.truth
+    wanted = batch.truth - to_unit(batch.coarse[..., :3]).to(batch.truth) if networks.preset.residual else batch.truth
     clean: Tensor = networks.autoencoder.encode(wanted) * networks.preset.gain
     return clean
 

@@ -39,6 +39,17 @@ def regions(face: FloatArray, size: tuple[int, int]) -> npt.NDArray[np.float32]:
     return np.asarray(np.stack([cv2.GaussianBlur(mask, (0, 0), grown / 3) for mask in masks]) / 255, np.float32)
 
 
+def mouth(face: FloatArray, size: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """Face points [478, 2] px -> [H, W] 0..1: the lips and what they may cover; all 0 where the face is unknown (NaN)."""
+    mask = np.zeros(size, np.uint8)
+    if not np.isfinite(face).all():
+        return mask.astype(np.float32)
+    grown = max(1, round(GROWN * float(np.linalg.norm(face[EYE_CORNERS[0]] - face[EYE_CORNERS[1]]))))
+    cv2.fillConvexPoly(mask, cv2.convexHull(np.rint(face[list(MOUTH)]).astype(np.int32)), (255,))
+    mask = cv2.dilate(mask, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * grown + 1, 2 * grown + 1)))
+    return np.asarray(cv2.GaussianBlur(mask, (0, 0), grown / 3) / 255, np.float32)
+
+
 def psnr(made: npt.NDArray[np.uint8], truth: npt.NDArray[np.uint8], where: npt.NDArray[np.float32] | None = None) -> float:
     """dB between pictures [.., H, W, 3] 0..255, over the pixels that `where` [.., H, W] weighs."""
     square = ((made.astype(np.float32) - truth.astype(np.float32)) ** 2).mean(-1)
@@ -66,4 +77,4 @@ def likeness(pairs: Iterable[tuple[UInt8Array, UInt8Array]], faces: FloatArray) 
     return Likeness(whole, parts)
 
 
-__all__ = ["Likeness", "likeness", "psnr", "regions"]
+__all__ = ["Likeness", "likeness", "mouth", "psnr", "regions"]

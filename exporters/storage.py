@@ -20,6 +20,7 @@ from engine.types import AvatarError, UInt8Array
 from exporters.files import sha256
 
 PLAN, INDEX = "plan.json", "dataset.json"
+GUIDE, POINTS = "guide.npy", "points.npz"
 TRACKS, REFERENCE, SCENE, ASSETS = "tracks", "reference.npz", "scene.png", "assets.npz"
 """See `exporters.dataset`."""
 SUFFIXES = (".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi", ".mts", ".ts", ".mpg", ".mpeg")
@@ -196,7 +197,7 @@ def frames_file(path: Path, shape: tuple[int, ...]) -> Iterator[Callable[[UInt8A
 def enough_room(folder: Path, *, frames: int, size: tuple[int, int]) -> None:
     """Raise AvatarError where the disk cannot hold the pictures."""
     have = sum(f.stat().st_size for f in folder.rglob("*.npy"))
-    need = 2 * frames * size[0] * size[1] * 3 + SPARE - have
+    need = 3 * frames * size[0] * size[1] * 3 + SPARE - have
     free = shutil.disk_usage(folder).free
     if free < need:
         raise AvatarError(f"The data set needs {need / 2**20:.0f} MB in {folder} and there are {free / 2**20:.0f}; free some space and start again.")

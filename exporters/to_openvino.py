@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -107,7 +109,8 @@ def _quantised(model: Any, calibration: Sequence[Arrays]) -> Any:
     kept = nncf.IgnoredScope(patterns=[f".*{SENSITIVE}.*"], validate=False)
     inputs = nncf.Dataset([dict(given) for given in calibration])
     try:
-        return nncf.quantize(model, inputs, subset_size=len(calibration), model_type=nncf.ModelType.TRANSFORMER, ignored_scope=kept)
+        with contextlib.redirect_stdout(sys.stderr):  # its progress
+            return nncf.quantize(model, inputs, subset_size=len(calibration), model_type=nncf.ModelType.TRANSFORMER, ignored_scope=kept)
     except Exception as error:  # whatever the quantiser raises
         raise AvatarError(f"NNCF cannot quantise the graph ({_line(error)}); export in another precision.") from error
 

@@ -10,7 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from engine.generators.diffusion import networks as weights_of
+from engine.generators.diffusion.taught import Taught
+from engine.generators.diffusion.trust import Trust
+from engine.generators.puppet.assets import pack as pack_assets
 from engine.types import AvatarError
 from exporters import runs
 from exporters.batches import Batches
@@ -69,7 +74,7 @@ def train(
     settings = settings or Settings()
     known = _known(settings, data, start, teacher)
     learner = Learner(settings, data.size, start=start, teacher=teacher, device=device)
-    batches = Batches(data, seed=settings.seed, patterns=settings.patterns, chances=settings.chances)
+    batches = Batches(data, seed=settings.seed, channels=learner.networks.preset.channels, patterns=settings.patterns, chances=settings.chances)
     done = runs.Progress()
     if (state := runs.load(out, settings=known)) is not None:
         done = runs.Progress(int(state.pop("updates")), float(state.pop("seconds")))
@@ -81,7 +86,7 @@ def train(
         run.keep()
         raise
     run.keep()
-    judged = run.look()
+    judged = run.look(all_of_it=True)
     if learner.accelerator.is_main_process:
         run.publish(judged)
     return judged
@@ -92,7 +97,8 @@ class _Run:
 
     def __init__(self, data: Dataset, out: Path, learner: Learner, batches: Batches, done: runs.Progress, known: dict[str, Any]) -> None:
         self.data, self.out, self.learner, self.batches, self.done, self.known = data, out, learner, batches, done, known
-        self.held = held_out(batches)
+        self.trust = Trust.of(np.concatenate([clip.motion[a:b] for clip in data.clips for a, b in clip.train]))
+        self.held = held_out(batches, self.trust)
         self.log, self.board = runs.Log(out, updates=done.updates), _board(out)
         self.watch, self.since = _Watch(), time.monotonic()
         self.saved = self.looked = done.seconds
@@ -129,13 +135,14 @@ class _Run:
         if self.learner.accelerator.is_main_process:
             runs.save(self.out, {**self.learner.state(), "updates": self.done.updates, "seconds": self.done.seconds}, settings=self.known)
 
-    def look(self) -> Judged:
+    def look(self, *, all_of_it: bool = False) -> Judged:
         """Held-out frames through the averaged weights, in figures and as a picture."""
-        settings, device = self.learner.settings, self.learner.accelerator.device
+        settings = self.learner.settings
+        held = held_out(self.batches, self.trust, all_of_it=True) if all_of_it else self.held
         counts = [settings.steps] if settings.recipe == "teacher" else sorted({1, settings.steps})
-        judged, made = judge(self.learner.average, [batch.to(device) for batch in self.held], counts)
+        judged, made = judge(self.learner.average, held, counts)
         if self.learner.accelerator.is_main_process:
-            sheet(self.out / PREVIEW, self.held, made)
+            sheet(self.out / PREVIEW, held, made)
             self.board(self.done.updates, **_told(judged))
         return judged
 
@@ -146,7 +153,8 @@ class _Run:
         if settings.recipe == "teacher":
             origin |= {"made_for": f"{settings.steps} steps", "steps": str(settings.steps)}
         origin |= {name: f"{value:.3f}" for name, value in _told(judged).items()}
-        weights_of.save(self.learner.average, self.out / "weights", origin=origin)
+        taught = None if self.data.assets is None else Taught(self.data.portrait, pack_assets(self.data.assets))
+        weights_of.save(self.learner.average, self.out / "weights", origin=origin, taught=taught)
 
 
 class _Watch:

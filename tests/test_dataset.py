@@ -321,6 +321,10 @@ class _Blank:
         return np.full_like(self.portrait, 0 if self.assets is None else 200)
 
     def write(self, path: Path, motions: list[Any], **more: Any) -> None:
+        with storage.frames_file(path.with_name(storage.GUIDE), (len(motions), *self.portrait.shape)) as write:
+            for _ in motions:
+                write(np.zeros_like(self.portrait))
+        storage.write_arrays(path.with_name(storage.POINTS), points=np.zeros((len(motions), 478, 2), np.float32))
         with storage.frames_file(path, (len(motions), *self.portrait.shape)) as write:
             for number in range(len(motions)):
                 write(np.full_like(self.portrait, number + (0 if self.assets is None else 100)))
@@ -340,13 +344,13 @@ def test_killed_at_any_file_it_goes_on_to_the_same_end(made: Dataset, videos: Pa
         with pytest.raises(AvatarError, match="not complete"):
             open_dataset(folder)
         try:
-            with killed_after(1, monkeypatch):
+            with killed_after(1 + deaths % 3, monkeypatch):  # a clip has three files that are written together
                 collect([videos], folder, size=SIZE, least=2.0)
         except KeyboardInterrupt:
             deaths += 1
             assert deaths < 30
     done = open_dataset(folder)
-    assert deaths >= 8
+    assert deaths >= 6
     assert not list(folder.rglob(f"*{storage.ASIDE}"))
     for clip, other in zip(done.clips, made.clips, strict=True):
         assert np.array_equal(clip.frames, other.frames)

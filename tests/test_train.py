@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine.generators.diffusion.trust import Trust
 from engine.types import AvatarError, UInt8Array
 from tests.conftest import require
 
@@ -31,7 +32,7 @@ from engine.generators.diffusion.sampler import levels  # noqa: E402
 from exporters import objectives, runs  # noqa: E402
 from exporters.batches import Batches, Chances  # noqa: E402
 from exporters.dataset import Clip, Dataset  # noqa: E402
-from exporters.judge import figures, generate, held_out  # noqa: E402
+from exporters.judge import Run, figures, generate, held_out  # noqa: E402
 from exporters.losses import Critic, Weights, pictures, psnr, regions, sharpness, weigh  # noqa: E402
 from exporters.train import Budget, Recipe, Report, Settings, train  # noqa: E402
 
@@ -57,7 +58,8 @@ def data() -> Dataset:
     face = np.random.default_rng(1).uniform(8, 24, (478, 2)).astype(np.float32)
     motion = np.linspace(1, 2, FRAMES)[:, None].repeat(16, 1).astype(np.float32)
     kept = np.ones(FRAMES, bool)
-    clip = Clip("waves", truth, coarse, speech, motion, np.tile(face, (FRAMES, 1, 1)), kept, [(0, TAUGHT)], [(TAUGHT + 4, FRAMES)])
+    faces = np.tile(face, (FRAMES, 1, 1))
+    clip = Clip("waves", truth, coarse, np.zeros_like(coarse), faces, speech, motion, faces, kept, [(0, TAUGHT)], [(TAUGHT + 4, FRAMES)])
     return Dataset(Path("nowhere"), SIZE, 25, coarse[0], [(20.0, coarse[9])], [clip], {"key": "waves"})
 
 
@@ -83,18 +85,19 @@ def test_a_student_learns_what_the_puppet_lacks_and_its_weights_serve(data: Data
     """With a residual, as `compact` has it, a run begins at the puppet's picture and ends above it, on frames it has not seen."""
     residual = replace(presets.TINY, residual=True, noise=presets.COMPACT.noise, scale=presets.COMPACT.scale)
     monkeypatch.setitem(presets.PRESETS, "tiny", residual)
-    held = held_out(Batches(data, seed=0))
-    puppet = figures([batch.coarse.numpy() for batch in held], held)
-    begun = figures([generate(weights_of.build(residual), batch, 2) for batch in held], held)
+    held = held_out(Batches(data, seed=0), Trust.of(data.clips[0].motion))
+    puppet = figures([run.batch.coarse.numpy() for run in held], held)
+    begun = figures([generate(weights_of.build(residual), run, 2) for run in held], held)
     assert begun.crop_db == pytest.approx(puppet.crop_db, abs=0.1)
     run(data, tmp_path, 40, rate=6e-3, weights=Weights(critic=0.0))
     served = weights_of.load(tmp_path / "weights")
-    assert figures([generate(served, batch, 2) for batch in held], held).crop_db > puppet.crop_db + 3.0
+    assert figures([generate(served, run, 2) for run in held], held).crop_db > puppet.crop_db + 3.0
     assert (tmp_path / "preview.jpg").stat().st_size > 1000
 
 
 def test_the_rollout_is_what_a_live_stream_does(data: Dataset) -> None:
     made, batch = networks(), Batches(data, seed=0).take(0, 0, 9)
+    seen = Run(batch, data.clips[0].points[:9], np.ones((9, 3), np.float32), np.ones((9, *SIZE), np.float32))
     at = levels(made.preset.noise, 2)
     recipe = stream.Recipe(made, at, False, torch.float32, torch.device("cpu"))
     cache = made.remember(batch.portrait)
@@ -104,7 +107,7 @@ def test_the_rollout_is_what_a_live_stream_does(data: Dataset) -> None:
     for i in range(9):
         live.condition[0], live.speech[0] = batch.coarse[i][None], batch.speech[i][None]
         stream.step(recipe, live)
-    trained = generate(made, batch, 2)[-1]
+    trained = generate(made, seen, 2)[-1]
     assert np.abs(trained.astype(int) - live.out[0, 0].numpy().astype(int)).max() <= 1
 
 

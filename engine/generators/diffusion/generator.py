@@ -143,6 +143,7 @@ class Diffusion:
         self._base: Generator | None = load_generator("puppet", size=made.size) if made.condition == "puppet" else None
         self._paint = None if self._base else painter(made)
         self._trust: Trust | None = None
+        self._taught = networks.taught
         self.spec = GeneratorSpec(
             name="diffusion",
             size=made.size,
@@ -160,7 +161,7 @@ class Diffusion:
     def prepare(self, portrait: UInt8Array) -> Identity:
         """Portrait [H, W, 3] of any size -> Identity. Raises AvatarError where no face is found."""
         anchor = anchor_of(portrait) if self._paint else None
-        base = self._base.prepare(portrait) if self._base else None
+        base = self._based(portrait) if self._base else None
         height, width = self.spec.size
         how = cv2.INTER_AREA if portrait.shape[0] > height else cv2.INTER_CUBIC
         rgb = np.ascontiguousarray(cv2.resize(portrait, (width, height), interpolation=how), np.uint8)
@@ -174,6 +175,15 @@ class Diffusion:
             return kept
 
         return Identity(key, rgb, Features(self._within_memory("prepare a portrait", remembered), base, anchor))
+
+    def _based(self, portrait: UInt8Array) -> Identity:
+        """The portrait for the generator whose frames are the condition, with what that was taught of its person."""
+        base = cast(Any, self._base)
+        if self._taught is not None and self._taught.suits(portrait):
+            return cast(Identity, base.prepare(portrait, base.read_assets(dict(self._taught.arrays))))
+        if self._taught is not None:
+            logger.warning("These weights were trained for another portrait: what they know of its background and outline is left out.")
+        return cast(Identity, base.prepare(portrait))
 
     def pack(self, identity: Identity) -> dict[str, npt.NDArray[Any]]:
         """What `np.savez` can keep of an identity, without pickle; half precisions are kept as they are, in 16-bit words."""

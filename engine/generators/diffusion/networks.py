@@ -6,12 +6,13 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from engine.generators.diffusion import taught as beside
 from engine.generators.diffusion.attention import KeyValue
 from engine.generators.diffusion.autoencoder import KL, Tiny, TinyDecoded, autoencoder
 from engine.generators.diffusion.guider import PoseGuider
@@ -53,6 +54,7 @@ class Networks(nn.Module):
         self.speech = SpeechTokens(made.unet.speech_dim) if made.unet.speech_dim else None
         self.made_for = ""  # what the weights want and a live stream does not give, in words ...
         self.made_steps = 0  # ... and how many steps of it; 0 where that is not known
+        self.taught: beside.Taught | None = None  # what the generator whose frames are the condition was taught before
         self.origin = UNTRAINED  # sha256 of the weights' manifest, once there are any
 
     @torch.inference_mode()
@@ -102,15 +104,17 @@ def build(made: Preset, *, seed: int = 0, decoder: Decoder | None = None) -> Net
     return networks
 
 
-def save(networks: Networks, folder: Path, *, origin: dict[str, str]) -> None:
-    """One .safetensors a network, and the manifest last: a folder without one is not whole."""
+def save(networks: Networks, folder: Path, *, origin: dict[str, str], taught: beside.Taught | None = None) -> None:
+    """One .safetensors a network, what the condition's generator was taught, and the manifest last: a folder without one is not whole."""
     folder.mkdir(parents=True, exist_ok=True)
     hashes = {}
     for name, module in networks.parts().items():
         path = folder / f"{name}.safetensors"
         save_file({key: value.contiguous() for key, value in module.state_dict().items()}, path)
         hashes[name] = sha256(path)
-    manifest = {"preset": networks.preset.name, "sha256": hashes, "origin": origin}
+    manifest: dict[str, Any] = {"preset": networks.preset.name, "sha256": hashes, "origin": origin}
+    if taught is not None:
+        manifest["assets"] = beside.write(folder, taught)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
@@ -168,6 +172,7 @@ def load(folder: Path, *, decoder: Decoder | None = None) -> Networks:
         networks.decode_by(tiny)
     _number(networks)
     networks.made_for, networks.made_steps = made_for, made_steps
+    networks.taught = beside.read(folder, manifest["assets"]) if "assets" in manifest else None
     networks.origin = hashlib.sha256(text.encode()).hexdigest()
     networks.eval().requires_grad_(False)
     return networks

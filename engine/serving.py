@@ -1,0 +1,116 @@
+"""What serves a persona: its generator, its weights, and the best backend that is installed here, by a rule that is told.
+
+The rule, for weights whose backend nobody chose. With a CUDA GPU: a TensorRT engine of these weights, else PyTorch. Without: OpenVINO where it
+is installed, from an engine if one was exported, and for weights of a pixel preset without one too (it converts them at the start, which an
+engine saves); else ONNX Runtime from an engine; else PyTorch.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.backends import backend, engines
+from engine.persona import WEIGHTS, personas_folder, show
+from engine.types import AvatarError
+
+DEFAULT = "puppet"
+TAUGHT = "diffusion"
+"""The generator that weights are for."""
+PYTORCH_OWN = ("mode", "stream_batch")
+"""Options that are PyTorch's: who gives one has chosen it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """For `engine.generators.load(generator, **options)`."""
+
+    generator: str
+    options: Mapping[str, Any]
+    told: tuple[str, ...]  # what was chosen and why, in sentences
+
+
+def choose(generator: str | None, options: Mapping[str, Any], *, persona: str | None = None, folder: Path | None = None) -> Choice:
+    """What a person asked for, and the rest by the rule. `folder`: of the personas.
+
+    Raises AvatarError for a persona or weights that are not whole.
+    """
+    chosen = dict(options)
+    if persona is not None and generator in (None, TAUGHT) and "weights" not in chosen and "preset" not in chosen:
+        own = weights_of(persona, folder=folder)
+        if own is not None:
+            generator, chosen["weights"] = TAUGHT, own
+    generator = generator or DEFAULT
+    if generator != TAUGHT or "weights" not in chosen or "backend" in chosen or any(name in chosen for name in PYTORCH_OWN):
+        return Choice(generator, chosen, ())
+    found, why = _backend(Path(chosen["weights"]), chosen)
+    return Choice(generator, chosen | found, why)
+
+
+def weights_of(persona: str, *, folder: Path | None = None) -> Path | None:
+    """The folder of a persona's own weights; None where it has none. Raises AvatarError where they are lost or not those it was made with."""
+    told = show(persona, folder=folder)
+    home = (folder or personas_folder()) / str(told["name"]) / WEIGHTS
+    expected = told["files"].get(WEIGHTS)
+    if expected is None:
+        return None
+    if not (home / engines.WEIGHTS).is_file():
+        raise AvatarError(f"The persona '{persona}' has lost its weights ({home}); put them back, or train it again.")
+    if engines.origin_of(home) != expected:
+        raise AvatarError(f"The weights in {home} are not those that the persona '{persona}' was made with; put those back, or train it again.")
+    return home
+
+
+def _backend(weights: Path, options: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """(options to add, sentences)."""
+    made = _preset(weights)
+    told = []
+
+    def engine_of(name: str) -> engines.Search:
+        steps, decoder = int(options.get("steps") or made.steps), "tiny" if options.get("decoder") == "tiny" else "own"
+        return engines.find(weights, name, steps=steps, precision=options.get("precision"), decoder=decoder)
+
+    if _cuda() and options.get("device") != "cpu":
+        search = engine_of("tensorrt")
+        if search.engine is not None:
+            return {"backend": "tensorrt", "graphs": search.engine.folder}, (f"Backend: {search.told}.",)
+        return {}, (search.told, "Backend: pytorch, on the GPU.")
+    if backend("openvino").available() is None:
+        search = engine_of("openvino")
+        if search.engine is not None:
+            return {"backend": "openvino", "graphs": search.engine.folder}, (f"Backend: {search.told}.",)
+        told.append(search.told)
+        if made.latent == "pixel" and options.get("precision") in (None, "fp32", "bf16"):
+            return {"backend": "openvino"}, (*told, "Backend: openvino, which converts the weights now.")
+    else:
+        told.append(f"OpenVINO would be the fastest here: {backend('openvino').available()}")
+    if backend("onnxruntime").available() is None:
+        search = engine_of("onnxruntime")
+        if search.engine is not None:
+            return {"backend": "onnxruntime", "graphs": search.engine.folder}, (*told, f"Backend: {search.told}.")
+    return {}, (*told, "Backend: pytorch, on the CPU.")
+
+
+def _preset(weights: Path) -> Any:
+    from engine.generators.diffusion.presets import preset
+
+    engines.origin_of(weights)
+    try:
+        return preset(str(json.loads((weights / engines.WEIGHTS).read_text())["preset"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AvatarError(f"{weights} holds no weights of this engine: its {engines.WEIGHTS} cannot be read; import or train them first.") from error
+
+
+def _cuda() -> bool:
+    if importlib.util.find_spec("torch") is None:
+        return False
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+__all__ = ["Choice", "choose", "weights_of"]
