@@ -153,7 +153,7 @@ class _Run:
         if settings.recipe == "teacher":
             origin |= {"made_for": f"{settings.steps} steps", "steps": str(settings.steps)}
         origin |= {name: f"{value:.3f}" for name, value in _told(judged).items()}
-        taught = None if self.data.assets is None else Taught(self.data.portrait, pack_assets(self.data.assets))
+        taught = Taught(self.data.portrait, {} if self.data.assets is None else pack_assets(self.data.assets), self.trust)
         weights_of.save(self.learner.average, self.out / "weights", origin=origin, taught=taught)
 
 

@@ -20,7 +20,7 @@ from engine.generators import load as load_generator
 from engine.generators.diffusion.conditions import Anchor, Ease, anchor_of, painter
 from engine.generators.diffusion.presets import Decoder, Preset, check
 from engine.generators.diffusion.presets import preset as preset_named
-from engine.generators.diffusion.trust import Ask, Guiding, Trust
+from engine.generators.diffusion.trust import Ask, Guiding
 from engine.generators.diffusion.trust import row as trusted_row
 from engine.types import AvatarError, Generator, GeneratorSpec, Identity, MissingPart, Signal, UInt8Array, VideoFrame
 
@@ -142,7 +142,7 @@ class Diffusion:
             networks.denoiser = pytorch.compiled(networks.denoiser)
         self._base: Generator | None = load_generator("puppet", size=made.size) if made.condition == "puppet" else None
         self._paint = None if self._base else painter(made)
-        self._trust: Trust | None = None
+        self._trust = networks.taught.trust if self._base and networks.taught else None
         self._taught = networks.taught
         self.spec = GeneratorSpec(
             name="diffusion",
@@ -181,7 +181,7 @@ class Diffusion:
         base = cast(Any, self._base)
         if self._taught is not None and self._taught.suits(portrait):
             return cast(Identity, base.prepare(portrait, base.read_assets(dict(self._taught.arrays))))
-        if self._taught is not None:
+        if self._taught is not None and self._taught.arrays:
             logger.warning("These weights were trained for another portrait: what they know of its background and outline is left out.")
         return cast(Identity, base.prepare(portrait))
 

@@ -1,0 +1,68 @@
+"""What goes with weights that were trained on clips of one person: what these taught the generator whose frames are the condition, used for
+the portrait that it was learnt for, and which motions they showed."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from engine.generators.diffusion.trust import Trust
+from engine.types import AvatarError, UInt8Array
+
+FILE = "assets.npz"
+PORTRAIT, OWN, SEEN = "portrait", "base.", "trust."
+"""Names in the file: the portrait's, and what those of the generator's own arrays and of the trust begin with."""
+SAME = 3.0
+"""Mean grey levels up to which two pictures are one and the same, cut and scaled alike: another frame of the same person is further off."""
+AGAIN = "train the weights again"
+
+
+@dataclass(frozen=True, slots=True)
+class Taught:
+    """For one portrait."""
+
+    portrait: UInt8Array  # [H, W, 3] the crop, RGB
+    arrays: Mapping[str, npt.NDArray[Any]]  # what the generator's `read_assets` takes; empty where there was nothing to learn
+    trust: Trust  # how far the weights can be believed, by motion
+
+    def suits(self, portrait: UInt8Array) -> bool:
+        """Whether a crop [h, w, 3] of any size is that of this portrait, and something was learnt for it."""
+        height, width = self.portrait.shape[:2]
+        how = cv2.INTER_AREA if portrait.shape[0] > height else cv2.INTER_CUBIC
+        other = np.asarray(cv2.resize(portrait, (width, height), interpolation=how), np.float32)
+        return bool(self.arrays) and float(np.abs(other - self.portrait).mean()) <= SAME
+
+
+def write(folder: Path, taught: Taught) -> dict[str, str]:
+    """Into a folder of weights -> what its manifest says of it: sha256 of the file, and of the portrait's pixels."""
+    out = io.BytesIO()
+    arrays: dict[str, Any] = {PORTRAIT: taught.portrait, **{OWN + name: array for name, array in taught.arrays.items()}}
+    np.savez_compressed(out, **arrays, **{SEEN + name: array for name, array in taught.trust.pack().items()})
+    (folder / FILE).write_bytes(out.getvalue())
+    pixels = hashlib.sha256(np.ascontiguousarray(taught.portrait).tobytes()).hexdigest()
+    return {"sha256": hashlib.sha256(out.getvalue()).hexdigest(), "portrait": pixels}
+
+
+def read(folder: Path, told: Any) -> Taught:
+    """The inverse, by what the manifest says. Raises AvatarError where the file is another one or cannot be read."""
+    path = folder / FILE
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise AvatarError(f"{path} is missing, which the weights beside it need; copy it too, or {AGAIN}.") from error
+    if hashlib.sha256(data).hexdigest() != (told.get("sha256") if isinstance(told, dict) else None):
+        raise AvatarError(f"{path} is not the file that the weights beside it name; {AGAIN}.")
+    with np.load(io.BytesIO(data), allow_pickle=False) as held:
+        own, seen = ({name.removeprefix(start): held[name] for name in held.files if name.startswith(start)} for start in (OWN, SEEN))
+        return Taught(held[PORTRAIT], own, Trust.unpack(seen))
+
+
+__all__ = ["FILE", "Taught", "read", "write"]
