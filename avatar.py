@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from engine.config import Background
     from engine.persona import Persona
+    from engine.serving import Choice
     from engine.types import Generator
 
 BENCHES = {"latency": "latency", "loopback": "loopback", "capacity": "throughput", "quality": "quality"}
@@ -33,12 +34,10 @@ INSTALL = "run `make venv` in the checkout (or pip install --no-deps -r requirem
 
 def serve(args: argparse.Namespace) -> int:
     """Start the server and print its address."""
-    from engine.persona import show
     from streaming.server import serve as run
     from streaming.settings import ServerSettings
 
-    if args.persona:
-        show(args.persona)  # a name that is not there is told before the long loading
+    choice = _choice(args)
     run(
         ServerSettings(
             host=args.host,
@@ -47,8 +46,9 @@ def serve(args: argparse.Namespace) -> int:
             tls_cert=args.tls_cert,
             tls_key=args.tls_key,
             max_sessions=args.max_sessions,
-            generator=args.generator,
-            generator_options=_generator_options(args),
+            generator=choice.generator,
+            generator_options=choice.options,
+            generator_told=choice.told,
             persona=args.persona,
             ice_servers=tuple(args.ice_server),
             badge=args.badge,
@@ -77,7 +77,8 @@ def render(args: argparse.Namespace) -> int:
     keep_apart(args.out, args.drive, args.portrait, backdrop, args.record_signals)
     drive = args.drive_mode or natural_drive(args.drive)
     settings = SessionSettings(drive=drive, background=_background(args), track_body=not args.no_body)
-    generator = load(args.generator, **_generator_options(args))
+    choice = _choice(args)
+    generator = load(choice.generator, **choice.options)
     notices = [generator.spec.notice] if generator.spec.notice else []
     bar = _Bar()
     try:
@@ -106,7 +107,10 @@ def persona(args: argparse.Namespace) -> int:
     from engine.generators import load
 
     if args.action == "create":
-        made = personas.create(load(args.generator, **_generator_options(args)), Path(args.portrait), name=args.name, consent=args.consent)
+        options = _generator_options(args)
+        weights = None if "weights" not in options else Path(options["weights"])
+        generator = load(args.generator or "puppet", **options)
+        made = personas.create(generator, Path(args.portrait), name=args.name, consent=args.consent, weights=weights)
         print(f"Persona '{made.name}' is ready in {made.folder}.")
     elif args.action == "list":
         for name in personas.list_personas():
@@ -239,7 +243,7 @@ class _Version(argparse.Action):
 
 
 def _parser() -> argparse.ArgumentParser:
-    from exporters.options import add_export, add_import
+    from exporters.options import add_export, add_import, add_train
 
     parser = argparse.ArgumentParser(
         prog="avatar", description="One portrait, a webcam or a microphone, and a browser: the portrait moves and speaks, live."
@@ -308,23 +312,7 @@ def _parser() -> argparse.ArgumentParser:
     p.set_defaults(run=export)
 
     p = commands.add_parser("train", help="teach a generator one person from a video of them")
-    p.add_argument(
-        "--video", type=Path, nargs="+", required=True, metavar="FILE", help="clips of one person before a still camera, or a folder of them"
-    )
-    p.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="the folder for data, checkpoints, previews and weights; asked again, it goes on"
-    )
-    p.add_argument("--stage", choices=["all", "data", "train"], default="all", help="only collect the data, or only train on what was collected")
-    p.add_argument("--minutes", type=float, help="of training (default: 15, where --updates is not given)")
-    p.add_argument("--updates", type=int, help="of the weights, instead of minutes")
-    p.add_argument("--recipe", choices=["appearance", "teacher", "consistency", "matching"], default="appearance", help="see the README")
-    p.add_argument("--steps", type=int, default=2, help="denoising steps a frame of what is trained (default: 2)")
-    p.add_argument("--preset", default="compact", help="size of the generator (default: compact)")
-    p.add_argument("--start", type=Path, metavar="DIR", help="weights to go on from, trained or imported")
-    p.add_argument("--teacher", type=Path, metavar="DIR", help="weights that consistency and matching learn from")
-    p.add_argument("--rate", type=float, help="learning rate")
-    p.add_argument("--precision", choices=["no", "bf16", "fp16"], default="no", help="of the arithmetic; bf16 where the hardware has it")
-    p.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda where there is one)")
+    add_train(p)
     p.set_defaults(run=train)
 
     p = commands.add_parser(
@@ -340,14 +328,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_generator(parser: argparse.ArgumentParser) -> None:
     """Which generator, and what it is built with; options that are not given stay with the generator."""
-    parser.add_argument("--generator", default="puppet", help="puppet (default) or diffusion")
+    parser.add_argument("--generator", help="puppet or diffusion (default: the one whose weights the persona has, else the puppet)")
     diffusion = parser.add_argument_group("of the diffusion generator")
     diffusion.add_argument("--preset", help="tiny, compact (default) or animate_anyone, with random weights")
     diffusion.add_argument("--weights", metavar="DIR", help="a folder of weights that was trained or imported; it names its preset")
     diffusion.add_argument("--steps", type=int, metavar="N", help="denoising steps a frame (default: the preset's)")
     diffusion.add_argument("--stream-batch", action="store_true", default=None, help="all steps in one call; a frame leaves N - 1 frames later")
     diffusion.add_argument("--precision", choices=["fp32", "bf16", "fp16", "int8"], help="bf16 where the hardware has it, int8 from --graphs")
-    diffusion.add_argument("--backend", choices=["pytorch", "openvino", "onnxruntime", "tensorrt"], help="what runs the live step (default: pytorch)")
+    diffusion.add_argument(
+        "--backend", choices=["pytorch", "openvino", "onnxruntime", "tensorrt"], help="what runs the live step (default: by rule, which is told)"
+    )
     diffusion.add_argument("--graphs", metavar="DIR", help="exported graphs for --backend; OpenVINO can do without")
     diffusion.add_argument(
         "--mode", choices=["eager", "script", "compile", "cudagraph"], help="how PyTorch runs it (default: script on a CPU, cudagraph on a GPU)"
@@ -356,6 +346,16 @@ def _add_generator(parser: argparse.ArgumentParser) -> None:
         "--decoder", choices=["kl", "tiny"], help="of weights that have one: their own, or the tiny one imported beside them (default: their own)"
     )
     diffusion.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda where there is one)")
+
+
+def _choice(args: argparse.Namespace) -> Choice:
+    """The generator and what it is built with; what was chosen by rule is told. A persona that is not there is told before the long loading."""
+    from engine.serving import choose
+
+    choice = choose(args.generator, _generator_options(args), persona=args.persona)
+    for sentence in choice.told:
+        print(f"avatar: {sentence}", file=sys.stderr, flush=True)
+    return choice
 
 
 def _generator_options(args: argparse.Namespace) -> dict[str, Any]:

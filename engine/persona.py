@@ -108,9 +108,17 @@ def create(
     from engine.picture import read_picture
 
     home = folder or personas_folder()
-    _place(name, home)  # a bad name is refused before the work, and so are empty words
-    _consent(consent)
+    check_new(name, consent, folder=home)
     return make_persona(generator, read_picture(portrait), name=name, consent=consent, source=Path(portrait).name, folder=home, weights=weights)
+
+
+def check_new(name: str, consent: str | None, *, source: str | None = None, folder: Path | None = None) -> None:
+    """Before long work. Raises AvatarError for an unfit name, empty words of consent, and a name that is taken but by a persona of `source`."""
+    home = folder or personas_folder()
+    place = _place(name, home)
+    _consent(consent)
+    if place.exists() and (source is None or show(place.name, folder=home)["source"] != source):
+        raise AvatarError(f"There is already a persona called '{place.name}'; remove it first or choose another name.")
 
 
 def load_persona(generator: Generator, name: str, *, folder: Path | None = None) -> Persona:

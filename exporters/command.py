@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from engine import persona as personas
 from engine.types import AvatarError
 from exporters.dataset import Dataset, collect, open_dataset
 from exporters.judge import Judged
@@ -25,6 +26,9 @@ SCENE = "scene.png"
 def teach(videos: Sequence[Path], out: Path, options: argparse.Namespace, *, tell: Callable[[str], None]) -> None:
     """Collect into `out/data`, train into `out/run`. `options`: those of the command. Raises AvatarError for whatever cannot be used."""
     _check(options)
+    name, source = options.name or out.resolve().name, f"avatar train {out.resolve()}"
+    if options.consent is not None:
+        personas.check_new(name, options.consent, source=source)
     data = open_dataset(out / DATA) if options.stage == "train" else collect(videos, out / DATA, progress=_collecting(tell))
     for sentence in data.report.get("sentences", ()):
         tell(str(sentence))
@@ -46,8 +50,12 @@ def teach(videos: Sequence[Path], out: Path, options: argparse.Namespace, *, tel
         device=options.device,
         progress=_Training(out, tell),
     )
-    tell(_verdict(judged))
-    _how_on(data, out, tell)
+    for sentence in _verdict(data, judged):
+        tell(sentence)
+    if options.consent is None:
+        _how_on(data, out, tell)
+    else:
+        _keep(data, out, name, source, options.consent, tell)
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -93,9 +101,32 @@ def _gains(judged: Judged) -> str:
     return "; ".join(parts)
 
 
-def _verdict(judged: Judged) -> str:
-    puppet = judged.puppet
-    return f"Held-out frames: puppet {puppet.features_db:.1f} dB mouth and eyes, {puppet.crop_db:.1f} dB picture; {_gains(judged)}."
+def _verdict(data: Dataset, judged: Judged) -> list[str]:
+    """What all held-out frames say: over the puppet that the clip taught, and over the puppet alone."""
+    puppet, alone = judged.puppet, data.stages.get("puppet")
+    told = [f"Held-out frames: puppet {puppet.features_db:.1f} dB mouth and eyes, {puppet.crop_db:.1f} dB picture; {_gains(judged)}."]
+    if alone is not None:
+        best = judged.made[max(judged.made)]
+        features, crop = best.features_db - alone.features_db, best.crop_db - alone.crop_db
+        told.append(f"Over the puppet alone: {features:+.1f} dB mouth and eyes, {crop:+.1f} dB picture.")
+    return told
+
+
+def _keep(data: Dataset, out: Path, name: str, source: str, consent: str, tell: Callable[[str], None]) -> None:
+    """As a persona of its own; one that an earlier run of the same folder kept is replaced."""
+    from engine.generators import load
+    from engine.picture import read_picture
+
+    weights = out / RUN / "weights"
+    if name in personas.list_personas():  # of this folder, as was checked
+        personas.remove(name)
+    picture = read_picture(data.folder / SCENE)
+    made = personas.make_persona(
+        load("diffusion", weights=weights), picture, name=name, consent=consent, source=source, folder=personas.personas_folder(), weights=weights
+    )
+    tell(f"Persona '{made.name}' is ready in {made.folder}.")
+    tell(f"Faster where OpenVINO is installed: avatar export --persona {shlex.quote(made.name)} --backend openvino")
+    tell(f"Show it: avatar serve --persona {shlex.quote(made.name)}")
 
 
 def _how_on(data: Dataset, out: Path, tell: Callable[[str], None]) -> None:

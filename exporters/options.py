@@ -38,4 +38,28 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     built.add_argument("--timing-cache", type=Path, metavar="FILE", help="measured kernels, kept for the next build")
 
 
-__all__ = ["add_export", "add_import"]
+def add_train(parser: argparse.ArgumentParser) -> None:
+    """`avatar train`."""
+    parser.add_argument(
+        "--video", type=Path, nargs="+", required=True, metavar="FILE", help="clips of one person before a still camera, or a folder of them"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="the folder for data, checkpoints, previews and weights; asked again, it goes on"
+    )
+    parser.add_argument("--stage", choices=["all", "data", "train"], default="all", help="only collect the data, or only train on what was collected")
+    parser.add_argument("--minutes", type=float, help="of training (default: 15, where --updates is not given)")
+    parser.add_argument("--updates", type=int, help="of the weights, instead of minutes")
+    parser.add_argument("--recipe", choices=["appearance", "teacher", "consistency", "matching"], default="appearance", help="see the README")
+    parser.add_argument("--steps", type=int, default=2, help="denoising steps a frame of what is trained (default: 2)")
+    parser.add_argument("--preset", default="compact", help="size of the generator (default: compact)")
+    parser.add_argument("--start", type=Path, metavar="DIR", help="weights to go on from, trained or imported")
+    parser.add_argument("--teacher", type=Path, metavar="DIR", help="weights that consistency and matching learn from")
+    parser.add_argument("--rate", type=float, help="learning rate")
+    parser.add_argument("--precision", choices=["no", "bf16", "fp16"], default="no", help="of the arithmetic; bf16 where the hardware has it")
+    parser.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda where there is one)")
+    kept = parser.add_argument_group("of the persona that is kept at the end")
+    kept.add_argument("--consent", help="who agreed to what, such as 'I am the person in the video'; without it no persona is kept")
+    kept.add_argument("--name", help="the persona's (default: the name of --out)")
+
+
+__all__ = ["add_export", "add_import", "add_train"]

@@ -235,6 +235,9 @@ class Desk:
         return {
             "uptime_s": round(time.monotonic() - self.studio.started, 1),
             "ready": self.studio.loaded,
+            "generator": self.settings.generator,
+            "backend": getattr(self.studio.generator, "backend", "cpu") if self.studio.loaded else None,
+            "chosen": list(self.settings.generator_told),
             "sessions": len(self.studio.sessions),
             "max_sessions": self.settings.max_sessions,
             "waiting_for_return": len(self._kept),

@@ -38,6 +38,11 @@ class Limits:
     camera_fps: float = 60.0  # faster cameras are thinned out, counted as drops
     viewers: int = 8  # WHEP viewers of one session
     record_seconds: float = 1800.0
+    takes: int = 2  # people who are being recorded to teach a generator from; each has trackers of its own
+    take_seconds: float = 240.0
+    take_bytes: int = 512 * MIB
+    piece_bytes: int = 32 * MIB  # what a browser sends of it at a time
+    take_idle_seconds: float = 60.0  # without a picture or a piece, after which it is given up
     offers_per_minute: int = 60  # from one address; so are the next two
     views_per_minute: int = 120  # of sessions that are there
     uploads_per_minute: int = 60  # pictures and sound files
@@ -58,6 +63,7 @@ class ServerSettings:
     max_sessions: int = 4
     generator: str = "puppet"
     generator_options: Mapping[str, Any] = field(default_factory=dict)  # for its constructor
+    generator_told: tuple[str, ...] = ()  # what was chosen by rule and why, for /stats
     persona: str | None = None  # the persona of offers that name none; None: the built-in portrait
     persona_dir: Path | None = None  # default: engine.persona's
     workers: int = 0  # generator threads, 0: one per core up to max_sessions
