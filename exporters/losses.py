@@ -20,9 +20,9 @@ class Weights:
     """How much each term counts. Pictures are -1..1."""
 
     regions: tuple[float, float] = (10.0, 2.0)  # mouth with eyes, and face, over the rest
-    absolute: float = 0.05
-    edges: float = 0.1
-    detail: float = 0.05  # the bands of a Laplacian pyramid
+    absolute: float = 0.01  # more of these three would keep the puppet as it is: their gradients do not shrink with the error
+    edges: float = 0.01
+    detail: float = 0.005  # the bands of a Laplacian pyramid
     critic: float = 0.02  # 0 for none
 
 
