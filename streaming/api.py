@@ -39,7 +39,8 @@ T = TypeVar("T")
 # -- reading requests ----------------------------------------------------------------------------------------------------
 
 
-async def _body(request: web.Request) -> dict[str, Any]:
+async def json_body(request: web.Request) -> dict[str, Any]:
+    """The request's JSON object. Raises AvatarError."""
     try:
         body = await request.json()
     except (ValueError, RecursionError, LookupError):  # LookupError: a charset that nobody knows
@@ -49,7 +50,8 @@ async def _body(request: web.Request) -> dict[str, Any]:
     return body
 
 
-def _text(body: dict[str, Any], name: str) -> str | None:
+def short_text(body: dict[str, Any], name: str) -> str | None:
+    """A field that is a text of at most FIELD_BYTES characters; None where it is missing or empty. Raises AvatarError."""
     value = body.get(name)
     if value is None or value == "":
         return None
@@ -93,12 +95,13 @@ async def _part(part: BodyPartReader, most: int) -> bytes:
     return bytes(data)
 
 
-def _pass_gate(request: web.Request, name: str) -> None:
+def pass_gate(request: web.Request, name: str) -> None:
     """Raise TooMany where an address asks for the same thing too often."""
     request.app[GATES][name].pass_(request.remote or "", now=time.monotonic())
 
 
-async def _in_thread(request: web.Request, work: Callable[[], T]) -> T:
+async def in_thread(request: web.Request, work: Callable[[], T]) -> T:
+    """What would hold up the event loop."""
     return await asyncio.get_running_loop().run_in_executor(request.app[DESK].studio.executor, work)
 
 
@@ -111,8 +114,8 @@ def _ok(data: Any = None) -> web.Response:
 
 async def offer(request: web.Request) -> web.Response:
     """Connect a person."""
-    _pass_gate(request, "offer")
-    body = await _body(request)
+    pass_gate(request, "offer")
+    body = await json_body(request)
     sdp, drive = body.get("sdp"), cast(Drive, body.get("drive") or "camera")
     if not isinstance(sdp, str) or body.get("type") != "offer":
         raise AvatarError('An offer needs \'sdp\' and "type": "offer".')
@@ -120,7 +123,7 @@ async def offer(request: web.Request) -> web.Response:
     if drive not in get_args(Drive):
         raise AvatarError("'drive' is one of: camera, voice, auto.")
     names = ("persona", "portrait_upload", "generator", "resume")
-    answer, live = await request.app[DESK].offer(Offer(sdp, caller=request.remote, drive=drive, **{name: _text(body, name) for name in names}))
+    answer, live = await request.app[DESK].offer(Offer(sdp, caller=request.remote, drive=drive, **{name: short_text(body, name) for name in names}))
     return web.json_response({"sdp": answer, "type": "answer", "sessionid": live.id, "resume": live.resume_token})
 
 
@@ -146,7 +149,7 @@ async def hang_up(request: web.Request) -> web.Response:
 async def whep(request: web.Request) -> web.Response:
     """Watch a session."""
     live = request.app[DESK].watched(request.query.get("sessionid"))
-    _pass_gate(request, "watch")
+    pass_gate(request, "watch")
     if request.content_type != "application/sdp":
         raise AvatarError("WHEP takes an offer as application/sdp.")
     sdp = (await request.read()).decode("utf-8", "replace")
@@ -170,7 +173,7 @@ def _live(request: web.Request, body: dict[str, Any]) -> Live:
 
 async def human(request: web.Request) -> web.Response:
     """Speak a text, or the chat service's answer to it."""
-    body = await _body(request)
+    body = await json_body(request)
     live = _live(request, body)
     kind = body.get("type", "echo")
     if kind not in ("echo", "chat"):
@@ -186,29 +189,29 @@ async def human(request: web.Request) -> web.Response:
 
 async def humanaudio(request: web.Request) -> web.Response:
     """Speak a sound file."""
-    _pass_gate(request, "upload")
+    pass_gate(request, "upload")
     limits = request.app[SETTINGS].limits
     texts, data = await _form(request, most=limits.audio_bytes)
     live = _live(request, dict(texts))
-    pcm = await _in_thread(request, lambda: decode_sound(data, most_seconds=limits.audio_seconds))
+    pcm = await in_thread(request, lambda: decode_sound(data, most_seconds=limits.audio_seconds))
     live.speaker.play(pcm)
     return _ok()
 
 
 async def interrupt_talk(request: web.Request) -> web.Response:
     """Stop speaking."""
-    _live(request, await _body(request)).interrupt()
+    _live(request, await json_body(request)).interrupt()
     return _ok()
 
 
 async def is_speaking(request: web.Request) -> web.Response:
     """Whether the avatar says something."""
-    return _ok(_live(request, await _body(request)).speaking)
+    return _ok(_live(request, await json_body(request)).speaking)
 
 
 async def record(request: web.Request) -> web.Response:
     """Begin or end a recording."""
-    body = await _body(request)
+    body = await json_body(request)
     desk, live = request.app[DESK], _live(request, body)
     if body.get("type") == "start_record":
         desk.recordings.start(live)
@@ -236,13 +239,13 @@ async def recorded(request: web.Request) -> web.StreamResponse:
 
 async def upload(request: web.Request) -> web.Response:
     """Send a portrait or a background."""
-    _pass_gate(request, "upload")
+    pass_gate(request, "upload")
     desk, limits = request.app[DESK], request.app[SETTINGS].limits
     texts, data = await _form(request, most=limits.upload_bytes)
     await desk.studio.ready()
     generator = desk.studio.generator
     kind, consent = texts.get("kind", "portrait"), texts.get("consent")
-    made = await _in_thread(request, lambda: decode_upload(data, kind=kind, consent=consent, generator=generator, limits=limits))
+    made = await in_thread(request, lambda: decode_upload(data, kind=kind, consent=consent, generator=generator, limits=limits))
     return web.json_response({"id": desk.uploads.keep(made), "width": made.rgb.shape[1], "height": made.rgb.shape[0]})
 
 

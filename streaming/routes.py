@@ -7,7 +7,7 @@ from typing import get_args
 from aiohttp import web
 
 from engine.types import Drive
-from streaming import api
+from streaming import api, takes_api
 from streaming.openapi import BOOL, TEXT, Route, document, envelope, fields, one_of
 
 
@@ -20,6 +20,7 @@ SESSION = fields(("sessionid",), sessionid=TEXT)
 SDP_ANSWER = fields(
     ("sdp", "type", "sessionid"), sdp=TEXT, type=one_of("answer"), sessionid=TEXT, resume={**TEXT, "description": "Secret for coming back."}
 )
+TAKE_STATE = fields(("tasks", "missing", "seconds"), tasks={"type": "array"}, missing={"type": "array"}, warning=TEXT, advice=TEXT)
 FILE = {"type": "string", "contentMediaType": "application/octet-stream"}
 ROUTES = (
     Route(
@@ -104,11 +105,61 @@ ROUTES = (
         query=("sessionid",),
     ),
     Route("DELETE", "/whep/{viewer}", api.whep_end, "Stop watching.", status=204, refusals=(404,)),
+    Route(
+        "POST",
+        "/studio/takes",
+        takes_api.take,
+        "Begin to record a person to teach a generator from.",
+        takes=fields(
+            ("name", "consent", "type", "width"),
+            name=TEXT,
+            consent={**TEXT, "description": "Who agreed; kept beside the video."},
+            type=one_of("video/webm", "video/mp4"),
+            width={"type": "integer", "description": "px of the recorded picture."},
+            sound=BOOL,
+        ),
+        gives=fields(("id", "name", "most_seconds"), id=TEXT, name=TEXT, most_seconds={"type": "number"}),
+        refusals=(400, 429, 503),
+    ),
+    Route(
+        "POST",
+        "/studio/takes/{take}/picture",
+        takes_api.take_picture,
+        "A picture of now, small: what has been shown, what is missing, what is wrong.",
+        takes=FILE,
+        takes_type="image/jpeg",
+        gives=TAKE_STATE,
+        refusals=(400, 404, 413),
+        query=("loud",),
+    ),
+    Route(
+        "POST",
+        "/studio/takes/{take}/piece",
+        takes_api.take_piece,
+        "The next piece of the video, counted from 0.",
+        takes=FILE,
+        takes_type="application/octet-stream",
+        gives=fields(("pieces", "bytes"), pieces={"type": "integer"}, bytes={"type": "integer"}),
+        refusals=(400, 404, 413),
+        query=("number",),
+    ),
+    Route(
+        "POST",
+        "/studio/takes/{take}/finish",
+        takes_api.take_finish,
+        "Keep it as a whole file; says what to do with it.",
+        takes=fields(("pieces", "bytes"), pieces={"type": "integer"}, bytes={"type": "integer"}),
+        gives=fields(("path", "command", "missing"), path=TEXT, command=TEXT, missing={"type": "array"}),
+        refusals=(400, 404),
+    ),
+    Route("DELETE", "/studio/takes/{take}", takes_api.take_discard, "Give it up; nothing of it is kept.", status=204),
     Route("GET", "/healthz", api.healthz, "Whether the server is there.", gives=fields(("ok", "ready"), ok=BOOL, ready=BOOL), secret=False),
     Route("GET", "/stats", api.stats, "Everything measured.", gives=fields((), server=fields(), sessions=fields())),
     Route("GET", "/metrics", api.metrics, "Everything measured, for Prometheus.", gives=TEXT, gives_type="text/plain"),
     Route("GET", "/openapi.json", openapi, "This document.", gives=fields(), secret=False),
     Route("GET", "/", api.index, "The page.", gives=TEXT, gives_type="text/html", secret=False),
+    Route("GET", "/studio", takes_api.studio_page, "The page that records a minute.", gives=TEXT, gives_type="text/html", secret=False),
+    Route("GET", "/studio/tasks", takes_api.studio_tasks, "What that page asks for.", gives={"type": "array", "items": fields()}, secret=False),
     Route("GET", "/view", api.view, "The picture alone, for OBS.", gives=TEXT, gives_type="text/html", secret=False),
     Route(
         "GET", "/static/{file}", api.static, "Files of the pages.", gives=FILE, gives_type="application/octet-stream", refusals=(404,), secret=False

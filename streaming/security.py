@@ -18,7 +18,7 @@ from streaming.studio import RETRY_AFTER, Full
 
 logger = logging.getLogger(__name__)
 
-OPEN = {"/", "/view", "/healthz", "/openapi.json"}
+OPEN = {"/", "/view", "/studio", "/studio/tasks", "/healthz", "/openapi.json"}
 """Paths without secrets, served without a token; static files are too."""
 ENVELOPED = {"/human", "/humanaudio", "/interrupt_talk", "/is_speaking", "/record"}
 """Paths that answer {code, msg, data}, as users of LiveTalking know them."""

@@ -22,6 +22,7 @@ from streaming.routes import ROUTES
 from streaming.security import Gate, guard, sentences
 from streaming.settings import ServerSettings
 from streaming.studio import Studio
+from streaming.takes_api import add_takes
 from streaming.virtual_camera import check_virtual_camera
 
 M_ARENA_MAX = -8
@@ -57,6 +58,7 @@ def make_app(settings: ServerSettings | None = None, *, studio: Studio | None = 
         await desk.close()
 
     app.cleanup_ctx.append(life)  # type: ignore[arg-type]
+    add_takes(app)
     return app
 
 

@@ -131,6 +131,10 @@ class Studio:
                 session.push_video(VideoFrame(portrait, k / 30, k + 1))
             session.push_audio(AudioChunk(np.zeros(RATE // 2, np.float32), RATE, 1.0))
 
+    def make_face(self) -> Any:
+        """A face driver of its own, for whoever is not in a session."""
+        return self._make_face()
+
     def _others(self) -> dict[str, Any]:
         """The drivers beside the face's that a session is given; without a maker it makes its own when it needs one."""
         makers = {"body": self._make_body, "hands": self._make_hands}

@@ -11,7 +11,7 @@ import pytest
 PROGRAMS = {"chromium": ("chromium", "chromium-browser", "google-chrome"), "espeak-ng": ("espeak-ng",)}
 """Part -> names it goes by."""
 LIVE = (
-    *("benchmark_runs", "diffusion_session", "figures", "impairments", "lifecycle", "neutral", "offers", "page", "peer"),
+    *("benchmark_runs", "diffusion_session", "figures", "impairments", "lifecycle", "neutral", "offers", "page", "peer", "record_page"),
     *("rtc", "rtc_calls", "server", "server_media", "speaker", "studio", "tts", "worker"),
 )
 """Test files that keep real time: they run one after another on an otherwise idle machine, the others side by side."""
