@@ -7,7 +7,9 @@ room, with wrinkles, made-up lids, other teeth and a book shelf behind. None of 
 from __future__ import annotations
 
 import argparse
-import asyncio
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,16 +18,14 @@ import cv2
 import numpy as np
 
 from engine.drivers.idle import IdleDriver, smoothstep
-from engine.drivers.resample import RATE, Resampler
+from engine.drivers.resample import RATE
 from engine.drivers.speech import SpeechDriver
 from engine.generators.puppet import topology
 from engine.generators.puppet.generator import Puppet, State
-from engine.media import Writer
+from engine.media import Writer, audio_samples
 from engine.persona import demo_portrait
 from engine.pose import rotation
-from engine.types import AudioChunk, FloatArray, Motion, Signal, UInt8Array, VideoFrame
-from streaming.espeak import Espeak
-from streaming.tts import TtsSettings
+from engine.types import AudioChunk, AvatarError, FloatArray, Motion, Signal, UInt8Array, VideoFrame
 
 SIDE, FPS, SECONDS, QUALITY = 512, 25, 72.0, 14
 """px, frames a second, s, and x264's CRF."""
@@ -34,6 +34,7 @@ SPEECH = (
     "and I wonder what moves behind it. Five or six weeks from now, we shall know much more. Thank you for having me, and for all your questions. "
     "What a beautiful evening. Please show me the other picture, the one with the boat. Oh, very good. Who would have thought of that?"
 )
+VOICE, WORDS_PER_MINUTE = "en-us+f3", "165"
 ACT = 8.0
 """s: speaking and acting take turns."""
 
@@ -68,15 +69,20 @@ GESTURES = (
 """In turn; between two of them she is herself."""
 
 
-async def _spoken() -> tuple[FloatArray, int]:
-    pieces = [piece async for piece in Espeak(TtsSettings()).speak(SPEECH, voice="en-us+f3")]
-    return np.concatenate([piece.pcm for piece in pieces]), pieces[0].rate
+def _spoken() -> FloatArray:
+    """SPEECH at RATE Hz. The program runs in a process of its own: it is GPL."""
+    program = shutil.which("espeak-ng")
+    if program is None:
+        raise AvatarError("Her voice comes from espeak-ng, which is missing; install it (apt install espeak-ng) and start again.")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "voice.wav"
+        subprocess.run([program, "-v", VOICE, "-s", WORDS_PER_MINUTE, "-w", str(path), SPEECH], check=True, stdin=subprocess.DEVNULL)
+        return audio_samples(path, rate=RATE)
 
 
 def voice() -> FloatArray:
     """Her voice [SECONDS · RATE] at RATE Hz, quiet while she acts. Raises AvatarError where espeak-ng is missing."""
-    pcm, rate = asyncio.run(_spoken())
-    said = Resampler(rate).push(pcm)
+    said = _spoken()
     out, turn = np.zeros(round(SECONDS * RATE), np.float32), round(ACT * RATE)
     for number, start in enumerate(range(0, len(out), 2 * turn)):
         part = said[number * turn : (number + 1) * turn][: len(out) - start]
