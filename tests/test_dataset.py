@@ -310,7 +310,7 @@ class _Blank:
         self.portrait, self.assets = portrait, None
 
     def acted(self, motions: list[Any], *rest: Any) -> list[Any]:
-        return motions
+        return [None] * len(motions)
 
     def with_assets(self, assets: Any) -> _Blank:
         taught = _Blank(self.portrait)
@@ -321,6 +321,8 @@ class _Blank:
         return np.full_like(self.portrait, 0 if self.assets is None else 200)
 
     def write(self, path: Path, motions: list[Any], **more: Any) -> None:
+        assert self.assets is not None
+        assert any(motion is not None for motion in motions), "the taught puppet moves as it does live"
         with storage.frames_file(path.with_name(storage.GUIDE), (len(motions), *self.portrait.shape)) as write:
             for _ in motions:
                 write(np.zeros_like(self.portrait))
