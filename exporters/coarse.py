@@ -108,6 +108,11 @@ class Coarse:
         """[H, W, 3] the portrait, moved; as it is where there is no motion."""
         return self._step(motion).rgb
 
+    def seen(self, motion: Motion | None) -> tuple[UInt8Array, FloatArray]:
+        """A frame [H, W, 3], and the places [H, W, 2] px of the portrait that its pixels come from."""
+        frame = self._step(motion)
+        return frame.rgb, self._puppet.origins(self._state, 0, frame)
+
     def _step(self, motion: Motion | None) -> VideoFrame:
         self._ready()
         frames = self._puppet.step(self._state, [[Signal(0.0, motion=still_motion() if motion is None else motion)]])[0]

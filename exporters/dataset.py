@@ -30,7 +30,7 @@ from exporters.regions import Likeness
 
 LEAST_SECONDS = 10.0
 """s of good frames that a data set needs."""
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from engine.generators.puppet.assets import PuppetAssets, pack, unpack
 from engine.types import AvatarError, FloatArray, Motion, UInt8Array
+from exporters import look as looks
 from exporters import plates, storage
 from exporters.coarse import Coarse
 from exporters.regions import Likeness, likeness
 
-STAGES = {"puppet": "alone", "plate": "with the clip's background", "assets": "with its shoulders and outline too"}
+STAGES = {
+    "puppet": "alone",
+    "plate": "with the clip's background",
+    "assets": "with its shoulders and outline too",
+    "look": "with how the looks change too",
+}
 """In order, in words. The first has its head laid where the real one is, the others move as they do live; `coarse.npy` is made with the last.
 Where nothing helps there is only the first."""
 
@@ -39,8 +45,17 @@ def learnt(path: Path, portrait: UInt8Array, part: Part, plain: Coarse, tell: Ca
             pictures, motions = [part.real[k] for k in frames], [part.motions[k] for k in frames]
             lesson = plates.Lesson(pictures, motions, part.faces[frames], lambda k: plain.frame(part.laid[frames[k]]))
             made = plates.learn(portrait, lesson, progress=tell)
+            if made is not None:
+                made = _with_looks(made, part, plain.with_assets(made), tell)
         storage.write_arrays(path, learnt=np.array(made is not None), **({} if made is None else pack(made)))
     return read(path)
+
+
+def _with_looks(assets: PuppetAssets, part: Part, taught: Coarse, tell: Callable[[str, int, int], None]) -> PuppetAssets:
+    acted = [(k, motion) for k in part.train if (motion := part.motions[k]) is not None]
+    frames = [k for k, _ in acted]
+    study = looks.Study([motion for _, motion in acted], [part.real[k] for k in frames], part.faces[frames], lambda i: taught.seen(acted[i][1]))
+    return looks.learn(assets, study, progress=tell)
 
 
 def read(path: Path) -> PuppetAssets | None:
@@ -61,7 +76,10 @@ def figures(parts: Sequence[Part], plain: Coarse, taught: Coarse) -> dict[str, d
     if taught.assets is not None:
         known = taught.with_assets(plates.unmoved(taught.assets.plate))
         ways["plate"] = lambda part, k: known.frame(part.motions[k])
-        ways["assets"] = lambda part, k: taught.frame(part.motions[k])
+        still = taught.with_assets(replace(taught.assets, look=PuppetAssets.no_look()))
+        ways["assets"] = lambda part, k: still.frame(part.motions[k])
+        if len(taught.assets.look):
+            ways["look"] = lambda part, k: taught.frame(part.motions[k])
     faces = np.stack([part.faces[k] for part, k in at])
     found = {name: likeness(((show(part, k), part.real[k]) for part, k in at), faces) for name, show in ways.items()}
     return {name: {key: round(value, 3) for key, value in asdict(one).items()} for name, one in found.items()}
@@ -71,7 +89,7 @@ def in_words(told: dict[str, dict[str, float]]) -> str:
     """A sentence for a person."""
     if "assets" not in told:
         return "The clip teaches the puppet nothing that makes it more like the person, so it is used as it is."
-    parts = [f"{told[name]['crop_db']:.1f} dB (mouth and eyes {told[name]['features_db']:.1f}) {how}" for name, how in STAGES.items()]
+    parts = [f"{told[name]['crop_db']:.1f} dB (mouth and eyes {told[name]['features_db']:.1f}) {how}" for name, how in STAGES.items() if name in told]
     return f"The puppet on held-out frames: {', '.join(parts)}."
 
 

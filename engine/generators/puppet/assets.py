@@ -1,4 +1,5 @@
-"""What a clip of the person tells beyond their portrait: what stands behind them, and how head and shoulders really move in the picture.
+"""What a clip of the person tells beyond their portrait: what stands behind them, how head and shoulders really move in the picture, and how
+their looks change with it (`look`).
 
 The maps are linear in a handful of DRIVES and smooth over the picture: their coefficients sit on the nodes of a coarse grid that lies on
 the portrait, and cubic B-splines spread them (Lee, Wolberg, Shin 1997, "Scattered data interpolation with multilevel B-splines", IEEE
@@ -7,15 +8,16 @@ TVCG 3(3), equations 1 and 2). So they fit every mesh and every size, and cost a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from engine.generators.puppet.look import TERMS, VALUES
 from engine.types import AvatarError, FloatArray, Motion, UInt8Array
 
-VERSION = "1"
+VERSION = "2"
 """Of the arrays on disk."""
 DRIVES = ("yaw", "pitch", "roll", "x", "y", "scale", "gap", "brows", "lean", "twist", "sway", "rise", "shrug")
 """What the maps are linear in: head, lips and brows, then shoulders."""
@@ -41,6 +43,13 @@ class PuppetAssets:
     torso: FloatArray  # [NODES, NODES, 2, 5] the shoulders' drives
     low: FloatArray  # [13] the least of each drive that the maps were learnt from, UNITs
     high: FloatArray  # [13] and the most: what lies beyond moves nothing further
+    look: npt.NDArray[np.float16] = field(default_factory=lambda: np.zeros((0, 1, 1, 3), np.float16))  # [look.TERMS or 0, h, w, 3] see `look`
+    look_range: FloatArray = field(default_factory=lambda: np.zeros((4, VALUES), np.float32))
+
+    @staticmethod
+    def no_look() -> npt.NDArray[np.float16]:
+        """Of assets without a look."""
+        return np.zeros((0, 1, 1, 3), np.float16)
 
     def __post_init__(self) -> None:
         """Raises AvatarError for arrays of other shapes or with values that are no numbers."""
@@ -50,6 +59,8 @@ class PuppetAssets:
         for name, shape in shapes.items():
             array = getattr(self, name)
             sane = sane and array.shape == shape and array.dtype == np.float32 and bool(np.isfinite(array).all())
+        sane = sane and self.look.ndim == 4 and self.look.shape[0] in (0, TERMS) and self.look.shape[3] == 3 and self.look.dtype == np.float16
+        sane = sane and self.look_range.shape == (4, VALUES) and bool(np.isfinite(self.look_range).all() and np.isfinite(self.look).all())
         if not sane:
             raise AvatarError("These are not the arrays of a puppet's assets; learn them from the clip again.")
 

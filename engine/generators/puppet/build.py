@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from engine.drivers.matte import person_matte
-from engine.generators.puppet import body, eyes, mouth, plate, response, teeth, topology
+from engine.generators.puppet import body, eyes, look, mouth, plate, response, teeth, topology
 from engine.generators.puppet.assets import DRIVES, PuppetAssets, spread
 from engine.generators.puppet.features import Features
 from engine.generators.puppet.mesh import measure, spread_sheet
@@ -85,6 +85,8 @@ def build(rgb: UInt8Array, landmarks: FloatArray, assets: PuppetAssets | None = 
         coupling=response.NO_COUPLING,
         offsets=np.zeros((2, 0, len(DRIVES)), np.float32) if assets is None else spread(assets, sheet.flat, (height, width)),
         driven=np.zeros((2, len(DRIVES)), np.float32) if assets is None else np.stack([assets.low, assets.high]),
+        look=np.zeros((0, 1, 1, 3), np.float32) if assets is None else look.scaled(assets.look, (height, width)),
+        look_range=np.zeros((4, look.VALUES), np.float32) if assets is None else assets.look_range,
         known=np.array(assets is not None, np.uint8),
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from engine.generators.puppet.look import VALUES
 from engine.types import FloatArray, UInt8Array
 
 Int32Array = npt.NDArray[np.int32]
@@ -74,17 +75,21 @@ class Features:
     # What a clip of the person added; see `assets`
     offsets: FloatArray  # [2, N, 13] px that every vertex moves for each drive; [2, 0, 13] without assets
     driven: FloatArray  # [2, 13] least and most of the drives
+    look: FloatArray  # [look.TERMS, H, W, 3]; [0, 1, 1, 3] without one
+    look_range: FloatArray  # [4, look.VALUES]
     known: UInt8Array  # [] 1: the plate is what really stands behind the person, and the texture's colours are free of it
 
 
 def pack(features: Features) -> dict[str, npt.NDArray[Any]]:
     """Features -> name -> array."""
-    return {f.name: np.asarray(getattr(features, f.name)) for f in fields(features)}
+    arrays = {f.name: np.asarray(getattr(features, f.name)) for f in fields(features)}
+    return {**arrays, "look": arrays["look"].astype(np.float16)}  # grey levels, and 25 MB of them
 
 
 def unpack(arrays: dict[str, npt.NDArray[Any]]) -> Features:
     """The inverse of `pack`. Raises KeyError where an array is missing."""
-    return Features(**{f.name: np.array(arrays[f.name]) for f in fields(Features)})
+    kept = {f.name: np.array(arrays[f.name]) for f in fields(Features)}
+    return Features(**{**kept, "look": kept["look"].astype(np.float32)})
 
 
 def blank() -> Features:
@@ -113,5 +118,5 @@ def blank() -> Features:
         lids=bytes_(2, 4, 4, 4), lash=floats(2, 3), iris=floats(2, 3) + 1,
         eye_axis=floats(2, 4) + 1, brow=floats(2, face), body=floats(count),
         shrug=floats(2, count), shoulders=floats(3) + 1, response=floats(6, 7, 6), coupling=floats(5, 3),
-        offsets=floats(2, 0, 13), driven=floats(2, 13), known=bytes_(),
+        offsets=floats(2, 0, 13), driven=floats(2, 13), look=floats(0, 1, 1, 3), look_range=floats(4, VALUES), known=bytes_(),
     )  # fmt: skip

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from engine.generators.puppet import features as feature_arrays
 from engine.generators.puppet import guide as guides
+from engine.generators.puppet import look as looks
 from engine.generators.puppet.assets import PuppetAssets
 from engine.generators.puppet.assets import pack as pack_assets
 from engine.generators.puppet.assets import unpack as unpack_assets
@@ -27,7 +28,7 @@ from engine.types import AvatarError, FloatArray, GeneratorSpec, Identity, Motio
 
 FACE_POINTS = 478
 """Of MediaPipe's face mesh, which the puppet's own begins with."""
-VERSION = "6"
+VERSION = "7"
 """Of the features: cached ones of another version are made anew."""
 
 
@@ -142,6 +143,13 @@ class Puppet:
         pad = float(seat.features.texture.shape[1] - frame.alpha.shape[1]) / 2
         return guides.draw(seat.pose.points, seat.canvas.sampling, frame.alpha, pad)
 
+    def origins(self, state: State, row: int, frame: VideoFrame) -> FloatArray:
+        """[H, W, 2] px of the portrait that the pixels of a row's last frame come from."""
+        seat = state.rows[row]
+        if seat is None or frame.alpha is None:
+            raise AvatarError("There is no frame yet that comes from anywhere; step the row first.")
+        return self._origins(seat, frame.alpha)
+
     def points(self, state: State, row: int) -> FloatArray:
         """[478, 2] px: the face mesh of a row's last frame."""
         seat = state.rows[row]
@@ -154,9 +162,17 @@ class Puppet:
 
     def _frame(self, row: Row, motion: Motion) -> tuple[UInt8Array, UInt8Array]:
         """(rgb [H, W, 3], alpha [H, W]) of one motion."""
-        motion = corrected(row.features, motion)
+        asked, motion = motion, corrected(row.features, motion)
         row.pose = place(row.features, motion, rest=self.rest)
-        return paint(row.features, row.canvas, row.pose, motion)
+        rgb, alpha = paint(row.features, row.canvas, row.pose, motion)
+        if len(row.features.look):
+            looks.apply(rgb, looks.change(row.features.look, row.features.look_range, asked), self._origins(row, alpha))
+        return rgb, alpha
+
+    @staticmethod
+    def _origins(row: Row, alpha: UInt8Array) -> FloatArray:
+        pad = float(row.features.texture.shape[1] - alpha.shape[1]) / 2
+        return looks.origins(row.canvas.sampling, alpha, pad)
 
 
 @lru_cache(maxsize=1)
@@ -164,6 +180,7 @@ def warm() -> None:
     """Run every compiled loop once on nothing."""
     puppet = Puppet((8, 8), respond=False)
     puppet._frame(puppet._seat(feature_arrays.blank()), still_motion())
+    looks.warm()
 
 
 __all__ = ["Puppet", "Row", "State", "warm"]

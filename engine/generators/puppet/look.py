@@ -1,0 +1,90 @@
+"""How a person's looks change as they move: shades, teeth, lids, glasses, what stands behind. Learnt from a clip (`exporters.look`), it is linear
+in the motion and lies on the portrait's own pixels, so that it moves with them and costs a matrix product a frame."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from engine.generators.puppet.raster import OUTSIDE, kernel
+from engine.types import FloatArray, Motion, UInt8Array
+
+VALUES = 22
+"""Of a motion: head 6, eyes 2, gaze 2, brows 2, mouth 4, body 6."""
+EYES, GAP, WIDTH, ROUND, YAW, PITCH = (6, 7), 12, 13, 14, 0, 1
+PRODUCTS = ((6, 6), (7, 7), (GAP, GAP), (GAP, WIDTH), (GAP, ROUND), (YAW, YAW), (PITCH, PITCH), (YAW, GAP), (YAW, PITCH))
+"""Pairs of values that change the looks together."""
+TERMS = 1 + VALUES + len(PRODUCTS)
+MIDDLE, SCALE, LOW, HIGH = range(4)
+"""Rows of the range: a value's mean and spread in the clip, and its least and most in spreads, beyond which nothing changes further."""
+
+
+def values(motion: Motion) -> FloatArray:
+    """[VALUES] of a motion."""
+    found: FloatArray = np.concatenate([motion.head, motion.eyes, motion.gaze, motion.brows, motion.mouth, motion.body]).astype(np.float32)
+    return found
+
+
+def terms(of: FloatArray, ranges: FloatArray) -> FloatArray:
+    """values [VALUES], ranges [4, VALUES] -> [TERMS]."""
+    z = np.clip((of - ranges[MIDDLE]) / ranges[SCALE], ranges[LOW], ranges[HIGH])
+    found: FloatArray = np.concatenate([[1.0], z, [z[a] * z[b] for a, b in PRODUCTS]]).astype(np.float32)
+    return found
+
+
+def scaled(look: npt.NDArray[Any], size: tuple[int, int]) -> FloatArray:
+    """A look [TERMS, h, w, 3] for a picture of `size` (H, W) -> [TERMS, H, W, 3] float32, or as empty as it was."""
+    whole: FloatArray = look.astype(np.float32)
+    if not len(whole) or whole.shape[1:3] == size:
+        return whole
+    other: FloatArray = np.stack([cv2.resize(one, (size[1], size[0]), interpolation=cv2.INTER_LINEAR) for one in whole]).astype(np.float32)
+    return other
+
+
+def change(look: FloatArray, ranges: FloatArray, motion: Motion) -> FloatArray:
+    """[H, W, 3] grey levels that the portrait's pixels change by."""
+    made: FloatArray = (terms(values(motion), ranges) @ look.reshape(len(look), -1)).reshape(look.shape[1:])
+    return made
+
+
+def origins(sampling: FloatArray, alpha: UInt8Array, pad: float) -> FloatArray:
+    """[H, W, 2] px of the portrait that a frame's pixels come from, `raster.blend`'s arguments; what is not the person stays where it is."""
+    out = np.empty(sampling.shape, np.float32)
+    _origins(sampling, alpha, pad, out)
+    return out
+
+
+@kernel
+def _origins(sampling: FloatArray, alpha: UInt8Array, pad: float, out: FloatArray) -> None:
+    for y in range(alpha.shape[0]):
+        for x in range(alpha.shape[1]):
+            if alpha[y, x] > 0 and sampling[y, x, 0] != np.float32(OUTSIDE):
+                out[y, x, 0], out[y, x, 1] = sampling[y, x, 0] - np.float32(pad), sampling[y, x, 1] - np.float32(pad)
+            else:
+                out[y, x, 0], out[y, x, 1] = np.float32(x), np.float32(y)
+
+
+def apply(rgb: UInt8Array, changed: FloatArray, at: FloatArray) -> None:
+    """Change a frame [H, W, 3] in place by what the portrait's pixels change by [H, W, 3], fetched from `origins` [H, W, 2]."""
+    moved = cv2.remap(changed, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    _add(rgb, moved)
+
+
+@kernel
+def _add(rgb: UInt8Array, more: FloatArray) -> None:
+    for y in range(rgb.shape[0]):
+        for x in range(rgb.shape[1]):
+            for c in range(3):
+                rgb[y, x, c] = np.uint8(min(max(np.float32(rgb[y, x, c]) + more[y, x, c] + np.float32(0.5), np.float32(0)), np.float32(255)))
+
+
+def warm() -> None:
+    """Run the compiled loops once on nothing."""
+    rgb, at = np.zeros((4, 4, 3), np.uint8), origins(np.zeros((4, 4, 2), np.float32), np.zeros((4, 4), np.uint8), 0.0)
+    apply(rgb, np.zeros((4, 4, 3), np.float32), at)
+
+
+__all__ = ["HIGH", "LOW", "MIDDLE", "SCALE", "TERMS", "VALUES", "apply", "change", "origins", "scaled", "terms", "values", "warm"]

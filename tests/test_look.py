@@ -1,0 +1,129 @@
+"""How looks change with the motion: learnt from a clip where that helps, and moved with the portrait's pixels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from engine.generators.puppet import look
+from engine.generators.puppet.assets import PuppetAssets, pack, unpack
+from engine.generators.puppet.generator import Puppet
+from engine.persona import demo_portrait
+from engine.types import AvatarError, FloatArray, Motion, Signal, UInt8Array, still_motion
+from exporters import look as looks
+from exporters.plates import unmoved
+
+SIDE, FRAMES = 48, 120
+GAP = 12  # place of the lip gap in `look.values`
+
+
+def acted(k: int) -> Motion:
+    """One of FRAMES motions: a head that turns and a mouth that opens, out of step."""
+    still = still_motion()
+    head = np.array([9 * np.sin(k / 7), 0, 0, 0, 0, 0], np.float32)
+    return replace(still, head=head, mouth=np.array([0.15 + 0.15 * np.sin(k / 3.1), 0, 0, 0], np.float32))
+
+
+def made(k: int) -> tuple[UInt8Array, FloatArray]:
+    """A grey picture with a pattern that is moved sideways by the yaw, and where its pixels come from."""
+    y, x = np.mgrid[:SIDE, :SIDE].astype(np.float32)
+    at = np.stack([x - 0.4 * acted(k).head[0], y], 2)
+    pattern = (110 + 30 * np.sin(x / 4)).astype(np.float32)
+    moved = cv2.remap(pattern, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return np.repeat(np.rint(moved)[..., None], 3, 2).astype(np.uint8), at
+
+
+def real(k: int) -> UInt8Array:
+    """The same, and a spot on it that gets brighter as the mouth opens, and moves along."""
+    picture, at = made(k)
+    spot = np.exp(-((at[..., 0] - 24) ** 2 + (at[..., 1] - 30) ** 2) / 40)[..., None]
+    shown: UInt8Array = np.clip(picture + 200 * float(acted(k).mouth[0]) * spot, 0, 255).astype(np.uint8)
+    return shown
+
+
+def study(truth: Any, frames: int = FRAMES) -> looks.Study:
+    """Of a clip whose real frames are `truth(k)`."""
+    face = np.random.default_rng(0).uniform(12, 36, (478, 2)).astype(np.float32)
+    return looks.Study([acted(k) for k in range(frames)], [truth(k) for k in range(frames)], np.tile(face, (frames, 1, 1)), made)
+
+
+@pytest.fixture(scope="module")
+def bare() -> PuppetAssets:
+    return unmoved(np.zeros((SIDE, SIDE, 3), np.uint8))
+
+
+@pytest.fixture(scope="module")
+def taught(bare: PuppetAssets) -> PuppetAssets:
+    return looks.learn(bare, study(real))
+
+
+def test_what_changes_with_the_motion_is_learnt_and_moves_along(taught: PuppetAssets) -> None:
+    basis = look.scaled(taught.look, (SIDE, SIDE))
+    before, after = [], []
+    for k in range(FRAMES, FRAMES + 40):  # never seen
+        picture, at = made(k)
+        before.append(np.abs(real(k).astype(int) - picture).mean())
+        look.apply(picture, look.change(basis, taught.look_range, acted(k)), at)
+        after.append(np.abs(real(k).astype(int) - picture).mean())
+    assert np.mean(after) < 0.35 * np.mean(before)
+
+
+def test_what_has_nothing_to_do_with_the_motion_is_not(bare: PuppetAssets) -> None:
+    noise = np.random.default_rng(3).normal(0, 12, (FRAMES, SIDE, SIDE, 1))
+
+    def truth(k: int) -> UInt8Array:
+        shown: UInt8Array = np.clip(made(k)[0] + noise[k], 0, 255).astype(np.uint8)
+        return shown
+
+    assert not len(looks.learn(bare, study(truth)).look)
+
+
+def test_motions_beyond_the_clip_change_nothing_further(taught: PuppetAssets) -> None:
+    basis = look.scaled(taught.look, (SIDE, SIDE))
+    wide, wider = (replace(still_motion(), mouth=np.array([gap, 0, 0, 0], np.float32)) for gap in (0.8, 3.0))
+    assert np.array_equal(look.change(basis, taught.look_range, wide), look.change(basis, taught.look_range, wider))
+
+
+def test_it_survives_a_file_and_refuses_others(taught: PuppetAssets) -> None:
+    again = unpack(pack(taught))
+    assert np.array_equal(again.look, taught.look)
+    with pytest.raises(AvatarError, match="learn them from the clip again"):
+        unpack({**pack(taught), "look": taught.look[:5]})
+    with pytest.raises(AvatarError, match="another version"):
+        unpack({**pack(taught), "version": np.array("1")})
+
+
+def test_the_puppet_shows_it_where_the_skin_has_gone() -> None:
+    """A look that reddens the nose with the open mouth: the red is where the nose is, in a turned head too, and survives the persona's cache."""
+    side = 96
+    puppet = Puppet((side, side), respond=False)
+    plain = puppet.prepare(demo_portrait())
+    state = puppet.allocate(1)
+    puppet.admit(state, 0, plain)
+    puppet.step(state, [[Signal(0.0, motion=still_motion())]])
+    x, y = puppet.points(state, 0)[4]
+    basis = np.zeros((look.TERMS, side, side, 3), np.float16)
+    cv2.circle(red := np.zeros((side, side), np.float32), (round(float(x)), round(float(y))), 4, 90.0, -1)
+    basis[1 + GAP, ..., 0] = red
+    ranges = np.stack([np.zeros(look.VALUES), np.ones(look.VALUES), np.full(look.VALUES, -2), np.full(look.VALUES, 2)]).astype(np.float32)
+    behind = np.asarray(cv2.resize(demo_portrait(), (side, side)), np.uint8)
+    identity = puppet.prepare(demo_portrait(), replace(unmoved(behind), look=basis, look_range=ranges))
+    kept = puppet.unpack(identity.portrait, puppet.pack(identity))
+    motion = replace(still_motion(), head=np.array([12, 0, 0, 0, 0, 0], np.float32), mouth=np.array([0.5, 0, 0, 0], np.float32))
+    without = puppet.prepare(demo_portrait(), unmoved(behind))
+    shown = []
+    for who in (without, identity, kept):
+        puppet.admit(state, 0, who)
+        frames = puppet.step(state, [[Signal(0.0, motion=motion)]])[0]
+        assert frames is not None
+        shown.append(frames[0].rgb.astype(int))
+    nose = puppet.points(state, 0)[4]
+    assert nose[0] > x + 1, "the head has turned"
+    redder = (shown[1] - shown[0])[..., 0]
+    down, across = np.nonzero(redder > 20)
+    assert (across.mean(), down.mean()) == pytest.approx((nose[0], nose[1]), abs=2.0)
+    assert np.abs(shown[2] - shown[1]).max() <= 1
