@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -81,7 +81,7 @@ def make_persona(
         if place.exists():
             raise AvatarError(f"There is already a persona called '{name}'; remove it first or choose another name.")
     scene, crop = frame_portrait(rgb, size=generator.spec.size)
-    identity = generator.prepare(crop)
+    identity = _prepared(generator, crop, weights)
     import_module("engine.blend")  # the composite's compiled loops load now, not while someone waits for the first frame
     now = datetime.now(UTC).isoformat(timespec="seconds")
     manifest: dict[str, Any] = {
@@ -129,14 +129,15 @@ def load_persona(generator: Generator, name: str, *, folder: Path | None = None)
     place = _existing(name, folder or personas_folder())
     manifest = _manifest(place)
     data = _portrait_bytes(place, manifest)
-    key = _cache_key(generator, hashlib.sha256(data).hexdigest())
+    taught = place / WEIGHTS if WEIGHTS in manifest["files"] else None
+    key = _cache_key(generator, hashlib.sha256(data).hexdigest(), taught)
     arrays = _cached(place, manifest, generator, key)
     if arrays is not None:
         import_module("engine.blend")
         return Persona(manifest["name"], _scene_of(arrays), _identity_of(generator, arrays), manifest, place)
     from engine.picture import decode_picture
 
-    made = make_persona(generator, decode_picture(data), name=manifest["name"])
+    made = make_persona(generator, decode_picture(data), name=manifest["name"], weights=taught)
     try:
         _write_cache(place, manifest, generator, key, made.scene, made.identity)
         _write(place / MANIFEST, _json(manifest))
@@ -270,7 +271,7 @@ def _keep(
         if weights is not None:
             shutil.copytree(weights, aside / WEIGHTS, ignore=shutil.ignore_patterns(".*"))
             manifest["files"][WEIGHTS] = hashlib.sha256((aside / WEIGHTS / f"{WEIGHTS}.json").read_bytes()).hexdigest()
-        _write_cache(aside, manifest, generator, _cache_key(generator, digest), scene, identity)
+        _write_cache(aside, manifest, generator, _cache_key(generator, digest, weights), scene, identity)
         (aside / MANIFEST).write_bytes(_json(manifest))
         aside.rename(place)
     except OSError as error:
@@ -303,9 +304,23 @@ def _weights(generator: Generator) -> str | None:
     return None if weights is None else str(weights)
 
 
-def _cache_key(generator: Generator, portrait: str) -> str:
+def _prepared(generator: Generator, crop: UInt8Array, weights: Path | None) -> Identity:
+    """With what the clip behind `weights` taught the puppet, where this is the puppet and the clip's portrait."""
+    read_assets = getattr(generator, "read_assets", None)
+    if weights is None or read_assets is None:
+        return generator.prepare(crop)
+    from engine.generators.diffusion import taught
+
+    found = taught.beside(weights)
+    arrays = None if found is None or not found.suits(crop) else read_assets(dict(found.arrays))
+    return cast(Identity, cast(Any, generator).prepare(crop, arrays))
+
+
+def _cache_key(generator: Generator, portrait: str, weights: Path | None = None) -> str:
     """sha256 of all that the cached arrays depend on: the portrait's digest, the generator, its weights, the code of both halves, the tracker."""
     digest = hashlib.sha256(f"{portrait} {generator.spec.name} {generator.spec.size} {_weights(generator)} {_tracker()}".encode())
+    if weights is not None:
+        digest.update((weights / f"{WEIGHTS}.json").read_bytes())
     for path in _sources(generator):
         digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()

@@ -39,11 +39,14 @@ def choose(generator: str | None, options: Mapping[str, Any], *, persona: str | 
 
     Raises AvatarError for a persona or weights that are not whole.
     """
-    chosen = dict(options)
+    chosen, asked = dict(options), generator is not None
     if persona is not None and generator in (None, TAUGHT) and "weights" not in chosen and "preset" not in chosen:
         own = weights_of(persona, folder=folder)
         if own is not None:
             generator, chosen["weights"] = TAUGHT, own
+    if generator == TAUGHT and persona is not None and not asked and importlib.util.find_spec("torch") is None:
+        instead = "The persona's weights need PyTorch, which is not installed (make torch): the puppet that its clip taught is shown instead."
+        return Choice(DEFAULT, options, (instead,))
     generator = generator or DEFAULT
     if generator != TAUGHT or "weights" not in chosen or "backend" in chosen or any(name in chosen for name in PYTORCH_OWN):
         return Choice(generator, chosen, ())

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
+from engine.composite import frame_portrait
+from engine.generators.diffusion import taught as taught_file
+from engine.generators.diffusion.taught import Taught
+from engine.generators.diffusion.trust import Trust
 from engine.generators.puppet import look
 from engine.generators.puppet.assets import PuppetAssets, pack, unpack
 from engine.generators.puppet.generator import Puppet
-from engine.persona import demo_portrait
+from engine.persona import demo_portrait, load_persona, make_persona
 from engine.types import AvatarError, FloatArray, Motion, Signal, UInt8Array, still_motion
 from exporters import look as looks
 from exporters.plates import unmoved
@@ -62,7 +68,7 @@ def taught(bare: PuppetAssets) -> PuppetAssets:
 
 
 def test_what_changes_with_the_motion_is_learnt_and_moves_along(taught: PuppetAssets) -> None:
-    basis = look.scaled(taught.look, (SIDE, SIDE))
+    basis = taught.look.astype(np.float32)
     before, after = [], []
     for k in range(FRAMES, FRAMES + 40):  # never seen
         picture, at = made(k)
@@ -83,7 +89,7 @@ def test_what_has_nothing_to_do_with_the_motion_is_not(bare: PuppetAssets) -> No
 
 
 def test_motions_beyond_the_clip_change_nothing_further(taught: PuppetAssets) -> None:
-    basis = look.scaled(taught.look, (SIDE, SIDE))
+    basis = taught.look.astype(np.float32)
     wide, wider = (replace(still_motion(), mouth=np.array([gap, 0, 0, 0], np.float32)) for gap in (0.8, 3.0))
     assert np.array_equal(look.change(basis, taught.look_range, wide), look.change(basis, taught.look_range, wider))
 
@@ -127,3 +133,33 @@ def test_the_puppet_shows_it_where_the_skin_has_gone() -> None:
     down, across = np.nonzero(redder > 20)
     assert (across.mean(), down.mean()) == pytest.approx((nose[0], nose[1]), abs=2.0)
     assert np.abs(shown[2] - shown[1]).max() <= 1
+
+
+def test_a_persona_with_weights_shows_it_without_pytorch(tmp_path: Path) -> None:
+    """What the clip taught the puppet lies beside the weights; the puppet alone uses it, at its own size, and so does the kept cache."""
+    puppet = Puppet((96, 96), respond=False)
+    crop = frame_portrait(demo_portrait(), size=(48, 48))[1]
+    basis = np.zeros((look.TERMS, 48, 48, 3), np.float16)
+    basis[0, ..., 2] = 60.0
+    ranges = np.ones((4, look.VALUES), np.float32)
+    assets = replace(unmoved(crop), look=basis, look_range=ranges)
+    weights = tmp_path / "made"
+    weights.mkdir()
+    told = taught_file.write(weights, Taught(crop, pack(assets), Trust.of(np.zeros((30, 16), np.float32))))
+    (weights / taught_file.WEIGHTS).write_text(json.dumps({"preset": "compact", "sha256": {}, "origin": {}, "assets": told}))
+    plain = make_persona(puppet, demo_portrait(), name="plain", folder=tmp_path)
+    for persona in (
+        make_persona(puppet, demo_portrait(), name="taught", folder=tmp_path, weights=weights),
+        load_persona(puppet, "taught", folder=tmp_path),
+    ):
+        shown = []
+        for identity in (plain.identity, persona.identity):
+            state = puppet.allocate(1)
+            puppet.admit(state, 0, identity)
+            frames = puppet.step(state, [[Signal(0.0, motion=still_motion())]])[0]
+            assert frames is not None
+            shown.append(frames[0].rgb.astype(int))
+        assert np.median((shown[1] - shown[0])[20:40, 40:60, 2]) > 30, "bluer"
+    (weights / "assets.npz").unlink()
+    with pytest.raises(AvatarError, match="missing"):
+        make_persona(puppet, demo_portrait(), name="lost", weights=weights)

@@ -79,6 +79,15 @@ def test_a_persona_keeps_its_weights_and_brings_its_generator(tmp_path: Path, we
     assert choose("puppet", {}, persona="taught", folder=tmp_path / "home").generator == "puppet", "what was asked for wins"
 
 
+def test_without_pytorch_the_taught_puppet_is_shown_and_said(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_persona(Stamp(), demo_portrait(), name="taught", folder=tmp_path / "home", weights=weights)
+    monkeypatch.setattr(serving.importlib.util, "find_spec", lambda name: None)
+    choice = choose(None, {}, persona="taught", folder=tmp_path / "home")
+    assert (choice.generator, dict(choice.options)) == ("puppet", {})
+    assert "make torch" in choice.told[0]
+    assert choose("diffusion", {"backend": "pytorch"}, persona="taught", folder=tmp_path / "home").generator == "diffusion", "it was asked for"
+
+
 def test_weights_that_are_lost_or_swapped_are_refused(tmp_path: Path, weights: Path) -> None:
     make_persona(Stamp(), demo_portrait(), name="taught", folder=tmp_path / "home", weights=weights)
     manifest = tmp_path / "home" / "taught" / WEIGHTS / "weights.json"

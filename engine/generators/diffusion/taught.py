@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from engine.generators.diffusion.trust import Trust
 from engine.types import AvatarError, UInt8Array
 
-FILE = "assets.npz"
+FILE, WEIGHTS = "assets.npz", "weights.json"
 PORTRAIT, OWN, SEEN = "portrait", "base.", "trust."
 """Names in the file: the portrait's, and what those of the generator's own arrays and of the trust begin with."""
 SAME = 3.0
@@ -65,4 +66,13 @@ def read(folder: Path, told: Any) -> Taught:
         return Taught(held[PORTRAIT], own, Trust.unpack(seen))
 
 
-__all__ = ["FILE", "Taught", "read", "write"]
+def beside(weights: Path) -> Taught | None:
+    """Of a folder of weights, without loading them; None where nothing was taught. Raises AvatarError for a folder that is not whole."""
+    try:
+        manifest = json.loads((weights / WEIGHTS).read_text())
+        return read(weights, manifest["assets"]) if "assets" in manifest else None
+    except (OSError, ValueError, TypeError) as error:
+        raise AvatarError(f"{weights} holds no weights of this engine: it has no readable {WEIGHTS}; import or train them first.") from error
+
+
+__all__ = ["FILE", "Taught", "beside", "read", "write"]

@@ -85,7 +85,7 @@ def build(rgb: UInt8Array, landmarks: FloatArray, assets: PuppetAssets | None = 
         coupling=response.NO_COUPLING,
         offsets=np.zeros((2, 0, len(DRIVES)), np.float32) if assets is None else spread(assets, sheet.flat, (height, width)),
         driven=np.zeros((2, len(DRIVES)), np.float32) if assets is None else np.stack([assets.low, assets.high]),
-        look=np.zeros((0, 1, 1, 3), np.float32) if assets is None else look.scaled(assets.look, (height, width)),
+        look=np.zeros((0, 1, 1, 3), np.float32) if assets is None else assets.look.astype(np.float32),
         look_range=np.zeros((4, look.VALUES), np.float32) if assets is None else assets.look_range,
         known=np.array(assets is not None, np.uint8),
     )

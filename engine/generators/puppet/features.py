@@ -75,7 +75,7 @@ class Features:
     # What a clip of the person added; see `assets`
     offsets: FloatArray  # [2, N, 13] px that every vertex moves for each drive; [2, 0, 13] without assets
     driven: FloatArray  # [2, 13] least and most of the drives
-    look: FloatArray  # [look.TERMS, H, W, 3]; [0, 1, 1, 3] without one
+    look: FloatArray  # [look.TERMS, h, w, 3] of any size; [0, 1, 1, 3] without one
     look_range: FloatArray  # [4, look.VALUES]
     known: UInt8Array  # [] 1: the plate is what really stands behind the person, and the texture's colours are free of it
 

@@ -3,11 +3,8 @@ in the motion and lies on the portrait's own pixels, so that it moves with them 
 
 from __future__ import annotations
 
-from typing import Any
-
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from engine.generators.puppet.raster import OUTSIDE, kernel
 from engine.types import FloatArray, Motion, UInt8Array
@@ -35,15 +32,6 @@ def terms(of: FloatArray, ranges: FloatArray) -> FloatArray:
     return found
 
 
-def scaled(look: npt.NDArray[Any], size: tuple[int, int]) -> FloatArray:
-    """A look [TERMS, h, w, 3] for a picture of `size` (H, W) -> [TERMS, H, W, 3] float32, or as empty as it was."""
-    whole: FloatArray = look.astype(np.float32)
-    if not len(whole) or whole.shape[1:3] == size:
-        return whole
-    other: FloatArray = np.stack([cv2.resize(one, (size[1], size[0]), interpolation=cv2.INTER_LINEAR) for one in whole]).astype(np.float32)
-    return other
-
-
 def change(look: FloatArray, ranges: FloatArray, motion: Motion) -> FloatArray:
     """[H, W, 3] grey levels that the portrait's pixels change by."""
     made: FloatArray = (terms(values(motion), ranges) @ look.reshape(len(look), -1)).reshape(look.shape[1:])
@@ -68,7 +56,9 @@ def _origins(sampling: FloatArray, alpha: UInt8Array, pad: float, out: FloatArra
 
 
 def apply(rgb: UInt8Array, changed: FloatArray, at: FloatArray) -> None:
-    """Change a frame [H, W, 3] in place by what the portrait's pixels change by [H, W, 3], fetched from `origins` [H, W, 2]."""
+    """Change a frame [H, W, 3] in place by what the portrait's pixels change by [h, w, 3] of any size, fetched from `origins` [H, W, 2]."""
+    if changed.shape != rgb.shape:
+        changed = cv2.resize(changed, (rgb.shape[1], rgb.shape[0]), interpolation=cv2.INTER_LINEAR)
     moved = cv2.remap(changed, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     _add(rgb, moved)
 
@@ -87,4 +77,4 @@ def warm() -> None:
     apply(rgb, np.zeros((4, 4, 3), np.float32), at)
 
 
-__all__ = ["HIGH", "LOW", "MIDDLE", "SCALE", "TERMS", "VALUES", "apply", "change", "origins", "scaled", "terms", "values", "warm"]
+__all__ = ["HIGH", "LOW", "MIDDLE", "SCALE", "TERMS", "VALUES", "apply", "change", "origins", "terms", "values", "warm"]
