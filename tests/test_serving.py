@@ -81,7 +81,7 @@ def test_a_persona_keeps_its_weights_and_brings_its_generator(tmp_path: Path, we
 
 def test_without_pytorch_the_taught_puppet_is_shown_and_said(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_persona(Stamp(), demo_portrait(), name="taught", folder=tmp_path / "home", weights=weights)
-    monkeypatch.setattr(serving.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     choice = choose(None, {}, persona="taught", folder=tmp_path / "home")
     assert (choice.generator, dict(choice.options)) == ("puppet", {})
     assert "make torch" in choice.told[0]
