@@ -177,9 +177,12 @@ def _line(text: str) -> None:
 
 
 def _persona(generator: Generator, args: argparse.Namespace) -> Persona:
+    from engine import built_in
     from engine import persona as personas
     from engine.picture import read_picture
 
+    if args.persona in built_in.BUILT_IN:
+        return built_in.make(generator, args.persona)
     if args.persona:
         return personas.load_persona(generator, args.persona)
     picture = read_picture(args.portrait) if args.portrait else personas.demo_portrait()

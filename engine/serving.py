@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.backends import backend, engines
+from engine.built_in import BUILT_IN
+from engine.generators.diffusion.taught import has_networks
 from engine.persona import WEIGHTS, personas_folder, show
 from engine.types import AvatarError
 
@@ -42,7 +44,7 @@ def choose(generator: str | None, options: Mapping[str, Any], *, persona: str | 
     chosen, asked = dict(options), generator is not None
     if persona is not None and generator in (None, TAUGHT) and "weights" not in chosen and "preset" not in chosen:
         own = weights_of(persona, folder=folder)
-        if own is not None:
+        if own is not None and (generator == TAUGHT or has_networks(own)):
             generator, chosen["weights"] = TAUGHT, own
     if generator == TAUGHT and persona is not None and not asked and importlib.util.find_spec("torch") is None:
         instead = "The persona's weights need PyTorch, which is not installed (make torch): the puppet that its clip taught is shown instead."
@@ -56,6 +58,8 @@ def choose(generator: str | None, options: Mapping[str, Any], *, persona: str | 
 
 def weights_of(persona: str, *, folder: Path | None = None) -> Path | None:
     """The folder of a persona's own weights; None where it has none. Raises AvatarError where they are lost or not those it was made with."""
+    if persona in BUILT_IN:
+        return BUILT_IN[persona].weights
     told = show(persona, folder=folder)
     home = (folder or personas_folder()) / str(told["name"]) / WEIGHTS
     expected = told["files"].get(WEIGHTS)

@@ -10,13 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from engine import persona as personas
-from engine.types import AvatarError
+from engine.generators.diffusion.taught import Taught, save_alone
+from engine.generators.puppet.assets import pack as pack_assets
+from engine.types import AvatarError, Generator
 from exporters.dataset import Dataset, collect, open_dataset
 from exporters.judge import Judged
 from exporters.learner import Settings
-from exporters.train import Budget, Report, train
+from exporters.train import Budget, Report, seen_by, train
 
-DATA, RUN = "data", "run"
+DATA, RUN, PUPPET = "data", "run", "puppet"
 MINUTES = 15.0
 QUIET = 10.0
 """s between two lines of progress."""
@@ -33,6 +35,8 @@ def teach(videos: Sequence[Path], out: Path, options: argparse.Namespace, *, tel
     for sentence in data.report.get("sentences", ()):
         tell(str(sentence))
     if options.stage == "data":
+        if options.consent is not None:
+            _keep_puppet(data, out, name, source, options.consent, tell)
         return
     settings = Settings(
         recipe=options.recipe, steps=options.steps, preset=options.preset, precision=options.precision, reference=options.start is not None
@@ -115,18 +119,33 @@ def _verdict(data: Dataset, judged: Judged) -> list[str]:
 def _keep(data: Dataset, out: Path, name: str, source: str, consent: str, tell: Callable[[str], None]) -> None:
     """As a persona of its own; one that an earlier run of the same folder kept is replaced."""
     from engine.generators import load
-    from engine.picture import read_picture
 
     weights = out / RUN / "weights"
-    if name in personas.list_personas():  # of this folder, as was checked
-        personas.remove(name)
-    picture = read_picture(data.folder / SCENE)
-    made = personas.make_persona(
-        load("diffusion", weights=weights), picture, name=name, consent=consent, source=source, folder=personas.personas_folder(), weights=weights
-    )
+    made = _made(load("diffusion", weights=weights), data, weights, name, source, consent)
     tell(f"Persona '{made.name}' is ready in {made.folder}.")
     tell(f"Faster where OpenVINO is installed: avatar export --persona {shlex.quote(made.name)} --backend openvino")
     tell(f"Show it: avatar serve --persona {shlex.quote(made.name)}")
+
+
+def _keep_puppet(data: Dataset, out: Path, name: str, source: str, consent: str, tell: Callable[[str], None]) -> None:
+    """As a persona of the puppet that the clip taught: no network, no PyTorch, live on any CPU."""
+    from engine.generators import load
+
+    taught = Taught(data.portrait, {} if data.assets is None else pack_assets(data.assets), seen_by(data))
+    save_alone(out / PUPPET, taught, origin={"made_by": "avatar train --stage data", "dataset": str(data.report.get("key", data.folder))})
+    made = _made(load("puppet"), data, out / PUPPET, name, source, consent)
+    tell(f"Persona '{made.name}' is ready in {made.folder}, as the puppet that the clip taught. Train the network too: leave --stage out.")
+    tell(f"Show it: avatar serve --persona {shlex.quote(made.name)}")
+
+
+def _made(generator: Generator, data: Dataset, weights: Path, name: str, source: str, consent: str) -> personas.Persona:
+    """Kept; an earlier one of this folder, as was checked, is replaced."""
+    from engine.picture import read_picture
+
+    if name in personas.list_personas():
+        personas.remove(name)
+    picture, home = read_picture(data.folder / SCENE), personas.personas_folder()
+    return personas.make_persona(generator, picture, name=name, consent=consent, source=source, folder=home, weights=weights)
 
 
 def _how_on(data: Dataset, out: Path, tell: Callable[[str], None]) -> None:

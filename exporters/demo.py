@@ -1,7 +1,7 @@
 """Footage of a person who was never filmed: the puppet of the public-domain portrait, acting and speaking, under a light that stays in the
 room, with wrinkles, made-up lids, other teeth and a book shelf behind. None of that is in the puppet's own frames, so there is something to learn.
 
-    python -m exporters.demo demo.mp4
+    python -m exporters.demo DIR && cp -r DIR/taught engine/assets/
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import argparse
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,12 +20,17 @@ import numpy as np
 from engine.drivers.idle import IdleDriver, smoothstep
 from engine.drivers.resample import RATE
 from engine.drivers.speech import SpeechDriver
+from engine.generators.diffusion.taught import Taught, save_alone
 from engine.generators.puppet import topology
+from engine.generators.puppet.assets import pack as pack_assets
 from engine.generators.puppet.generator import Puppet, State
 from engine.media import Writer, audio_samples
 from engine.persona import demo_portrait
 from engine.pose import rotation
 from engine.types import AudioChunk, AvatarError, FloatArray, Motion, Signal, UInt8Array, VideoFrame
+from exporters.dataset import collect
+from exporters.storage import SCENE
+from exporters.train import seen_by
 
 SIDE, FPS, SECONDS, QUALITY = 512, 25, 72.0, 14
 """px, frames a second, s, and x264's CRF."""
@@ -238,15 +243,33 @@ def film(out: Path) -> None:
             writer.write_audio(AudioChunk(sound[start : start + RATE // FPS], RATE, time))
 
 
+def build(out: Path, *, tell: Callable[[str], None] = print) -> Path:
+    """The film, a data set of it, and what that teaches the puppet -> the folder to put into `engine/assets`. Goes on where it was stopped."""
+    video, home = out / "demo.mp4", out / "taught"
+    out.mkdir(parents=True, exist_ok=True)
+    if not video.exists():
+        tell(f"Filming {SECONDS:.0f} s ...")
+        film(video)
+    tell("Learning ...")
+    data = collect([video], out / "data")
+    for sentence in data.report["sentences"]:
+        tell(sentence)
+    taught = Taught(data.portrait, {} if data.assets is None else pack_assets(data.assets), seen_by(data))
+    told = {name: f"{one.crop_db:.1f} / {one.features_db:.1f} dB" for name, one in data.stages.items()}
+    save_alone(home / "weights", taught, origin={"made_by": "python -m exporters.demo", "footage": "exporters/demo.py", **told})
+    shutil.copy(out / "data" / SCENE, home / "portrait.png")
+    return home
+
+
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m exporters.demo", description="Make the footage that the demo persona is trained on.")
-    parser.add_argument("out", type=Path, help="the video to write (.mp4)")
-    film(parser.parse_args().out)
+    parser = argparse.ArgumentParser(prog="python -m exporters.demo", description="Make the demo persona: its footage, and what that teaches.")
+    parser.add_argument("out", type=Path, help="a folder for all of it; its 'taught' goes into engine/assets")
+    print(f"Wrote {build(parser.parse_args().out)}.")
 
 
 if __name__ == "__main__":
     main()
 
 
-__all__ = ["FPS", "SECONDS", "SIDE", "Gesture", "Look", "film", "motions", "voice"]
+__all__ = ["FPS", "SECONDS", "SIDE", "Gesture", "Look", "build", "film", "motions", "voice"]

@@ -97,7 +97,7 @@ class _Run:
 
     def __init__(self, data: Dataset, out: Path, learner: Learner, batches: Batches, done: runs.Progress, known: dict[str, Any]) -> None:
         self.data, self.out, self.learner, self.batches, self.done, self.known = data, out, learner, batches, done, known
-        self.trust = Trust.of(np.concatenate([clip.motion[a:b] for clip in data.clips for a, b in clip.train]))
+        self.trust = seen_by(data)
         self.held = held_out(batches, self.trust)
         self.log, self.board = runs.Log(out, updates=done.updates), _board(out)
         self.watch, self.since = _Watch(), time.monotonic()
@@ -175,6 +175,11 @@ class _Watch:
         return f"The loss has diverged ({mean:.3g}, it was {self.best:.3g})" if mean > WORSE * self.best else ""
 
 
+def seen_by(data: Dataset) -> Trust:
+    """The motions of what is trained on."""
+    return Trust.of(np.concatenate([clip.motion[a:b] for clip in data.clips for a, b in clip.train]))
+
+
 def _known(settings: Settings, data: Dataset, start: Path | None, teacher: Path | None) -> dict[str, Any]:
     """What must be the same for a run to go on."""
     flat: dict[str, Any] = {key: repr(value) for key, value in asdict(settings).items()}
@@ -203,4 +208,4 @@ def _told(judged: Judged) -> dict[str, float]:
     return {f"held_out/{name}/{key}": value for name, one in every.items() for key, value in asdict(one).items()}
 
 
-__all__ = ["Budget", "Recipe", "Report", "Settings", "train"]
+__all__ = ["Budget", "Recipe", "Report", "Settings", "seen_by", "train"]

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from engine import built_in
 from engine.batch import Batch, warm_up
+from engine.built_in import BUILT_IN, DEMO
 from engine.config import OperatorSettings, SessionSettings
 from engine.generators import load
-from engine.persona import PORTRAIT, Persona, demo_portrait, list_personas, load_persona, make_persona, personas_folder, read_portrait
+from engine.persona import PORTRAIT, Persona, demo_portrait, list_personas, load_persona, personas_folder, read_portrait
 from engine.session import Session
 from engine.types import AudioChunk, AvatarError, Drive, Generator, UInt8Array, VideoFrame
 from streaming.face import HeldFace
@@ -33,7 +35,6 @@ from streaming.worker import BODY_NICE, Pool, Stepper
 
 RETRY_AFTER = 10
 """s a refused client is told to wait."""
-DEMO = "demo"
 PREVIEWS = 64
 """Previews kept, about 20 kB each."""
 Stamp = tuple[int, int, int]
@@ -198,7 +199,7 @@ class Studio:
     def _stamp(self, name: str) -> Stamp | None:
         """What tells whether a kept persona is still the one that was read; None for one that is not on disk. `name` may be anything."""
         folder = self.settings.persona_dir or personas_folder()
-        if name == DEMO or name not in list_personas(folder=folder):
+        if name in BUILT_IN or name not in list_personas(folder=folder):
             return None
         try:
             found = (folder / name / PORTRAIT).stat()
@@ -213,7 +214,7 @@ class Studio:
             stamp = self._stamp(name)
             if (kept := self._previews.get(name)) is not None and kept[0] == stamp:
                 return kept[1]
-            jpeg = preview_jpeg(demo_portrait() if name == DEMO else read_portrait(name, folder=self.settings.persona_dir))
+            jpeg = preview_jpeg(built_in.portrait(name) if name in BUILT_IN else read_portrait(name, folder=self.settings.persona_dir))
             self._previews[name] = (stamp, jpeg)
             while len(self._previews) > PREVIEWS:
                 self._previews.popitem(last=False)
@@ -222,8 +223,8 @@ class Studio:
         return await asyncio.get_running_loop().run_in_executor(self.executor, work)
 
     def _read_persona(self, generator: Generator, name: str) -> Persona:
-        if name == DEMO:
-            return make_persona(generator, demo_portrait(), name=DEMO)
+        if name in BUILT_IN:
+            return built_in.make(generator, name)
         if name not in list_personas(folder=self.settings.persona_dir):
             raise AvatarError(f"There is no persona called '{name}'; GET /personas lists the ones there are.")
         return load_persona(generator, name, folder=self.settings.persona_dir)
@@ -232,7 +233,7 @@ class Studio:
         """The built-in persona and the kept ones; the default one first."""
         loop = asyncio.get_running_loop()
         kept = await loop.run_in_executor(self.executor, lambda: list_personas(folder=self.settings.persona_dir))
-        return [self.first, *(name for name in dict.fromkeys([DEMO, *kept]) if name != self.first)]
+        return [self.first, *(name for name in dict.fromkeys([*BUILT_IN, *kept]) if name != self.first)]
 
     # -- sessions ------------------------------------------------------------------------------------------------------
 

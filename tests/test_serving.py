@@ -29,7 +29,7 @@ def weights(tmp_path: Path) -> Path:
     """A folder that looks like a compact preset's weights."""
     folder = tmp_path / "made"
     folder.mkdir()
-    (folder / "weights.json").write_text('{"preset": "compact", "sha256": {}, "origin": {}}')
+    (folder / "weights.json").write_text('{"preset": "compact", "sha256": {"denoiser": "0"}, "origin": {}}')
     return folder
 
 
@@ -86,6 +86,12 @@ def test_without_pytorch_the_taught_puppet_is_shown_and_said(tmp_path: Path, wei
     assert (choice.generator, dict(choice.options)) == ("puppet", {})
     assert "make torch" in choice.told[0]
     assert choose("diffusion", {"backend": "pytorch"}, persona="taught", folder=tmp_path / "home").generator == "diffusion", "it was asked for"
+
+
+def test_a_persona_of_the_taught_puppet_needs_no_network(tmp_path: Path, weights: Path) -> None:
+    (weights / "weights.json").write_text('{"preset": null, "sha256": {}, "origin": {}}')
+    make_persona(Stamp(), demo_portrait(), name="taught", folder=tmp_path / "home", weights=weights)
+    assert choose(None, {}, persona="taught", folder=tmp_path / "home") == serving.Choice("puppet", {}, ())
 
 
 def test_weights_that_are_lost_or_swapped_are_refused(tmp_path: Path, weights: Path) -> None:

@@ -66,13 +66,29 @@ def read(folder: Path, told: Any) -> Taught:
         return Taught(held[PORTRAIT], own, Trust.unpack(seen))
 
 
+def save_alone(folder: Path, taught: Taught, *, origin: dict[str, str]) -> None:
+    """A folder of weights that has no networks: for the generator that was taught, which needs none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = {"preset": None, "sha256": {}, "origin": origin, "assets": write(folder, taught)}
+    (folder / WEIGHTS).write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def has_networks(weights: Path) -> bool:
+    """Whether a folder of weights has more than what `save_alone` writes. Raises AvatarError where it is not whole."""
+    return bool(_manifest(weights).get("sha256"))
+
+
 def beside(weights: Path) -> Taught | None:
     """Of a folder of weights, without loading them; None where nothing was taught. Raises AvatarError for a folder that is not whole."""
+    manifest = _manifest(weights)
+    return read(weights, manifest["assets"]) if "assets" in manifest else None
+
+
+def _manifest(weights: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((weights / WEIGHTS).read_text())
-        return read(weights, manifest["assets"]) if "assets" in manifest else None
+        return dict(json.loads((weights / WEIGHTS).read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise AvatarError(f"{weights} holds no weights of this engine: it has no readable {WEIGHTS}; import or train them first.") from error
 
 
-__all__ = ["FILE", "Taught", "beside", "read", "write"]
+__all__ = ["FILE", "Taught", "beside", "has_networks", "read", "save_alone", "write"]
