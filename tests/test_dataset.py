@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from exporters.coarse import Coarse
 from exporters.dataset import Dataset, collect, open_dataset
 from exporters.filters import REASONS
 from tests.clips import acting, film, person
+from tests.conftest import require_for
 from tests.faces import scene
 from tests.test_media import disk_of, tone, write_clip, write_wav
 
@@ -426,3 +428,31 @@ def test_the_index_says_what_was_dropped_in_words_of_the_reasons(made: Dataset) 
     index = json.loads((made.folder / "dataset.json").read_text())
     assert set(index["report"]["dropped"]) <= set(REASONS)
     assert index["report"]["seconds"] == pytest.approx(sum(clip.kept.sum() for clip in made.clips) / 25)
+
+
+# -- and then a persona ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.torch
+def test_the_command_keeps_the_taught_puppet_as_a_persona(made: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    require_for("diffusion")
+    from engine import persona as personas
+    from engine.generators import load
+    from engine.serving import choose
+    from exporters import command
+
+    monkeypatch.setenv("AVATAR_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(command, "collect", lambda videos, folder, progress: replace(made, folder=folder))
+    shutil.copytree(made.folder, tmp_path / "me" / "data")
+    options = argparse.Namespace(stage="data", minutes=None, updates=None, rate=None, consent="I am the person in the video.", name=None)
+    told: list[str] = []
+    for _ in range(2):  # asked again it replaces its own
+        command.teach([Path("a.mp4")], tmp_path / "me", options, tell=told.append)
+    assert told[-1] == "Show it: avatar serve --persona me"
+    kept = personas.show("me")
+    assert kept["consent"]["statement"] == "I am the person in the video."
+    assert choose(None, {}, persona="me").generator == "puppet"
+    identity = cast(Any, personas.load_persona(load("puppet", size=SIZE), "me").identity)
+    assert bool(identity.features.known) == (made.assets is not None), "it is the taught one"
+    with pytest.raises(AvatarError, match="already a persona called 'me'"):
+        command.teach([Path("a.mp4")], tmp_path / "other", argparse.Namespace(**{**vars(options), "name": "me"}), tell=told.append)
