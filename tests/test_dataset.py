@@ -22,6 +22,7 @@ from engine.drivers.tracker import FaceTracker
 from engine.generators.puppet.assets import PuppetAssets
 from engine.generators.puppet.generator import Puppet
 from engine.types import AvatarError, Signal, UInt8Array, VideoFrame, still_motion
+from exporters import look as looks
 from exporters import pairs, plates, stages, storage
 from exporters.coarse import Coarse
 from exporters.dataset import Dataset, collect, open_dataset
@@ -338,6 +339,7 @@ def test_killed_at_any_file_it_goes_on_to_the_same_end(made: Dataset, videos: Pa
     monkeypatch.setattr(pairs, "Coarse", _Blank)
     taught = plates.unmoved(np.full((*SIZE, 3), 40, np.uint8))
     monkeypatch.setattr(plates, "learn", lambda portrait, lesson, progress: taught)
+    monkeypatch.setattr(looks, "learn", lambda assets, study, progress: assets)
     folder = tmp_path / "set"
     folder.mkdir()
     shutil.copy(made.folder / "plan.json", folder)
