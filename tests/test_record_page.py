@@ -158,8 +158,9 @@ def test_a_minute_is_guided_kept_and_ready_to_train_from(place: Place) -> None:
     clip, beside = probe(video), json.loads(video.with_suffix(".json").read_text())
     assert "permission" in beside["consent"]["statement"]
     assert {"rest", "left"} <= set(beside["shows"])
-    assert clip.duration == pytest.approx(beside["seconds"], abs=1.0)
+    assert clip.duration > beside["seconds"] - 0.2, "the sound may begin before the pictures"
     seen = [frame for _, frame in pictures(video) if frame is not None]
+    assert seen[-1].time - seen[0].time == pytest.approx(beside["seconds"], abs=0.3)
     assert len({frame.id for frame in seen}) > 0.5 * beside["pictures"], "pictures at their own times find their place on the grid"
     assert seen[0].rgb.shape == (480, 640, 3)
     _, heard = listen(video, np.arange(10, dtype=np.float32))

@@ -351,3 +351,10 @@ def test_a_graph_that_drifts_is_found_though_every_step_is_close(exported: to_on
         closed_loop.check(closed_loop.Drift((*[0.0] * 32, 1.0, *[0.0] * 31), ()), LIMITS["fp32"])
     with pytest.raises(AvatarError, match="shows no trend"):
         closed_loop.closed_loop(*streams(exported), windows=4)
+
+
+def test_signs_only_must_be_numbers() -> None:
+    want = {"x": np.ones(4, np.float32), "magnitude": np.ones(1, np.float32)}
+    assert list(parity.compare(want, {"x": want["x"], "magnitude": np.full(1, 2.0, np.float32)}, what="it")) == ["x"]
+    with pytest.raises(AvatarError, match="'magnitude' of it holds values that are no numbers"):
+        parity.compare(want, {"x": want["x"], "magnitude": np.full(1, np.nan, np.float32)}, what="it")
