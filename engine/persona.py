@@ -117,6 +117,10 @@ def check_new(name: str, consent: str | None, *, source: str | None = None, fold
     home = folder or personas_folder()
     place = _place(name, home)
     _consent(consent)
+    from engine.built_in import BUILT_IN
+
+    if place.name in BUILT_IN:
+        raise AvatarError(f"The persona '{place.name}' comes with the program; choose another name.")
     if place.exists() and (source is None or show(place.name, folder=home)["source"] != source):
         raise AvatarError(f"There is already a persona called '{place.name}'; remove it first or choose another name.")
 
@@ -129,7 +133,7 @@ def load_persona(generator: Generator, name: str, *, folder: Path | None = None)
     place = _existing(name, folder or personas_folder())
     manifest = _manifest(place)
     data = _portrait_bytes(place, manifest)
-    taught = place / WEIGHTS if WEIGHTS in manifest["files"] else None
+    taught = _weights_folder(place, manifest)
     key = _cache_key(generator, hashlib.sha256(data).hexdigest(), taught)
     arrays = _cached(place, manifest, generator, key)
     if arrays is not None:
@@ -252,6 +256,29 @@ def _portrait_bytes(place: Path, manifest: Mapping[str, Any]) -> bytes:
     if hashlib.sha256(data).hexdigest() != manifest["files"][PORTRAIT]:
         raise AvatarError(f"The {PORTRAIT} of persona '{place.name}' is not the picture it was made from; remove it and create it again.")
     return data
+
+
+def _weights_folder(place: Path, manifest: Mapping[str, Any]) -> Path | None:
+    """The persona's own weights; None where it has none. Raises AvatarError where they are lost or not those it was made with."""
+    expected = manifest["files"].get(WEIGHTS)
+    if expected is None:
+        return None
+    home = place / WEIGHTS
+    try:
+        found = hashlib.sha256((home / f"{WEIGHTS}.json").read_bytes()).hexdigest()
+    except OSError as error:
+        raise AvatarError(f"The persona '{place.name}' has lost its weights ({home}); put them back, or train it again.") from error
+    if found != expected:
+        raise AvatarError(f"The weights in {home} are not those that the persona '{place.name}' was made with; put those back, or train it again.")
+    return home
+
+
+def own_weights(name: str, *, folder: Path | None = None) -> Path | None:
+    """The folder of a persona's own weights; None where it has none. Raises AvatarError as `load_persona` does."""
+    place = _existing(name, folder or personas_folder())
+    manifest = _manifest(place)
+    _portrait_bytes(place, manifest)
+    return _weights_folder(place, manifest)
 
 
 def _keep(

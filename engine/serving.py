@@ -17,7 +17,7 @@ from typing import Any
 from engine.backends import backend, engines
 from engine.built_in import BUILT_IN
 from engine.generators.diffusion.taught import has_networks
-from engine.persona import WEIGHTS, personas_folder, show
+from engine.persona import own_weights
 from engine.types import AvatarError
 
 DEFAULT = "puppet"
@@ -60,22 +60,15 @@ def weights_of(persona: str, *, folder: Path | None = None) -> Path | None:
     """The folder of a persona's own weights; None where it has none. Raises AvatarError where they are lost or not those it was made with."""
     if persona in BUILT_IN:
         return BUILT_IN[persona].weights
-    told = show(persona, folder=folder)
-    home = (folder or personas_folder()) / str(told["name"]) / WEIGHTS
-    expected = told["files"].get(WEIGHTS)
-    if expected is None:
-        return None
-    if not (home / engines.WEIGHTS).is_file():
-        raise AvatarError(f"The persona '{persona}' has lost its weights ({home}); put them back, or train it again.")
-    if engines.origin_of(home) != expected:
-        raise AvatarError(f"The weights in {home} are not those that the persona '{persona}' was made with; put those back, or train it again.")
-    return home
+    return own_weights(persona, folder=folder)
 
 
 def _backend(weights: Path, options: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """(options to add, sentences)."""
     made = _preset(weights)
     told = []
+    if options.get("device") not in (None, "cpu") and not _cuda():
+        return {}, ()  # PyTorch says what is wrong with the device
 
     def engine_of(name: str) -> engines.Search:
         steps, decoder = int(options.get("steps") or made.steps), "tiny" if options.get("decoder") == "tiny" else "own"
@@ -107,9 +100,12 @@ def _preset(weights: Path) -> Any:
 
     engines.origin_of(weights)
     try:
-        return preset(str(json.loads((weights / engines.WEIGHTS).read_text())["preset"]))
+        name = json.loads((weights / engines.WEIGHTS).read_text())["preset"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AvatarError(f"{weights} holds no weights of this engine: its {engines.WEIGHTS} cannot be read; import or train them first.") from error
+    if name is None:
+        raise AvatarError(f"{weights} holds what a clip taught the puppet and no network; use --generator puppet, or train without --stage.")
+    return preset(str(name))
 
 
 def _cuda() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -134,7 +135,8 @@ def _keep_puppet(data: Dataset, out: Path, name: str, source: str, consent: str,
     taught = Taught(data.portrait, {} if data.assets is None else pack_assets(data.assets), seen_by(data))
     save_alone(out / PUPPET, taught, origin={"made_by": "avatar train --stage data", "dataset": str(data.report.get("key", data.folder))})
     made = _made(load("puppet"), data, out / PUPPET, name, source, consent)
-    tell(f"Persona '{made.name}' is ready in {made.folder}, as the puppet that the clip taught. Train the network too: leave --stage out.")
+    how = "the puppet" if data.assets is None else "the puppet that the clip taught"
+    tell(f"Persona '{made.name}' is ready in {made.folder}, as {how}. Train the network too: leave --stage out.")
     tell(f"Show it: avatar serve --persona {shlex.quote(made.name)}")
 
 
@@ -142,10 +144,14 @@ def _made(generator: Generator, data: Dataset, weights: Path, name: str, source:
     """Kept; an earlier one of this folder, as was checked, is replaced."""
     from engine.picture import read_picture
 
-    if name in personas.list_personas():
-        personas.remove(name)
     picture, home = read_picture(data.folder / SCENE), personas.personas_folder()
-    return personas.make_persona(generator, picture, name=name, consent=consent, source=source, folder=home, weights=weights)
+    if name not in personas.list_personas():
+        return personas.make_persona(generator, picture, name=name, consent=consent, source=source, folder=home, weights=weights)
+    with tempfile.TemporaryDirectory(dir=home, prefix=".") as aside:  # the earlier one goes when the new one is whole
+        personas.make_persona(generator, picture, name=name, consent=consent, source=source, folder=Path(aside), weights=weights)
+        personas.remove(name)
+        (Path(aside) / name).rename(home / name)
+    return personas.load_persona(generator, name)
 
 
 def _how_on(data: Dataset, out: Path, tell: Callable[[str], None]) -> None:

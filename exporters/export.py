@@ -122,7 +122,7 @@ def recipe_of(
     made = networks.preset
     networks.denoiser.freeze(made.window)
     at = sampler.levels(made.noise, made.steps if steps is None else steps)
-    source = {"weights": {weights_of.MANIFEST: networks.origin}, "decoder": decoder or "own"}
+    source = {"weights": {weights_of.MANIFEST: networks.origin}, "decoder": "tiny" if decoder == "tiny" else "own"}
     return stream.Recipe(networks, at, False, torch.float32, torch.device("cpu")), source
 
 

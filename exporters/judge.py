@@ -18,14 +18,18 @@ from engine.generators.diffusion.stream import shown
 from engine.generators.diffusion.trust import Trust, blend
 from engine.types import FloatArray, UInt8Array
 from exporters.batches import Batch, Batches, spans
-from exporters.losses import psnr, sharpness
+from exporters.losses import sharpness
 from exporters.objectives import rollout, scene
 from exporters.regions import mouth
 
 RUN, RUNS = 20, 3
 """Frames of a run that is judged now and then, and how many runs of each clip: evenly spread over what was held out."""
-PIECE = 25
-"""Frames of a run where all that was held out is judged; each begins with an empty window, as a session does."""
+PIECE, PIECES = 25, 24
+"""Frames of a run where all that was held out is judged, each of which begins with an empty window, as a session does; and how many of them at
+most, evenly spread: two megabytes a frame are held."""
+
+PEAK = 255.0
+"""Of a picture's values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +67,12 @@ class Judged:
 def held_out(batches: Batches, trust: Trust, *, all_of_it: bool = False) -> list[Run]:
     """Runs of frames that no step trains on: some, or all of them."""
     found = []
-    for clip, start, stop in spans(batches.data.clips, 2, held_out=True):
+    pieces = spans(batches.data.clips, 2, held_out=True)
+    for clip, start, stop in pieces:
         if all_of_it:
             places = [(first, min(first + PIECE, stop)) for first in range(start, stop, PIECE)]
+            every = max(1, -(-len(places) * len(pieces) // PIECES))
+            places = places[::every]
         else:
             length = min(RUN, stop - start)
             places = [(first, first + length) for first in sorted({int(x) for x in np.linspace(start, stop - length, RUNS)})]
@@ -104,11 +111,17 @@ def _truth(runs: Sequence[Run]) -> UInt8Array:
 
 def figures(made: Sequence[UInt8Array], runs: Sequence[Run]) -> Figures:
     """Over all runs together."""
-    pictures, truth = np.concatenate(made), _truth(runs)
-    features, face = np.concatenate([run.batch.areas.cpu().numpy() for run in runs]).transpose(1, 0, 2, 3)
-    lips = np.concatenate([run.mouth for run in runs])
-    sharp = sharpness(pictures, face) / max(sharpness(truth, face), 1e-6)
-    return Figures(psnr(pictures, truth, features), psnr(pictures, truth, lips), psnr(pictures, truth), sharp)
+    squares, weights, sharp = np.zeros(3), np.zeros(3), np.zeros(2)
+    for pictures, run in zip(made, runs, strict=True):
+        truth = _truth([run])
+        square = ((pictures.astype(np.float32) - truth.astype(np.float32)) ** 2).mean(-1)
+        features, face = run.batch.areas.cpu().numpy().transpose(1, 0, 2, 3)
+        for k, where in enumerate((features, run.mouth, np.ones_like(features))):
+            squares[k], weights[k] = squares[k] + float((square * where).sum(dtype=np.float64)), weights[k] + float(where.sum(dtype=np.float64))
+        much = float(face.sum(dtype=np.float64))
+        sharp += sharpness(pictures, face) * much, sharpness(truth, face) * much
+    features_db, mouth_db, crop_db = (float(10 * np.log10(PEAK**2 / max(s / max(w, 1e-6), 1e-6))) for s, w in zip(squares, weights, strict=True))
+    return Figures(features_db, mouth_db, crop_db, float(sharp[0] / max(sharp[1], 1e-6)))
 
 
 def judge(networks: Networks, runs: Sequence[Run], steps: Sequence[int]) -> tuple[Judged, dict[int, list[UInt8Array]]]:

@@ -237,7 +237,7 @@ class Takes:
     def drop_stale(self, seconds: float) -> None:
         """Discard the recordings of which nothing has been heard for so long."""
         now = time.monotonic()
-        for take in [take for take in self._open.values() if now - take.touched > seconds]:
+        for take in [take for take in list(self._open.values()) if now - take.touched > seconds]:
             self.discard(take)
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import shlex
 import time
@@ -22,6 +23,8 @@ from streaming.security import TooLarge
 from streaming.settings import MIB
 from streaming.takes import Take, Takes
 from streaming.web_files import static_file
+
+logger = logging.getLogger(__name__)
 
 TAKES = web.AppKey("takes", Takes)
 PICTURE_SIDE = 640
@@ -54,7 +57,10 @@ async def _sweep(takes: Takes, idle: float) -> None:
     while True:
         await asyncio.sleep(min(SWEEP_SECONDS, idle))
         if len(takes):
-            await asyncio.get_running_loop().run_in_executor(None, takes.drop_stale, idle)
+            try:
+                await asyncio.get_running_loop().run_in_executor(None, takes.drop_stale, idle)
+            except Exception:  # one recording that cannot be cleared away must not keep all later ones
+                logger.exception("A recording that was left could not be discarded; it is tried again.")
 
 
 # -- reading requests -----------------------------------------------------------------------------------------------------

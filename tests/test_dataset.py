@@ -458,3 +458,12 @@ def test_the_command_keeps_the_taught_puppet_as_a_persona(made: Dataset, tmp_pat
     assert bool(identity.features.known) == (made.assets is not None), "it is the taught one"
     with pytest.raises(AvatarError, match="already a persona called 'me'"):
         command.teach([Path("a.mp4")], tmp_path / "other", argparse.Namespace(**{**vars(options), "name": "me"}), tell=told.append)
+    monkeypatch.setattr(personas, "make_persona", full)
+    with pytest.raises(AvatarError, match="disk is full"):
+        command.teach([Path("a.mp4")], tmp_path / "me", options, tell=told.append)
+    assert personas.show("me")["created"] == kept["created"], "the earlier one goes when the new one is whole"
+
+
+def full(*args: Any, **more: Any) -> None:
+    """A persona that cannot be kept."""
+    raise AvatarError("The disk is full.")

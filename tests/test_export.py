@@ -438,11 +438,18 @@ def persona(home: Path, **told: Any) -> Path:
 @pytest.mark.usefixtures("traced")
 def test_a_persona_with_weights_of_its_own(own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AVATAR_HOME", str(tmp_path))
-    folder = persona(tmp_path, weights=f"{engines.origin_of(own)}  fp32 mini (16, 24)")
+    folder = persona(tmp_path)
+
+    def taught() -> None:
+        shutil.copytree(own, folder / "weights")
+        told = json.loads((folder / "manifest.json").read_text())
+        told["files"]["weights"] = engines.origin_of(own)
+        (folder / "manifest.json").write_text(json.dumps(told))
+
     ask = ["--persona", "me", "--backend", "onnxruntime"]
     for spoil, sentence in (
-        (lambda: None, "has no weights of its own .* give the folder that has them with --weights"),
-        (lambda: shutil.copytree(own, folder / "weights"), ""),
+        (lambda: None, "has no weights of its own; give the folder that has them with --weights"),
+        (taught, ""),
         (
             lambda: (folder / "weights" / "guider.safetensors").write_bytes(b"another"),
             "guider.safetensors is not the file that its weights.json names",

@@ -15,6 +15,7 @@ from engine.composite import frame_portrait
 from engine.generators.diffusion import taught as taught_file
 from engine.generators.diffusion.taught import Taught
 from engine.generators.diffusion.trust import Trust
+from engine.generators.diffusion.trust import row as trusted_row
 from engine.generators.puppet import look
 from engine.generators.puppet.assets import PuppetAssets, pack, unpack
 from engine.generators.puppet.generator import Puppet
@@ -92,6 +93,13 @@ def test_motions_beyond_the_clip_change_nothing_further(taught: PuppetAssets) ->
     basis = taught.look.astype(np.float32)
     wide, wider = (replace(still_motion(), mouth=np.array([gap, 0, 0, 0], np.float32)) for gap in (0.8, 3.0))
     assert np.array_equal(look.change(basis, taught.look_range, wide), look.change(basis, taught.look_range, wider))
+
+
+def test_what_is_no_number_counts_as_nothing() -> None:
+    broken = replace(still_motion(), mouth=np.array([np.nan, 0.1, np.inf, 0], np.float32))
+    assert np.isfinite(look.values(broken)).all()
+    assert np.isfinite(trusted_row(broken)).all()
+    assert look.values(broken)[GAP + 1] == np.float32(0.1)
 
 
 def test_it_survives_a_file_and_refuses_others(taught: PuppetAssets) -> None:

@@ -295,3 +295,9 @@ def test_the_puppet_comes_back_from_its_cache(tmp_path: Path) -> None:
     assert found.identity.key == made.identity.key
     for name, array in puppet.pack(made.identity).items():  # type: ignore[attr-defined]
         assert np.array_equal(puppet.pack(found.identity)[name], array), name  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["demo", "demo taught"])
+def test_names_that_come_with_the_program_are_not_given_away(name: str, tmp_path: Path) -> None:
+    with pytest.raises(AvatarError, match="comes with the program"):
+        create(Stamp(), tmp_path / "p.png", name=name, folder=tmp_path)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from engine import serving
 from engine.backends import engines
-from engine.persona import WEIGHTS, demo_portrait, make_persona
+from engine.persona import WEIGHTS, demo_portrait, load_persona, make_persona
 from engine.serving import choose, weights_of
 from engine.types import AvatarError
 from tests.test_persona import Stamp
@@ -98,11 +99,14 @@ def test_weights_that_are_lost_or_swapped_are_refused(tmp_path: Path, weights: P
     make_persona(Stamp(), demo_portrait(), name="taught", folder=tmp_path / "home", weights=weights)
     manifest = tmp_path / "home" / "taught" / WEIGHTS / "weights.json"
     manifest.write_text(manifest.read_text() + " ")
-    with pytest.raises(AvatarError, match="not those that the persona 'taught' was made with"):
-        weights_of("taught", folder=tmp_path / "home")
+    reads: tuple[Callable[..., Any], ...] = (weights_of, partial(load_persona, Stamp()))
+    for read in reads:
+        with pytest.raises(AvatarError, match="not those that the persona 'taught' was made with"):
+            read("taught", folder=tmp_path / "home")
     manifest.unlink()
-    with pytest.raises(AvatarError, match="has lost its weights"):
-        weights_of("taught", folder=tmp_path / "home")
+    for read in reads:
+        with pytest.raises(AvatarError, match="has lost its weights"):
+            read("taught", folder=tmp_path / "home")
 
 
 @pytest.mark.parametrize(
@@ -139,6 +143,17 @@ def test_who_has_chosen_is_left_alone(weights: Path, asked: dict[str, Any]) -> N
     choice = choose("diffusion", {"weights": weights, **asked})
     assert dict(choice.options) == {"weights": weights, **asked}
     assert choice.told == ()
+
+
+def test_what_holds_no_network_is_said(weights: Path) -> None:
+    (weights / "weights.json").write_text('{"preset": null, "sha256": {}, "origin": {}}')
+    with pytest.raises(AvatarError, match="no network; use --generator puppet"):
+        choose("diffusion", {"weights": weights})
+
+
+def test_a_gpu_that_is_not_there_is_left_to_pytorch_to_say(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, ("openvino",), {})
+    assert "backend" not in choose("diffusion", {"weights": weights, "device": "cuda"}).options
 
 
 def test_a_folder_that_holds_no_weights(tmp_path: Path) -> None:

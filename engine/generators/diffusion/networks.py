@@ -6,13 +6,12 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from engine.generators.diffusion import taught as beside
 from engine.generators.diffusion.attention import KeyValue
 from engine.generators.diffusion.autoencoder import KL, Tiny, TinyDecoded, autoencoder
 from engine.generators.diffusion.guider import PoseGuider
@@ -20,6 +19,9 @@ from engine.generators.diffusion.presets import Decoder, Preset, check, preset
 from engine.generators.diffusion.tokens import SpeechTokens, image_encoder
 from engine.generators.diffusion.unet import Denoiser, ReferenceNet, spatial_blocks
 from engine.types import AvatarError
+
+if TYPE_CHECKING:
+    from engine.generators.diffusion.taught import Taught
 
 MANIFEST = "weights.json"
 """Beside the .safetensors files: which preset they are for and where they come from."""
@@ -54,7 +56,7 @@ class Networks(nn.Module):
         self.speech = SpeechTokens(made.unet.speech_dim) if made.unet.speech_dim else None
         self.made_for = ""  # what the weights want and a live stream does not give, in words ...
         self.made_steps = 0  # ... and how many steps of it; 0 where that is not known
-        self.taught: beside.Taught | None = None  # what the generator whose frames are the condition was taught before
+        self.taught: Taught | None = None  # what the generator whose frames are the condition was taught before
         self.origin = UNTRAINED  # sha256 of the weights' manifest, once there are any
 
     @torch.inference_mode()
@@ -104,7 +106,7 @@ def build(made: Preset, *, seed: int = 0, decoder: Decoder | None = None) -> Net
     return networks
 
 
-def save(networks: Networks, folder: Path, *, origin: dict[str, str], taught: beside.Taught | None = None) -> None:
+def save(networks: Networks, folder: Path, *, origin: dict[str, str], taught: Taught | None = None) -> None:
     """One .safetensors a network, what the condition's generator was taught, and the manifest last: a folder without one is not whole."""
     folder.mkdir(parents=True, exist_ok=True)
     hashes = {}
@@ -114,7 +116,9 @@ def save(networks: Networks, folder: Path, *, origin: dict[str, str], taught: be
         hashes[name] = sha256(path)
     manifest: dict[str, Any] = {"preset": networks.preset.name, "sha256": hashes, "origin": origin}
     if taught is not None:
-        manifest["assets"] = beside.write(folder, taught)
+        from engine.generators.diffusion.taught import write
+
+        manifest["assets"] = write(folder, taught)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
@@ -150,6 +154,8 @@ def load(folder: Path, *, decoder: Decoder | None = None) -> Networks:
         made_for, made_steps = str(origin.get("made_for", "")), int(origin.get("steps", 0))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AvatarError(f"{folder} holds no weights of this engine: it has no readable {MANIFEST}; import or train them first.") from error
+    if name is None:
+        raise AvatarError(f"{folder} holds what a clip taught the puppet and no network; use --generator puppet, or train without --stage.")
     networks = empty(preset(name))
     _check_decoder(networks.preset, decoder)
     parts, tiny = networks.parts(), None
@@ -172,7 +178,10 @@ def load(folder: Path, *, decoder: Decoder | None = None) -> Networks:
         networks.decode_by(tiny)
     _number(networks)
     networks.made_for, networks.made_steps = made_for, made_steps
-    networks.taught = beside.read(folder, manifest["assets"]) if "assets" in manifest else None
+    if "assets" in manifest:
+        from engine.generators.diffusion.taught import read
+
+        networks.taught = read(folder, manifest["assets"])
     networks.origin = hashlib.sha256(text.encode()).hexdigest()
     networks.eval().requires_grad_(False)
     return networks

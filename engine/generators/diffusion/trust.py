@@ -42,8 +42,9 @@ _EYES = tuple((*EYE_CORNERS[k], *UPPER_LID[k], *LOWER_LID[k]) for k in range(2))
 
 
 def row(motion: Motion) -> FloatArray:
-    """[16]: head 6, eyes 2, gaze 2, brows 2, mouth 4."""
-    return np.concatenate([motion.head, motion.eyes, motion.gaze, motion.brows, motion.mouth]).astype(np.float32)
+    """[16]: head 6, eyes 2, gaze 2, brows 2, mouth 4; what is no number counts as 0."""
+    found = np.concatenate([motion.head, motion.eyes, motion.gaze, motion.brows, motion.mouth]).astype(np.float32)
+    return np.where(np.isfinite(found), found, np.float32(0.0))
 
 
 @dataclass(frozen=True, slots=True)

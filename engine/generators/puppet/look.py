@@ -20,9 +20,9 @@ MIDDLE, SCALE, LOW, HIGH = range(4)
 
 
 def values(motion: Motion) -> FloatArray:
-    """[VALUES] of a motion."""
-    found: FloatArray = np.concatenate([motion.head, motion.eyes, motion.gaze, motion.brows, motion.mouth, motion.body]).astype(np.float32)
-    return found
+    """[VALUES] of a motion; what is no number counts as 0."""
+    found = np.concatenate([motion.head, motion.eyes, motion.gaze, motion.brows, motion.mouth, motion.body]).astype(np.float32)
+    return np.where(np.isfinite(found), found, np.float32(0.0))
 
 
 def terms(of: FloatArray, ranges: FloatArray) -> FloatArray:
