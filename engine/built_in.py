@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.persona import ASSETS, Persona, make_persona
+from engine.persona import BUILT_IN as NAMES
 from engine.types import AvatarError, Generator, UInt8Array
 
-DEMO, TAUGHT = "demo", "demo taught"
+DEMO, TAUGHT = NAMES
 
 
 @dataclass(frozen=True, slots=True)

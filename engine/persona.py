@@ -34,6 +34,8 @@ from engine.types import AvatarError, Generator, Identity, UInt8Array
 ASSETS = Path(__file__).parent / "assets"
 PORTRAIT, MANIFEST, WEIGHTS = "portrait.png", "manifest.json", "weights"
 MANIFEST_VERSION = 1
+BUILT_IN = ("demo", "demo taught")
+"""Names of those that come with the program (`engine.built_in`)."""
 LONGEST_NAME = 64
 LONGEST_NAME_BYTES = 240
 """UTF-8 bytes of a name: file systems take 255, and a script outside of Latin has up to four a letter."""
@@ -117,8 +119,6 @@ def check_new(name: str, consent: str | None, *, source: str | None = None, fold
     home = folder or personas_folder()
     place = _place(name, home)
     _consent(consent)
-    from engine.built_in import BUILT_IN
-
     if place.name in BUILT_IN:
         raise AvatarError(f"The persona '{place.name}' comes with the program; choose another name.")
     if place.exists() and (source is None or show(place.name, folder=home)["source"] != source):
