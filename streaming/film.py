@@ -22,13 +22,18 @@ class Film:
     timed: bool  # whether the file itself says how long it is
 
 
-def inspect(path: Path) -> Film:
-    """Read all of its packets. Raises AvatarError where that cannot be done."""
+def _format(suffix: str) -> str:
+    """The one that the video's name promises: what was sent may not choose another, some of which name further files."""
+    return "mp4" if suffix == ".mp4" else "matroska"
+
+
+def inspect(path: Path, *, suffix: str | None = None) -> Film:
+    """Read all of its packets; `suffix` of the name it is to get, where it has another. Raises AvatarError where that cannot be done."""
     import av
     from av.error import FFmpegError
 
     try:
-        with av.open(path) as container:
+        with av.open(path, format=_format(suffix or path.suffix)) as container:
             if not container.streams.video:
                 raise AvatarError("There is no picture in the recording; allow the camera and record it again.")
             stream = container.streams.video[0]
@@ -48,7 +53,7 @@ def timed(source: Path, target: Path) -> None:
     from av.error import FFmpegError
 
     try:
-        with av.open(source) as old, av.open(target, "w") as new:
+        with av.open(source, format=_format(target.suffix)) as old, av.open(target, "w") as new:
             streams = {stream.index: new.add_stream_from_template(stream) for stream in old.streams if stream.type in ("video", "audio")}
             for packet in old.demux([old.streams[index] for index in streams]):
                 if packet.dts is not None:  # the last one of a stream is empty

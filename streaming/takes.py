@@ -185,6 +185,8 @@ class Takes:
         """Make it a whole file -> what is kept beside it. `pieces`, `size` in bytes: of all that was sent. Raises AvatarError; may be tried again."""
         with take.lock:
             if take.saved is None:
+                if take.part.closed:
+                    raise AvatarError("That recording is over; begin a new one.")
                 if (take.pieces, take.bytes) != (pieces, size):
                     raise AvatarError("A part of the recording has not arrived, so it is not kept; record it again.")
                 with told(take.folder):
@@ -195,7 +197,7 @@ class Takes:
             return take.saved
 
     def _keep(self, take: Take) -> dict[str, Any]:
-        film = inspect(take.path)
+        film = inspect(take.path, suffix=take.suffix)
         if film.seconds < LEAST_SECONDS:
             raise AvatarError(f"The recording is only {film.seconds:.1f} s long; record at least {LEAST_SECONDS:.0f}.")
         if film.seconds > self.limits.take_seconds + LATE_SECONDS:

@@ -111,6 +111,12 @@ def left(takes: Takes) -> list[str]:
 # -- files ----------------------------------------------------------------------------------------------------------------
 
 
+def test_a_file_of_another_kind_than_it_says_is_refused(takes: Takes, film: bytes) -> None:
+    with pytest.raises(AvatarError, match="cannot be read"):
+        record(takes, b"ffconcat version 1.0\nfile me-1.webm\n" + film)
+    assert left(takes) == [".me-1.part"], "not kept"
+
+
 def test_a_take_becomes_a_whole_file_with_its_length_and_its_consent(takes: Takes, film: bytes, tmp_path: Path) -> None:
     (tmp_path / "raw.webm").write_bytes(film)
     assert not inspect(tmp_path / "raw.webm").timed
