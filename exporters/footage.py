@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from engine.drivers.body import BodyDriver
 from engine.drivers.follow import Follower
-from engine.drivers.portrait import RIVAL
+from engine.drivers.quality import others, sharpness
 from engine.drivers.sight import MouthSight
 from engine.drivers.speech import LOG_FLOOR, LOOK_AHEAD, SpeechDriver
 from engine.drivers.tracker import FaceTracker
@@ -34,8 +34,6 @@ CROWD_STEP = 5
 """Grid frames from one look for other faces to the next."""
 SOUND_RATE, SOUND_STEP = 48_000, 960
 """Hz and samples a push (20 ms), as live."""
-FACE_SIDE = 96
-"""px to which the face is brought before its sharpness is measured: sharpness then does not depend on its size."""
 SMALL_SIDE = 320
 """px, longest side of the picture the background is followed in."""
 Tick = Callable[[int, int], None]
@@ -235,31 +233,11 @@ def _bridged(body: FloatArray) -> FloatArray:
     return body
 
 
-def others(faces: list[FloatArray], face: FloatArray | None) -> float:
-    """Width of the widest other face as a share of the followed one's (of the widest where none is followed)."""
-    boxes = sorted(((float(np.ptp(f[:, 0])), f[:, :2].mean(0)) for f in faces), key=lambda box: -box[0])
-    if not boxes:
-        return 0.0
-    width, middle = boxes[0] if face is None else (float(np.ptp(face[:, 0])), face[:, :2].mean(0))
-    rest = [w for w, m in boxes if float(np.linalg.norm(m - middle)) > RIVAL * width]
-    return max(rest, default=0.0) / max(width, 1e-6)
-
-
 def shrunk(rgb: UInt8Array) -> UInt8Array:
     """The picture, its longest side SMALL_SIDE px."""
     scale = SMALL_SIDE / max(rgb.shape[:2])
     size = (max(1, round(rgb.shape[1] * scale)), max(1, round(rgb.shape[0] * scale)))
     return np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8)
-
-
-def sharpness(rgb: UInt8Array, face: FloatArray) -> float:
-    """Deviation of the Laplacian of the face, brought to FACE_SIDE px."""
-    size = np.array([rgb.shape[1], rgb.shape[0]])
-    low = np.clip(face[:, :2].min(0) * size, 0, size - 2).astype(int)
-    high = np.clip(face[:, :2].max(0) * size, low + 2, size).astype(int)
-    near = cv2.cvtColor(np.ascontiguousarray(rgb[low[1] : high[1], low[0] : high[0]]), cv2.COLOR_RGB2GRAY)
-    near = cv2.resize(near, (FACE_SIDE, FACE_SIDE), interpolation=cv2.INTER_AREA if near.shape[0] > FACE_SIDE else cv2.INTER_LINEAR)
-    return float(cv2.Laplacian(near, cv2.CV_32F).std())
 
 
 __all__ = ["FPS", "Footage", "gridded", "listen", "pictures", "watch"]

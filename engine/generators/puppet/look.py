@@ -11,7 +11,7 @@ from engine.types import FloatArray, Motion, UInt8Array
 
 VALUES = 22
 """Of a motion: head 6, eyes 2, gaze 2, brows 2, mouth 4, body 6."""
-EYES, GAP, WIDTH, ROUND, YAW, PITCH = (6, 7), 12, 13, 14, 0, 1
+GAP, WIDTH, ROUND, YAW, PITCH = 12, 13, 14, 0, 1
 PRODUCTS = ((6, 6), (7, 7), (GAP, GAP), (GAP, WIDTH), (GAP, ROUND), (YAW, YAW), (PITCH, PITCH), (YAW, GAP), (YAW, PITCH))
 """Pairs of values that change the looks together."""
 TERMS = 1 + VALUES + len(PRODUCTS)
