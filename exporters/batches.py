@@ -11,15 +11,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.types import UInt8Array
+from engine.types import FloatArray, UInt8Array
 from exporters.dataset import Clip, Dataset
 from exporters.losses import regions
 
 SILENCE = -10.0
 """Log-mel of nothing heard."""
-PATTERNS = ((3, 1), (3, 1), (1, 4), (3, 1), (3, 1), (1, 6), *((3, 1), (3, 1), (1, 4)) * 2, (1, 20))
-"""(rows, consecutive frames) of the steps in turn: many different faces of one frame teach looks, runs of frames teach the window. The last is
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """What one step sees."""
+
+    rows: int  # pieces of clips, each from another place
+    frames: int  # consecutive ones of each
+    halved: bool = False  # whether only a part half as high and wide of each is seen, mostly of the face: four times the faces at the same cost
+
+
+LOOKS, RUN = Pattern(8, 1, halved=True), Pattern(2, 4, halved=True)
+PATTERNS = (*(LOOKS, LOOKS, RUN) * 3, Pattern(2, 1), *(LOOKS, LOOKS, RUN) * 3, Pattern(1, 4), *(LOOKS, LOOKS, RUN) * 3, Pattern(1, 20))
+"""Of the steps in turn: many different faces teach looks, runs of frames teach the window, whole pictures what lies around the face. The last is
 longer than the window, so that its oldest frames fall out of it as they do live."""
+ASIDE = 0.25
+"""Share of halved pictures that are taken from anywhere, not from where the face is."""
+JITTER = 0.12
+"""Picture heights and widths by which those of the face are off its middle, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +58,7 @@ class Batch:
     areas: Tensor  # [N, 2, H, W] mouth with eyes, face
     portrait: Tensor  # [1, 3, H, W] -1..1
     view: int = 0  # number of the portrait
+    corners: tuple[tuple[int, int], ...] = ()  # (y, x) px in the whole picture of each of the N, where they are parts of it
     bank: list[Tensor] | None = None  # what a reference network that does not learn makes of it, by block [1, L, C]; None to ask the network
 
     def to(self, device: Any) -> Batch:
@@ -74,19 +91,28 @@ class Batches:
     """Of a dataset."""
 
     def __init__(
-        self, data: Dataset, *, seed: int, channels: int = 3, patterns: Sequence[tuple[int, int]] = PATTERNS, chances: Chances | None = None
+        self,
+        data: Dataset,
+        *,
+        seed: int,
+        channels: int = 3,
+        depth: int = 1,
+        patterns: Sequence[Pattern] = PATTERNS,
+        chances: Chances | None = None,
     ) -> None:
-        """`channels` K of the condition, as the preset has them."""
-        self.channels = channels
+        """`channels` K of the condition and `depth` px of the coarsest cells, as the preset has them."""
+        self.channels, self.depth = channels, depth
         self.data, self.seed, self.chances = data, seed, chances or Chances()
         longest = max((stop - start for clip in data.clips for start, stop in clip.train), default=0)
-        self.patterns = [(rows, min(frames, longest)) for rows, frames in patterns]
+        whole = any(side % (2 * depth) for side in data.size)  # halves would not consist of cells
+        self.patterns = [replace(one, frames=min(one.frames, longest), halved=one.halved and not whole) for one in patterns]
         self._still = _most_still(data.clips)
         self.views = [data.portrait, *(view for _, view in data.views)]
 
     def at(self, step: int) -> Batch:
         """The batch of a step's number."""
-        rows, frames = self.patterns[step % len(self.patterns)]
+        pattern = self.patterns[step % len(self.patterns)]
+        rows, frames = pattern.rows, pattern.frames
         rng = np.random.default_rng((self.seed, step))
         runs = spans(self.data.clips, frames)
         sizes = np.array([stop - start - frames + 1 for _, start, stop in runs], np.float64)
@@ -97,7 +123,8 @@ class Batches:
             picked.append((clip, first, first + frames))
         # Mostly the one that is shown live; the others teach that the reference is read, not learnt by heart.
         view = 0 if rng.random() < 0.5 else int(rng.integers(len(self.views)))
-        return self._gather(picked, frames, view, rng)
+        batch = self._gather(picked, frames, view, rng)
+        return self._halved(batch, [self.data.clips[clip].face[start] for clip, start, _ in picked], rng) if pattern.halved else batch
 
     def _coarse(self, clip: Clip, start: int, stop: int, *, still: bool) -> UInt8Array:
         """[F, H, W, K]"""
@@ -105,6 +132,23 @@ class Batches:
             return np.broadcast_to(self._still[..., : self.channels], (stop - start, *self.data.size, self.channels))
         coarse = np.asarray(clip.coarse[start:stop])
         return coarse if self.channels == coarse.shape[3] else np.concatenate([coarse, clip.guide[start:stop]], 3)
+
+    def _halved(self, batch: Batch, faces: list[FloatArray], rng: np.random.Generator) -> Batch:
+        """The same part of all frames of a row; its corner lies on the coarsest cells, so that it is seen as it is in the whole picture."""
+        size, corners = np.array(self.data.size), list[tuple[int, int]]()
+        half = size // 2
+        for face in faces:
+            off = rng.uniform(-JITTER, JITTER, 2) * size
+            corner = rng.uniform(0, size - half) if rng.random() < ASIDE else face.mean(0)[::-1] + off - half / 2
+            y, x = (np.clip(np.rint(corner / self.depth) * self.depth, 0, size - half)).astype(int)
+            corners += [(int(y), int(x))] * batch.frames
+
+        def cut(held: Tensor, first: int) -> Tensor:
+            """`first`: which axis is the height."""
+            parts = (one.narrow(first - 1, y, int(half[0])).narrow(first, x, int(half[1])) for one, (y, x) in zip(held, corners, strict=True))
+            return torch.stack(list(parts))
+
+        return replace(batch, truth=cut(batch.truth, 2), coarse=cut(batch.coarse, 1), areas=cut(batch.areas, 2), corners=tuple(corners))
 
     def take(self, clip: int, start: int, stop: int) -> Batch:
         """A run as it is, with everything it was driven by."""
@@ -133,4 +177,4 @@ class Batches:
         )
 
 
-__all__ = ["Batch", "Batches", "Chances", "spans", "unit"]
+__all__ = ["Batch", "Batches", "Chances", "Pattern", "spans", "unit"]

@@ -60,18 +60,29 @@ class Coarse:
         """The same portrait, knowing this of its person."""
         return Coarse(self.portrait, self._face, self._motion, assets)
 
-    def write(self, path: Path, acted: Sequence[Motion | None], *, tick: Callable[[int, int], None] | None = None) -> None:
-        """One frame for each of N motions -> an .npy of [N, H, W, 3], and before it the like of its guide, and the points [N, 478, 2]."""
+    def write(
+        self,
+        path: Path,
+        acted: Sequence[Motion | None],
+        *,
+        by: Callable[[int], Coarse] | None = None,
+        tick: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """One frame for each of N motions -> an .npy of [N, H, W, 3], and before it the like of its guide, and the points [N, 478, 2].
+
+        `by`: which puppet shows a frame, by its number, where it is not this one.
+        """
         shape, points = (len(acted), *self.portrait.shape), []
         with storage.frames_file(path, shape) as write:
             with storage.frames_file(path.with_name(storage.GUIDE), shape) as write_guide:
-                for number, motion in enumerate(acted, 1):
-                    frame = self._step(motion)
+                for number, motion in enumerate(acted):
+                    one = self if by is None else by(number)
+                    frame = one._step(motion)
                     write(frame.rgb)
-                    write_guide(self._puppet.guide(self._state, 0, frame))
-                    points.append(self._puppet.points(self._state, 0).copy())
+                    write_guide(one._puppet.guide(one._state, 0, frame))
+                    points.append(one._puppet.points(one._state, 0).copy())
                     if tick is not None:
-                        tick(number, len(acted))
+                        tick(number + 1, len(acted))
             storage.write_arrays(path.with_name(storage.POINTS), points=np.array(points, np.float32))
 
     def acted(self, motions: Sequence[Motion | None], times: FloatArray, faces: FloatArray, real: UInt8Array) -> Sequence[Motion | None]:

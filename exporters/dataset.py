@@ -6,7 +6,8 @@
       scene.png            stage 2: the reference frame, uncropped, and
       reference.npz          its crop, the portrait and further views
       clips/<clip>/        stage 3: frames.npy; stage 4, with the assets: guide.npy, points.npz, coarse.npy, rest.npz
-      assets.npz           stage 4: what the training part teaches the puppet (`stages.learnt`)
+      assets.npz           stage 4: what the training part teaches the puppet (`stages.learnt`), and, until the set is whole,
+      apart.npz              what each part of it does not teach
       dataset.json         written last: the folder is whole
 
 Every file is written aside, flushed and renamed, so a file that is there is whole, and a run that was killed goes on where it stopped.
@@ -30,7 +31,7 @@ from exporters.regions import Likeness
 
 LEAST_SECONDS = 10.0
 """s of good frames that a data set needs."""
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Clip:
 
     name: str
     frames: UInt8Array  # [N, H, W, 3] real pictures, the crop, RGB; mapped from the disk
-    coarse: UInt8Array  # [N, H, W, 3] what the puppet makes of each frame's motion; mapped from the disk
+    coarse: UInt8Array  # [N, H, W, 3] what the puppet makes of each frame's motion, never having seen the frame; mapped from the disk
     guide: UInt8Array  # [N, H, W, 3] what it is made of (`puppet.guide`); mapped from the disk
     points: FloatArray  # [N, 478, 2] px of the puppet's face
     speech: FloatArray  # [N, 16, 80] log-mel as a live session has it; -10 where there is no sound

@@ -13,7 +13,7 @@ from engine.generators.diffusion import networks as weights_of
 from engine.generators.diffusion.networks import Networks
 from engine.generators.diffusion.presets import preset as preset_named
 from engine.types import AvatarError
-from exporters.batches import PATTERNS, Batch, Chances
+from exporters.batches import PATTERNS, Batch, Chances, Pattern
 from exporters.losses import Critic, Weights
 from exporters.objectives import CRITIC_EVERY, Appearance, Consistency, Denoise, Matching, Objective
 
@@ -43,7 +43,7 @@ class Settings:
     precision: Literal["no", "bf16", "fp16"] = "no"
     weights: Weights = field(default_factory=Weights)
     chances: Chances = field(default_factory=Chances)
-    patterns: tuple[tuple[int, int], ...] = PATTERNS
+    patterns: tuple[Pattern, ...] = PATTERNS
 
 
 class Teach(nn.Module):

@@ -20,6 +20,7 @@ from engine.generators.diffusion.attention import KeyValue, Sources
 from engine.generators.diffusion.autoencoder import to_unit
 from engine.generators.diffusion.budget import slots
 from engine.generators.diffusion.networks import Cache, Networks
+from engine.generators.diffusion.presets import Preset
 from engine.generators.diffusion.sampler import LEVELS, Levels, advance, clean_and_noise, levels
 from engine.generators.diffusion.stream import heard_and_seen, noise_of, shown
 from engine.generators.diffusion.temporal import Places, Window, places
@@ -78,10 +79,19 @@ def encode(networks: Networks, batch: Batch) -> Tensor:
     return clean
 
 
+def start(made: Preset, batch: Batch) -> Tensor:
+    """The noise that every frame of a stream starts from, where the batch's pictures lie [N, C, h, w]."""
+    noise, patch = noise_of(made)[0], made.patch
+    if not batch.corners:
+        return noise.expand(len(batch.truth), -1, -1, -1)
+    h, w = batch.truth.shape[2] // patch, batch.truth.shape[3] // patch
+    return torch.stack([noise[:, y // patch : y // patch + h, x // patch : x // patch + w] for y, x in batch.corners])
+
+
 def rollout(networks: Networks, at: Levels, view: Scene, *, exit: int) -> Tensor:
     """The student's own steps up to number `exit`, which alone carries gradients -> clean latents [N, C, h, w]."""
-    count = view.batch.truth.shape[0]
-    noise = noise_of(networks.preset)[:1].to(view.hint).expand(count, -1, -1, -1)
+    count = len(view.batch.truth)
+    noise = start(networks.preset, view.batch).to(view.hint)
     x = noise
     for s in range(exit):
         with torch.no_grad():
@@ -234,4 +244,5 @@ __all__ = [
     "rollout",
     "scene",
     "seeded",
+    "start",
 ]

@@ -248,12 +248,15 @@ def _store_coarse(
         laid = plain.acted(motion, source.clock(), faces, real)
         train, held_out = ([k for a, b in runs for k in range(a, b)] for runs in split[source.name])
         parts.append(stages.Part(real, faces, motion, laid, train, held_out))
-    assets = stages.learnt(folder / storage.ASSETS, portrait, parts[first], plain, tell)
-    taught = plain if assets is None else plain.with_assets(assets)
+    found = stages.learnt(folder / storage.ASSETS, portrait, parts[first], plain, tell)
+    taught = plain if found.assets is None else plain.with_assets(found.assets)
+    unlearnt = stages.unlearnt(taught, parts[first], found.apart)
     for source, part in zip(sources, parts, strict=True):
         home = folder / "clips" / source.name / "coarse.npy"
         if not home.exists():
-            taught.write(home, part.laid if assets is None else part.motions, tick=partial(tell, f"moving the puppet as in {source.path.name}"))
+            by = unlearnt if part is parts[first] else None
+            acted = part.laid if found.assets is None else part.motions
+            taught.write(home, acted, by=by, tick=partial(tell, f"moving the puppet as in {source.path.name}"))
     report["held_out"] = stages.figures(parts, plain, taught)
     if report["held_out"]:
         report["sentences"].append(stages.in_words(report["held_out"]))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from engine.generators.puppet.assets import PuppetAssets, pack, unpack
 from engine.types import AvatarError, FloatArray, Motion, UInt8Array
@@ -37,25 +39,52 @@ class Part:
     held_out: list[int]
 
 
-def learnt(path: Path, portrait: UInt8Array, part: Part, plain: Coarse, tell: Callable[[str, int, int], None]) -> PuppetAssets | None:
-    """What is kept at `path`, or else is learnt from the training frames of the clip that the portrait is of, and kept. None: nothing helps."""
+@dataclass(frozen=True, slots=True)
+class Taught:
+    """What a data set's training part taught."""
+
+    assets: PuppetAssets | None  # None: nothing helps
+    apart: list[tuple[int, npt.NDArray[np.float16]]]  # first frame of the clip that the portrait is of, look: `look.Learnt`
+
+
+def learnt(path: Path, portrait: UInt8Array, part: Part, plain: Coarse, tell: Callable[[str, int, int], None]) -> Taught:
+    """What is kept at `path`, or else is learnt from the training frames of the clip that the portrait is of, and kept.
+
+    What lies beside it (APART) is only needed until the set is whole.
+    """
+    beside = path.with_name(storage.APART)
     if not path.exists():
-        frames, made = part.train, None
+        frames, made, apart = part.train, None, list[tuple[int, npt.NDArray[np.float16]]]()
         if sum(part.motions[k] is not None for k in frames) >= plates.FEWEST:
             pictures, motions = [part.real[k] for k in frames], [part.motions[k] for k in frames]
             lesson = plates.Lesson(pictures, motions, part.faces[frames], lambda k: plain.frame(part.laid[frames[k]]))
             made = plates.learn(portrait, lesson, progress=tell)
             if made is not None:
-                made = _with_looks(made, part, plain.with_assets(made), tell)
+                made, apart = _with_looks(made, part, plain.with_assets(made), tell)
+        looks_apart = np.stack([one for _, one in apart]) if apart else PuppetAssets.no_look()[None][:0]
+        storage.write_arrays(beside, starts=np.array([start for start, _ in apart], np.int64), looks=looks_apart)
         storage.write_arrays(path, learnt=np.array(made is not None), **({} if made is None else pack(made)))
-    return read(path)
+    held = storage.read_arrays(beside)
+    return Taught(read(path), [(int(start), one) for start, one in zip(held["starts"], held["looks"], strict=True)])
 
 
-def _with_looks(assets: PuppetAssets, part: Part, taught: Coarse, tell: Callable[[str, int, int], None]) -> PuppetAssets:
+def _with_looks(
+    assets: PuppetAssets, part: Part, taught: Coarse, tell: Callable[[str, int, int], None]
+) -> tuple[PuppetAssets, list[tuple[int, npt.NDArray[np.float16]]]]:
     acted = [(k, motion) for k in part.train if (motion := part.motions[k]) is not None]
     frames = [k for k, _ in acted]
     study = looks.Study([motion for _, motion in acted], [part.real[k] for k in frames], part.faces[frames], lambda i: taught.seen(acted[i][1]))
-    return looks.learn(assets, study, progress=tell)
+    found = looks.learn(assets, study, progress=tell)
+    return found.assets, [(frames[start], one) for start, one in found.apart]
+
+
+def unlearnt(taught: Coarse, part: Part, apart: Sequence[tuple[int, npt.NDArray[np.float16]]]) -> Callable[[int], Coarse]:
+    """Which puppet shows each frame of the clip that was learnt from: for frames to train on, one that has not learnt from their own part."""
+    if taught.assets is None or not apart:
+        return lambda frame: taught
+    made = [taught.with_assets(replace(taught.assets, look=one)) for _, one in apart]
+    starts, train = [start for start, _ in apart], set(part.train)
+    return lambda frame: made[max(0, bisect_right(starts, frame) - 1)] if frame in train else taught
 
 
 def read(path: Path) -> PuppetAssets | None:
@@ -93,4 +122,4 @@ def in_words(told: dict[str, dict[str, float]]) -> str:
     return f"The puppet on held-out frames: {', '.join(parts)}."
 
 
-__all__ = ["STAGES", "Likeness", "Part", "figures", "in_words", "learnt", "read"]
+__all__ = ["STAGES", "Likeness", "Part", "Taught", "figures", "in_words", "learnt", "read", "unlearnt"]

@@ -21,7 +21,7 @@ from exporters.files import sha256
 
 PLAN, INDEX = "plan.json", "dataset.json"
 GUIDE, POINTS = "guide.npy", "points.npz"
-TRACKS, REFERENCE, SCENE, ASSETS = "tracks", "reference.npz", "scene.png", "assets.npz"
+TRACKS, REFERENCE, SCENE, ASSETS, APART = "tracks", "reference.npz", "scene.png", "assets.npz", "apart.npz"
 """See `exporters.dataset`."""
 SUFFIXES = (".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi", ".mts", ".ts", ".mpg", ".mpeg")
 """Of the files in a folder that are taken for clips."""
@@ -116,7 +116,7 @@ def _settle(folder: Path, plan: dict[str, Any]) -> None:
         shutil.rmtree(folder / "clips", ignore_errors=True)
         if before.get("format") != plan["format"]:
             shutil.rmtree(folder / TRACKS, ignore_errors=True)
-        for name in (REFERENCE, SCENE, ASSETS):
+        for name in (REFERENCE, SCENE, ASSETS, APART):
             (folder / name).unlink(missing_ok=True)
     write_json(folder / PLAN, plan)
 
@@ -207,10 +207,12 @@ def enough_room(folder: Path, *, frames: int, size: tuple[int, int]) -> None:
 
 
 def finish(folder: Path, index: dict[str, Any]) -> None:
-    """Say that the folder is whole: the index names every file with its size. Tracks of videos that are not in it go."""
+    """Say that the folder is whole: the index names every file with its size. Tracks of videos that are not in it go, and what was only
+    needed on the way."""
     for track in (folder / TRACKS).iterdir():
         if track.stem not in {video["sha256"] for video in index["videos"]}:
             track.unlink()
+    (folder / APART).unlink(missing_ok=True)
     files = {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob("*")) if f.is_file() and f.name != INDEX}
     write_json(folder / INDEX, {**index, "files": files})
 

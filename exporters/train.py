@@ -74,7 +74,8 @@ def train(
     settings = settings or Settings()
     known = _known(settings, data, start, teacher)
     learner = Learner(settings, data.size, start=start, teacher=teacher, device=device)
-    batches = Batches(data, seed=settings.seed, channels=learner.networks.preset.channels, patterns=settings.patterns, chances=settings.chances)
+    made = learner.networks.preset
+    batches = Batches(data, seed=settings.seed, channels=made.channels, depth=made.depth, patterns=settings.patterns, chances=settings.chances)
     done = runs.Progress()
     if (state := runs.load(out, settings=known)) is not None:
         done = runs.Progress(int(state.pop("updates")), float(state.pop("seconds")))

@@ -163,7 +163,7 @@ def test_the_training_part_teaches_the_puppet_and_both_stages_are_told(made: Dat
         real, np.tile(clip.face[0], (count, 1, 1)), [motion] * count, [still_motion()] * count, list(range(20)), list(range(40, count))
     )
     plain = Coarse(made.portrait, clip.face[0], still_motion())
-    assets = stages.learnt(tmp_path / "assets.npz", made.portrait, part, plain, lambda what, done, total: None)
+    assets = stages.learnt(tmp_path / "assets.npz", made.portrait, part, plain, lambda what, done, total: None).assets
     assert shown == list(range(20)), "the training part alone"
     assert assets is not None
     taught = plain.with_assets(assets)
@@ -185,7 +185,7 @@ def test_a_clip_that_teaches_nothing_leaves_the_puppet_as_it_is(made: Dataset, t
     monkeypatch.setattr(plates, "learn", lambda portrait, lesson, progress: None)
     plain = cast(Any, _Blank(made.portrait))
     part = stages.Part(made.clips[0].frames, made.clips[0].face, [still_motion()] * 20, [still_motion()] * 20, list(range(15)), [16, 17])
-    assert stages.learnt(tmp_path / "assets.npz", made.portrait, part, plain, lambda what, done, total: None) is None
+    assert stages.learnt(tmp_path / "assets.npz", made.portrait, part, plain, lambda what, done, total: None).assets is None
     assert stages.read(tmp_path / "assets.npz") is None, "and it is not learnt again"
     told = stages.figures([part], plain, plain)
     assert list(told) == ["puppet"]
@@ -339,7 +339,7 @@ def test_killed_at_any_file_it_goes_on_to_the_same_end(made: Dataset, videos: Pa
     monkeypatch.setattr(pairs, "Coarse", _Blank)
     taught = plates.unmoved(np.full((*SIZE, 3), 40, np.uint8))
     monkeypatch.setattr(plates, "learn", lambda portrait, lesson, progress: taught)
-    monkeypatch.setattr(looks, "learn", lambda assets, study, progress: assets)
+    monkeypatch.setattr(looks, "learn", lambda assets, study, progress: looks.Learnt(assets, []))
     folder = tmp_path / "set"
     folder.mkdir()
     shutil.copy(made.folder / "plan.json", folder)

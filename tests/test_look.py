@@ -65,7 +65,7 @@ def bare() -> PuppetAssets:
 
 @pytest.fixture(scope="module")
 def taught(bare: PuppetAssets) -> PuppetAssets:
-    return looks.learn(bare, study(real))
+    return looks.learn(bare, study(real)).assets
 
 
 def test_what_changes_with_the_motion_is_learnt_and_moves_along(taught: PuppetAssets) -> None:
@@ -79,6 +79,20 @@ def test_what_changes_with_the_motion_is_learnt_and_moves_along(taught: PuppetAs
     assert np.mean(after) < 0.35 * np.mean(before)
 
 
+def test_a_part_s_own_look_is_learnt_from_the_others_alone(bare: PuppetAssets) -> None:
+    """What a network that learns over the puppet sees of a part must not know the part."""
+    first, last = FRAMES // looks.BLOCKS + looks.APART, 2 * FRAMES // looks.BLOCKS - looks.APART
+
+    def other(k: int) -> UInt8Array:
+        return np.minimum(real(k), 250) + np.uint8(5) if first <= k < last else real(k)
+
+    found, changed = looks.learn(bare, study(real)), looks.learn(bare, study(other))
+    assert [start for start, _ in found.apart] == [k * FRAMES // looks.BLOCKS for k in range(looks.BLOCKS)]
+    assert not np.array_equal(found.assets.look, changed.assets.look)
+    same = [np.array_equal(a, b) for (_, a), (_, b) in zip(found.apart, changed.apart, strict=True)]
+    assert same == [False, True, False, False]
+
+
 def test_what_has_nothing_to_do_with_the_motion_is_not(bare: PuppetAssets) -> None:
     noise = np.random.default_rng(3).normal(0, 12, (FRAMES, SIDE, SIDE, 1))
 
@@ -86,7 +100,7 @@ def test_what_has_nothing_to_do_with_the_motion_is_not(bare: PuppetAssets) -> No
         shown: UInt8Array = np.clip(made(k)[0] + noise[k], 0, 255).astype(np.uint8)
         return shown
 
-    assert not len(looks.learn(bare, study(truth)).look)
+    assert not len(looks.learn(bare, study(truth)).assets.look)
 
 
 def test_motions_beyond_the_clip_change_nothing_further(taught: PuppetAssets) -> None:

@@ -30,7 +30,7 @@ from engine.generators.diffusion import presets, stream  # noqa: E402
 from engine.generators.diffusion.autoencoder import to_unit  # noqa: E402
 from engine.generators.diffusion.sampler import levels  # noqa: E402
 from exporters import objectives, runs  # noqa: E402
-from exporters.batches import Batches, Chances  # noqa: E402
+from exporters.batches import Batches, Chances, Pattern  # noqa: E402
 from exporters.dataset import Clip, Dataset  # noqa: E402
 from exporters.judge import Run, figures, generate, held_out  # noqa: E402
 from exporters.losses import Critic, Weights, pictures, psnr, regions, sharpness, weigh  # noqa: E402
@@ -38,7 +38,7 @@ from exporters.train import Budget, Recipe, Report, Settings, train  # noqa: E40
 
 SIZE = presets.TINY.size
 FRAMES, TAUGHT = 60, 44
-QUICK = Settings(preset="tiny", patterns=((3, 1), (1, 8)), rate=3e-3, average=0.9)
+QUICK = Settings(preset="tiny", patterns=(Pattern(3, 1, halved=True), Pattern(1, 8)), rate=3e-3, average=0.9)
 
 
 def waves(time: float, off: float) -> UInt8Array:
@@ -222,7 +222,7 @@ def test_batches_depend_on_seed_and_number_alone(data: Dataset) -> None:
 
 
 def test_held_out_frames_are_never_taught(data: Dataset) -> None:
-    batches = Batches(data, seed=0, patterns=((4, 1),), chances=Chances(0, 0))
+    batches = Batches(data, seed=0, patterns=(Pattern(4, 1),), chances=Chances(0, 0))
     secret = {frame.tobytes() for frame in np.asarray(data.clips[0].frames[TAUGHT:])}
     for step in range(40):
         shown = ((batches.at(step).truth.permute(0, 2, 3, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
@@ -230,9 +230,9 @@ def test_held_out_frames_are_never_taught(data: Dataset) -> None:
 
 
 def test_voice_and_camera_are_taken_away_sometimes(data: Dataset) -> None:
-    deaf = Batches(data, seed=0, patterns=((1, 2),), chances=Chances(speech=1.0, coarse=0.0)).at(0)
+    deaf = Batches(data, seed=0, patterns=(Pattern(1, 2),), chances=Chances(speech=1.0, coarse=0.0)).at(0)
     assert float(deaf.speech.max()) == -10.0
-    still = Batches(data, seed=0, patterns=((1, 2),), chances=Chances(speech=0.0, coarse=1.0)).at(3)
+    still = Batches(data, seed=0, patterns=(Pattern(1, 2),), chances=Chances(speech=0.0, coarse=1.0)).at(3)
     assert torch.equal(still.coarse[0], still.coarse[1])
     assert not torch.equal(still.truth[0], still.truth[1])
 

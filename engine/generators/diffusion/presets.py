@@ -85,6 +85,11 @@ class Preset:
         return 6 if self.guide else 3
 
     @property
+    def depth(self) -> int:
+        """px that a cell of the lowest level covers along each side."""
+        return self.patch << (len(self.unet.channels) - 1)
+
+    @property
     def gain(self) -> float:
         """What the autoencoder's latents are multiplied by; a tiny one's are scaled already."""
         return 1.0 if self.latent == "tiny" else self.scale
@@ -185,10 +190,9 @@ def preset(name: str) -> Preset:
 def check(made: Preset) -> None:
     """Raise AvatarError where the fields of a preset contradict each other."""
     unet, (height, width) = made.unet, made.size
-    depth = made.patch * 2 ** (len(unet.channels) - 1)
     rules = (
         (len(unet.attention) == len(unet.motion) == len(unet.channels), "attention and motion need one entry a level"),
-        (height % depth == 0 and width % depth == 0, f"its size must be a multiple of {depth}"),
+        (height % made.depth == 0 and width % made.depth == 0, f"its size must be a multiple of {made.depth}"),
         (all(c % unet.groups == 0 and c % unet.heads == 0 for c in unet.channels), "groups and heads must divide every level's channels"),
         (0 <= made.sinks < made.window - 1, "it needs fewer pinned frames than its window has"),
         (1 <= made.chunk <= made.ring, "a chunk must fit into the window"),
