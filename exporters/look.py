@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from engine.generators.puppet.assets import PuppetAssets
 from engine.generators.puppet.look import HIGH, LOW, MIDDLE, SCALE, TERMS, VALUES, apply, terms, values
+from engine.generators.puppet.raster import OUTSIDE
 from engine.types import FloatArray, Motion, UInt8Array
 from exporters.regions import Likeness, likeness
 
@@ -132,12 +133,14 @@ def _add(sums: _Sums, term: FloatArray, lacking: FloatArray, sign: float = 1.0) 
 
 
 def _laid(lacking: FloatArray, at: FloatArray) -> FloatArray:
-    """What a frame [H, W, 3] lacks, on the portrait's own pixels; 0 where it shows none of them."""
+    """What the person in a frame [H, W, 3] lacks, on the portrait's own pixels; 0 where it shows none of them."""
     height, width = lacking.shape[:2]
-    x, y = (np.clip(np.rint(at[..., k]), 0, top - 1).astype(np.int64) for k, top in enumerate((width, height)))
-    index = (y * width + x).ravel()
+    person = at[..., 0] != np.float32(OUTSIDE)
+    lacking, at = lacking[person], at[person]
+    x, y = (np.clip(np.rint(at[:, k]), 0, top - 1).astype(np.int64) for k, top in enumerate((width, height)))
+    index = y * width + x
     count = np.bincount(index, minlength=height * width).reshape(height, width).astype(np.float32)
-    total = np.stack([np.bincount(index, lacking[..., c].ravel(), height * width) for c in range(3)], 1).reshape(lacking.shape).astype(np.float32)
+    total = np.stack([np.bincount(index, lacking[:, c], height * width) for c in range(3)], 1).reshape(height, width, 3).astype(np.float32)
     count, total = cv2.GaussianBlur(count, (0, 0), NEAR), cv2.GaussianBlur(total, (0, 0), NEAR)
     laid: FloatArray = np.where(count[..., None] > SURE, total / np.maximum(count, SURE)[..., None], 0.0).astype(np.float32)
     return laid

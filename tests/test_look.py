@@ -19,6 +19,7 @@ from engine.generators.diffusion.trust import row as trusted_row
 from engine.generators.puppet import look
 from engine.generators.puppet.assets import PuppetAssets, pack, unpack
 from engine.generators.puppet.generator import Puppet
+from engine.generators.puppet.raster import OUTSIDE
 from engine.persona import demo_portrait, load_persona, make_persona
 from engine.types import AvatarError, FloatArray, Motion, Signal, UInt8Array, still_motion
 from exporters import look as looks
@@ -107,6 +108,29 @@ def test_motions_beyond_the_clip_change_nothing_further(taught: PuppetAssets) ->
     basis = taught.look.astype(np.float32)
     wide, wider = (replace(still_motion(), mouth=np.array([gap, 0, 0, 0], np.float32)) for gap in (0.8, 3.0))
     assert np.array_equal(look.change(basis, taught.look_range, wide), look.change(basis, taught.look_range, wider))
+
+
+def test_what_stands_behind_is_never_changed(bare: PuppetAssets) -> None:
+    """Else a head that moves elsewhere leaves a ghost where the clip's head was."""
+    behind = np.zeros((SIDE, SIDE), bool)
+    behind[:, :12] = True
+
+    def seen(k: int) -> tuple[UInt8Array, FloatArray]:
+        picture, at = made(k)
+        at[behind] = OUTSIDE
+        return picture, at
+
+    def flickering(k: int) -> UInt8Array:
+        shown = real(k)
+        shown[behind] = np.clip(90 + 300 * acted(k).mouth[0], 0, 255)
+        return shown
+
+    taught = looks.learn(bare, replace(study(flickering), made=seen)).assets
+    picture, at = seen(FRAMES + 3)
+    before = picture.copy()
+    look.apply(picture, look.change(taught.look.astype(np.float32), taught.look_range, acted(FRAMES + 3)), at)
+    assert np.array_equal(picture[behind], before[behind])
+    assert not np.array_equal(picture[~behind], before[~behind])
 
 
 def test_what_is_no_number_counts_as_nothing() -> None:

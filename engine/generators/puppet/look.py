@@ -18,6 +18,9 @@ TERMS = 1 + VALUES + len(PRODUCTS)
 MIDDLE, SCALE, LOW, HIGH = range(4)
 """Rows of the range: a value's mean and spread in the clip, and its least and most in spreads, beyond which nothing changes further."""
 
+TOGETHER = 1.4
+"""Times as far as in the clip's usual motion that all values together go: each may be known while their sum is not."""
+
 
 def values(motion: Motion) -> FloatArray:
     """[VALUES] of a motion; what is no number counts as 0."""
@@ -28,6 +31,8 @@ def values(motion: Motion) -> FloatArray:
 def terms(of: FloatArray, ranges: FloatArray) -> FloatArray:
     """values [VALUES], ranges [4, VALUES] -> [TERMS]."""
     z = np.clip((of - ranges[MIDDLE]) / ranges[SCALE], ranges[LOW], ranges[HIGH])
+    farthest = TOGETHER * np.sqrt(np.count_nonzero(ranges[HIGH] > ranges[LOW]))
+    z *= min(1.0, farthest / max(float(np.linalg.norm(z)), 1e-6))
     found: FloatArray = np.concatenate([[1.0], z, [z[a] * z[b] for a, b in PRODUCTS]]).astype(np.float32)
     return found
 
@@ -39,7 +44,10 @@ def change(look: FloatArray, ranges: FloatArray, motion: Motion) -> FloatArray:
 
 
 def origins(sampling: FloatArray, alpha: UInt8Array, pad: float) -> FloatArray:
-    """[H, W, 2] px of the portrait that a frame's pixels come from, `raster.blend`'s arguments; what is not the person stays where it is."""
+    """[H, W, 2] px of the portrait that a frame's pixels come from, `raster.blend`'s arguments; OUTSIDE where the person is not.
+
+    What stands behind never changes its looks: corrections of a hair's rim that were laid on it would stay there as ghosts of the head.
+    """
     out = np.empty(sampling.shape, np.float32)
     _origins(sampling, alpha, pad, out)
     return out
@@ -50,16 +58,17 @@ def _origins(sampling: FloatArray, alpha: UInt8Array, pad: float, out: FloatArra
     for y in range(alpha.shape[0]):
         for x in range(alpha.shape[1]):
             if alpha[y, x] > 0 and sampling[y, x, 0] != np.float32(OUTSIDE):
-                out[y, x, 0], out[y, x, 1] = sampling[y, x, 0] - np.float32(pad), sampling[y, x, 1] - np.float32(pad)
+                out[y, x, 0] = min(max(sampling[y, x, 0] - np.float32(pad), np.float32(0)), np.float32(alpha.shape[1] - 1))
+                out[y, x, 1] = min(max(sampling[y, x, 1] - np.float32(pad), np.float32(0)), np.float32(alpha.shape[0] - 1))
             else:
-                out[y, x, 0], out[y, x, 1] = np.float32(x), np.float32(y)
+                out[y, x, 0], out[y, x, 1] = np.float32(OUTSIDE), np.float32(OUTSIDE)
 
 
 def apply(rgb: UInt8Array, changed: FloatArray, at: FloatArray) -> None:
     """Change a frame [H, W, 3] in place by what the portrait's pixels change by [h, w, 3] of any size, fetched from `origins` [H, W, 2]."""
     if changed.shape != rgb.shape:
         changed = cv2.resize(changed, (rgb.shape[1], rgb.shape[0]), interpolation=cv2.INTER_LINEAR)
-    moved = cv2.remap(changed, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    moved = cv2.remap(changed, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
     _add(rgb, moved)
 
 
