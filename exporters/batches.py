@@ -96,7 +96,7 @@ class Batches:
         *,
         seed: int,
         channels: int = 3,
-        depth: int = 1,
+        depth: int,
         patterns: Sequence[Pattern] = PATTERNS,
         chances: Chances | None = None,
     ) -> None:
@@ -134,7 +134,8 @@ class Batches:
         return coarse if self.channels == coarse.shape[3] else np.concatenate([coarse, clip.guide[start:stop]], 3)
 
     def _halved(self, batch: Batch, faces: list[FloatArray], rng: np.random.Generator) -> Batch:
-        """The same part of all frames of a row; its corner lies on the coarsest cells, so that it is seen as it is in the whole picture."""
+        """The same part of all frames of a row; its corner lies on the coarsest cells, so that cells and noise are the whole picture's; what
+        normalisation and edges see is not."""
         size, corners = np.array(self.data.size), list[tuple[int, int]]()
         half = size // 2
         for face in faces:

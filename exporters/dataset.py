@@ -40,7 +40,7 @@ class Clip:
 
     name: str
     frames: UInt8Array  # [N, H, W, 3] real pictures, the crop, RGB; mapped from the disk
-    coarse: UInt8Array  # [N, H, W, 3] what the puppet makes of each frame's motion, never having seen the frame; mapped from the disk
+    coarse: UInt8Array  # [N, H, W, 3] what the puppet makes of each frame's motion, with a look learnt elsewhere; mapped from the disk
     guide: UInt8Array  # [N, H, W, 3] what it is made of (`puppet.guide`); mapped from the disk
     points: FloatArray  # [N, 478, 2] px of the puppet's face
     speech: FloatArray  # [N, 16, 80] log-mel as a live session has it; -10 where there is no sound

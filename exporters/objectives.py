@@ -79,7 +79,7 @@ def encode(networks: Networks, batch: Batch) -> Tensor:
     return clean
 
 
-def start(made: Preset, batch: Batch) -> Tensor:
+def first_noise(made: Preset, batch: Batch) -> Tensor:
     """The noise that every frame of a stream starts from, where the batch's pictures lie [N, C, h, w]."""
     noise, patch = noise_of(made)[0], made.patch
     if not batch.corners:
@@ -91,7 +91,7 @@ def start(made: Preset, batch: Batch) -> Tensor:
 def rollout(networks: Networks, at: Levels, view: Scene, *, exit: int) -> Tensor:
     """The student's own steps up to number `exit`, which alone carries gradients -> clean latents [N, C, h, w]."""
     count = len(view.batch.truth)
-    noise = start(networks.preset, view.batch).to(view.hint)
+    noise = first_noise(networks.preset, view.batch).to(view.hint)
     x = noise
     for s in range(exit):
         with torch.no_grad():
@@ -240,9 +240,9 @@ __all__ = [
     "Scene",
     "answer",
     "encode",
+    "first_noise",
     "matching_gradient",
     "rollout",
     "scene",
     "seeded",
-    "start",
 ]

@@ -79,7 +79,8 @@ def _with_looks(
 
 
 def unlearnt(taught: Coarse, part: Part, apart: Sequence[tuple[int, npt.NDArray[np.float16]]]) -> Callable[[int], Coarse]:
-    """Which puppet shows each frame of the clip that was learnt from: for frames to train on, one that has not learnt from their own part."""
+    """Which puppet shows each frame of the clip that was learnt from: for frames to train on, one whose look was not learnt
+    from their own part."""
     if taught.assets is None or not apart:
         return lambda frame: taught
     made = [taught.with_assets(replace(taught.assets, look=one)) for _, one in apart]

@@ -25,6 +25,8 @@ TRACKS, REFERENCE, SCENE, ASSETS, APART = "tracks", "reference.npz", "scene.png"
 """See `exporters.dataset`."""
 SUFFIXES = (".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi", ".mts", ".ts", ".mpg", ".mpeg")
 """Of the files in a folder that are taken for clips."""
+LOOKS = 5 * 32 * 2
+"""Pictures' worth of what is learnt: the look and four for its parts, each of 32 terms in two bytes."""
 ASIDE = ".part"
 SPARE = 64 * 2**20
 """Bytes of disk left over."""
@@ -197,7 +199,7 @@ def frames_file(path: Path, shape: tuple[int, ...]) -> Iterator[Callable[[UInt8A
 def enough_room(folder: Path, *, frames: int, size: tuple[int, int]) -> None:
     """Raise AvatarError where the disk cannot hold the pictures."""
     have = sum(f.stat().st_size for f in folder.rglob("*.npy"))
-    need = 3 * frames * size[0] * size[1] * 3 + SPARE - have
+    need = (3 * frames + LOOKS) * size[0] * size[1] * 3 + SPARE - have
     free = shutil.disk_usage(folder).free
     if free < need:
         raise AvatarError(f"The data set needs {need / 2**20:.0f} MB in {folder} and there are {free / 2**20:.0f}; free some space and start again.")
@@ -212,9 +214,9 @@ def finish(folder: Path, index: dict[str, Any]) -> None:
     for track in (folder / TRACKS).iterdir():
         if track.stem not in {video["sha256"] for video in index["videos"]}:
             track.unlink()
-    (folder / APART).unlink(missing_ok=True)
-    files = {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob("*")) if f.is_file() and f.name != INDEX}
-    write_json(folder / INDEX, {**index, "files": files})
+    named = (f for f in sorted(folder.rglob("*")) if f.is_file() and f.name not in (INDEX, APART))
+    write_json(folder / INDEX, {**index, "files": {str(f.relative_to(folder)): f.stat().st_size for f in named}})
+    (folder / APART).unlink(missing_ok=True)  # last: a set that is not whole yet still needs it
 
 
 def read_index(folder: Path, *, version: int) -> dict[str, Any]:

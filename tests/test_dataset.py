@@ -21,6 +21,7 @@ from engine.drivers.speech import LOG_FLOOR
 from engine.drivers.tracker import FaceTracker
 from engine.generators.puppet.assets import PuppetAssets
 from engine.generators.puppet.generator import Puppet
+from engine.generators.puppet.look import TERMS
 from engine.types import AvatarError, Signal, UInt8Array, VideoFrame, still_motion
 from exporters import look as looks
 from exporters import pairs, plates, stages, storage
@@ -179,6 +180,39 @@ def test_the_training_part_teaches_the_puppet_and_both_stages_are_told(made: Dat
     assert list(told) == list(stages.STAGES)
     assert told["assets"] == told["plate"] != told["puppet"]
     assert "held-out frames" in stages.in_words(told)
+
+
+def test_frames_to_train_on_are_shown_with_a_look_learnt_elsewhere(made: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip, count = made.clips[0], len(made.clips[0].kept)
+    a, b = (np.full((TERMS, *SIZE, 3), value, np.float16) for value in (1, 2))
+    monkeypatch.setattr(plates, "learn", lambda portrait, lesson, progress: plates.unmoved(np.zeros((*SIZE, 3), np.uint8)))
+    monkeypatch.setattr(looks, "learn", lambda assets, study, progress: looks.Learnt(replace(assets, look=a + b), [(0, a), (6, b)]))
+    train = list(range(7, 30))
+    acted = [None if k in (7, 10) else still_motion() for k in range(count)]  # the study begins at frame 8 and lacks frame 10
+    part = stages.Part(clip.frames, np.tile(clip.face[0], (count, 1, 1)), acted, acted, train, list(range(32, count)))
+    plain = Coarse(made.portrait, clip.face[0], still_motion())
+    for _ in range(2):  # learnt, then read
+        found = stages.learnt(tmp_path / "assets.npz", made.portrait, part, plain, lambda what, done, total: None)
+        assert found.assets is not None
+        assert [start for start, _ in found.apart] == [8, 15]
+        taught = plain.with_assets(found.assets)
+        by = stages.unlearnt(taught, part, found.apart)
+        shown = {k: by(k).assets for k in (7, 8, 14, 15, 29)}
+        assert [float(one.look[0, 0, 0, 0]) for one in shown.values() if one is not None] == [1, 1, 1, 2, 2]
+        assert by(3) is by(31) is by(40) is taught
+
+
+def test_a_set_that_is_not_whole_keeps_what_it_still_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / storage.TRACKS).mkdir()
+    (tmp_path / storage.APART).write_bytes(b"needed")
+    with monkeypatch.context() as broken:
+        broken.setattr(storage, "write_json", lambda path, held: (_ for _ in ()).throw(AvatarError("the disk is full")))
+        with pytest.raises(AvatarError, match="disk is full"):
+            storage.finish(tmp_path, {"videos": []})
+    assert (tmp_path / storage.APART).exists()
+    storage.finish(tmp_path, {"videos": []})
+    assert not (tmp_path / storage.APART).exists()
+    assert json.loads((tmp_path / storage.INDEX).read_text())["files"] == {}
 
 
 def test_a_clip_that_teaches_nothing_leaves_the_puppet_as_it_is(made: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,6 +133,27 @@ def test_what_stands_behind_is_never_changed(bare: PuppetAssets) -> None:
     assert not np.array_equal(picture[~behind], before[~behind])
 
 
+def test_all_values_together_go_no_further_than_they_do_in_a_clip() -> None:
+    ranges = np.stack([np.zeros(look.VALUES), np.ones(look.VALUES), np.full(look.VALUES, -2.0), np.full(look.VALUES, 2.0)]).astype(np.float32)
+    far = look.terms(np.full(look.VALUES, 5.0, np.float32), ranges)[1 : 1 + look.VALUES]
+    assert np.linalg.norm(far) == pytest.approx(look.TOGETHER * np.sqrt(look.VALUES), rel=1e-5)
+    assert np.ptp(far) == 0, "in the direction they had"
+    near = np.linspace(-1, 1, look.VALUES).astype(np.float32)
+    assert np.array_equal(look.terms(near, ranges)[1 : 1 + look.VALUES], near)
+
+
+def test_a_frame_s_pixels_come_from_the_portrait_or_from_nowhere() -> None:
+    sampling = np.full((4, 6, 2), 2.0, np.float32)
+    sampling[0, 0], sampling[3, 5] = 0.0, 99.0
+    alpha = np.full((4, 6), 255, np.uint8)
+    alpha[2] = 0
+    at = look.origins(sampling, alpha, 1.0)
+    assert (at[2] == OUTSIDE).all()
+    assert at[0, 0].tolist() == [0, 0]
+    assert at[3, 5].tolist() == [5, 3]
+    assert at[1, 1].tolist() == [1, 1]
+
+
 def test_what_is_no_number_counts_as_nothing() -> None:
     broken = replace(still_motion(), mouth=np.array([np.nan, 0.1, np.inf, 0], np.float32))
     assert np.isfinite(look.values(broken)).all()

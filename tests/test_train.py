@@ -85,7 +85,7 @@ def test_a_student_learns_what_the_puppet_lacks_and_its_weights_serve(data: Data
     """With a residual, as `compact` has it, a run begins at the puppet's picture and ends above it, on frames it has not seen."""
     residual = replace(presets.TINY, residual=True, noise=presets.COMPACT.noise, scale=presets.COMPACT.scale)
     monkeypatch.setitem(presets.PRESETS, "tiny", residual)
-    held = held_out(Batches(data, seed=0), Trust.of(data.clips[0].motion))
+    held = held_out(Batches(data, seed=0, depth=8), Trust.of(data.clips[0].motion))
     puppet = figures([run.batch.coarse.numpy() for run in held], held)
     begun = figures([generate(weights_of.build(residual), run, 2) for run in held], held)
     assert begun.crop_db == pytest.approx(puppet.crop_db, abs=0.1)
@@ -96,7 +96,7 @@ def test_a_student_learns_what_the_puppet_lacks_and_its_weights_serve(data: Data
 
 
 def test_the_rollout_is_what_a_live_stream_does(data: Dataset) -> None:
-    made, batch = networks(), Batches(data, seed=0).take(0, 0, 9)
+    made, batch = networks(), Batches(data, seed=0, depth=8).take(0, 0, 9)
     seen = Run(batch, data.clips[0].points[:9], np.ones((9, 3), np.float32), np.ones((9, *SIZE), np.float32))
     at = levels(made.preset.noise, 2)
     recipe = stream.Recipe(made, at, False, torch.float32, torch.device("cpu"))
@@ -112,7 +112,7 @@ def test_the_rollout_is_what_a_live_stream_does(data: Dataset) -> None:
 
 
 def test_only_the_exit_step_carries_gradients(data: Dataset) -> None:
-    made, batch = networks().requires_grad_(True), Batches(data, seed=0).take(0, 0, 3)
+    made, batch = networks().requires_grad_(True), Batches(data, seed=0, depth=8).take(0, 0, 3)
     told: list[tuple[float, bool]] = []
     made.denoiser.conv_out.register_forward_hook(lambda _, given, out: told.append((0.0, bool(out.requires_grad))))
     at = levels(made.preset.noise, 4)
@@ -195,7 +195,7 @@ def test_figures_know_blur_from_sharpness() -> None:
 
 
 def test_the_critic_learns_to_tell(data: Dataset) -> None:
-    batch = Batches(data, seed=0, chances=Chances(0, 0)).take(0, 0, 8)
+    batch = Batches(data, seed=0, depth=8, chances=Chances(0, 0)).take(0, 0, 8)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         critic = Critic(8)
@@ -215,14 +215,33 @@ def test_the_critic_learns_to_tell(data: Dataset) -> None:
 
 
 def test_batches_depend_on_seed_and_number_alone(data: Dataset) -> None:
-    first, again, other = (Batches(data, seed=seed).at(7) for seed in (1, 1, 2))
+    first, again, other = (Batches(data, seed=seed, depth=8).at(7) for seed in (1, 1, 2))
     assert torch.equal(first.truth, again.truth)
     assert torch.equal(first.speech, again.speech)
     assert not torch.equal(first.truth, other.truth)
 
 
+def test_half_a_picture_is_the_same_half_of_everything(data: Dataset) -> None:
+    made = presets.TINY
+    chosen = Chances(0, 0)
+    whole = Batches(data, seed=0, depth=made.depth, patterns=(Pattern(6, 2),), chances=chosen).at(3)
+    part = Batches(data, seed=0, depth=made.depth, patterns=(Pattern(6, 2, halved=True),), chances=chosen).at(3)
+    assert part.truth.shape[2:] == (made.size[0] // 2, made.size[1] // 2)
+    assert len(set(part.corners)) > 1
+    noise, (h, w) = objectives.first_noise(made, whole), (made.latent_size[0] // 2, made.latent_size[1] // 2)
+    for k, (y, x) in enumerate(part.corners):
+        assert y % made.depth == x % made.depth == 0
+        assert part.corners[k] == part.corners[k - k % 2], "all frames of a row alike"
+        rows, columns = slice(y, y + made.size[0] // 2), slice(x, x + made.size[1] // 2)
+        assert torch.equal(part.truth[k], whole.truth[k, :, rows, columns])
+        assert torch.equal(part.coarse[k], whole.coarse[k, rows, columns])
+        assert torch.equal(part.areas[k], whole.areas[k, :, rows, columns])
+        y, x = y // made.patch, x // made.patch
+        assert torch.equal(objectives.first_noise(made, part)[k], noise[k, :, y : y + h, x : x + w])
+
+
 def test_held_out_frames_are_never_taught(data: Dataset) -> None:
-    batches = Batches(data, seed=0, patterns=(Pattern(4, 1),), chances=Chances(0, 0))
+    batches = Batches(data, seed=0, depth=8, patterns=(Pattern(4, 1),), chances=Chances(0, 0))
     secret = {frame.tobytes() for frame in np.asarray(data.clips[0].frames[TAUGHT:])}
     for step in range(40):
         shown = ((batches.at(step).truth.permute(0, 2, 3, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
@@ -230,9 +249,9 @@ def test_held_out_frames_are_never_taught(data: Dataset) -> None:
 
 
 def test_voice_and_camera_are_taken_away_sometimes(data: Dataset) -> None:
-    deaf = Batches(data, seed=0, patterns=(Pattern(1, 2),), chances=Chances(speech=1.0, coarse=0.0)).at(0)
+    deaf = Batches(data, seed=0, depth=8, patterns=(Pattern(1, 2),), chances=Chances(speech=1.0, coarse=0.0)).at(0)
     assert float(deaf.speech.max()) == -10.0
-    still = Batches(data, seed=0, patterns=(Pattern(1, 2),), chances=Chances(speech=0.0, coarse=1.0)).at(3)
+    still = Batches(data, seed=0, depth=8, patterns=(Pattern(1, 2),), chances=Chances(speech=0.0, coarse=1.0)).at(3)
     assert torch.equal(still.coarse[0], still.coarse[1])
     assert not torch.equal(still.truth[0], still.truth[1])
 
