@@ -36,6 +36,8 @@ REACH = 2.5
 LEEWAY = 0.3
 """dB that mouth and eyes may be less like in one part."""
 
+Apart = list[tuple[int, npt.NDArray[np.float16]]]
+"""Number of a part's first frame, and its look [TERMS, H, W, 3]."""
 Frame = Callable[[int], tuple[UInt8Array, FloatArray]]
 """Number of a frame -> (what the puppet makes of it [H, W, 3], which is the caller's; where its pixels come from, `look.origins`)."""
 
@@ -55,10 +57,9 @@ class Learnt:
     """What a clip taught."""
 
     assets: PuppetAssets
-    apart: list[tuple[int, npt.NDArray[np.float16]]]
-    """Of every part of the clip, in order: the number of its first frame, and the look as the others teach it [TERMS, H, W, 3]. A network that
-    learns over the puppet must see the part as the puppet shows what it has not learnt from; of what it has, it makes smaller errors than it
-    ever does live. Empty where no look helps."""
+    apart: Apart
+    """Of every part of the clip, in order, with the look as the others teach it. A network that learns over the puppet must see the part as
+    the puppet shows what it has not learnt from; of what it has, it makes smaller errors than it ever does live. Empty where no look helps."""
 
 
 @dataclass(slots=True)
@@ -205,4 +206,4 @@ def _gain(after: Sequence[Likeness], before: Sequence[Likeness]) -> float:
     return float(np.mean(features) + np.mean(crops))
 
 
-__all__ = ["Frame", "Learnt", "Study", "learn"]
+__all__ = ["Apart", "Frame", "Learnt", "Study", "learn"]

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from engine.generators.puppet.assets import PuppetAssets, pack, unpack
 from engine.types import AvatarError, FloatArray, Motion, UInt8Array
@@ -44,7 +43,7 @@ class Taught:
     """What a data set's training part taught."""
 
     assets: PuppetAssets | None  # None: nothing helps
-    apart: list[tuple[int, npt.NDArray[np.float16]]]  # first frame of the clip that the portrait is of, look: `look.Learnt`
+    apart: looks.Apart  # first frame of the clip that the portrait is of, look: `look.Learnt`
 
 
 def learnt(path: Path, portrait: UInt8Array, part: Part, plain: Coarse, tell: Callable[[str, int, int], None]) -> Taught:
@@ -54,7 +53,7 @@ def learnt(path: Path, portrait: UInt8Array, part: Part, plain: Coarse, tell: Ca
     """
     beside = path.with_name(storage.APART)
     if not path.exists():
-        frames, made, apart = part.train, None, list[tuple[int, npt.NDArray[np.float16]]]()
+        frames, made, apart = part.train, None, looks.Apart()
         if sum(part.motions[k] is not None for k in frames) >= plates.FEWEST:
             pictures, motions = [part.real[k] for k in frames], [part.motions[k] for k in frames]
             lesson = plates.Lesson(pictures, motions, part.faces[frames], lambda k: plain.frame(part.laid[frames[k]]))
@@ -68,9 +67,7 @@ def learnt(path: Path, portrait: UInt8Array, part: Part, plain: Coarse, tell: Ca
     return Taught(read(path), [(int(start), one) for start, one in zip(held["starts"], held["looks"], strict=True)])
 
 
-def _with_looks(
-    assets: PuppetAssets, part: Part, taught: Coarse, tell: Callable[[str, int, int], None]
-) -> tuple[PuppetAssets, list[tuple[int, npt.NDArray[np.float16]]]]:
+def _with_looks(assets: PuppetAssets, part: Part, taught: Coarse, tell: Callable[[str, int, int], None]) -> tuple[PuppetAssets, looks.Apart]:
     acted = [(k, motion) for k in part.train if (motion := part.motions[k]) is not None]
     frames = [k for k, _ in acted]
     study = looks.Study([motion for _, motion in acted], [part.real[k] for k in frames], part.faces[frames], lambda i: taught.seen(acted[i][1]))
@@ -78,7 +75,7 @@ def _with_looks(
     return found.assets, [(frames[start], one) for start, one in found.apart]
 
 
-def unlearnt(taught: Coarse, part: Part, apart: Sequence[tuple[int, npt.NDArray[np.float16]]]) -> Callable[[int], Coarse]:
+def unlearnt(taught: Coarse, part: Part, apart: looks.Apart) -> Callable[[int], Coarse]:
     """Which puppet shows each frame of the clip that was learnt from: for frames to train on, one whose look was not learnt
     from their own part."""
     if taught.assets is None or not apart:

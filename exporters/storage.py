@@ -16,8 +16,10 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from engine.generators.puppet.look import TERMS
 from engine.types import AvatarError, UInt8Array
 from exporters.files import sha256
+from exporters.look import BLOCKS
 
 PLAN, INDEX = "plan.json", "dataset.json"
 GUIDE, POINTS = "guide.npy", "points.npz"
@@ -25,8 +27,8 @@ TRACKS, REFERENCE, SCENE, ASSETS, APART = "tracks", "reference.npz", "scene.png"
 """See `exporters.dataset`."""
 SUFFIXES = (".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi", ".mts", ".ts", ".mpg", ".mpeg")
 """Of the files in a folder that are taken for clips."""
-LOOKS = 5 * 32 * 2
-"""Pictures' worth of what is learnt: the look and four for its parts, each of 32 terms in two bytes."""
+LOOKS = (1 + BLOCKS) * TERMS * np.dtype(np.float16).itemsize
+"""Pictures' worth of what is learnt: the look, and one for each part of the clip."""
 ASIDE = ".part"
 SPARE = 64 * 2**20
 """Bytes of disk left over."""
