@@ -39,14 +39,14 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Taught:
+class Findings:
     """What a data set's training part taught."""
 
     assets: PuppetAssets | None  # None: nothing helps
     apart: looks.Apart  # first frame of the clip that the portrait is of, look: `look.Learnt`
 
 
-def learnt(path: Path, portrait: UInt8Array, part: Part, plain: Coarse, tell: Callable[[str, int, int], None]) -> Taught:
+def learnt(path: Path, portrait: UInt8Array, part: Part, plain: Coarse, tell: Callable[[str, int, int], None]) -> Findings:
     """What is kept at `path`, or else is learnt from the training frames of the clip that the portrait is of, and kept.
 
     What lies beside it (APART) is only needed until the set is whole.
@@ -64,7 +64,7 @@ def learnt(path: Path, portrait: UInt8Array, part: Part, plain: Coarse, tell: Ca
         storage.write_arrays(beside, starts=np.array([start for start, _ in apart], np.int64), looks=looks_apart)
         storage.write_arrays(path, learnt=np.array(made is not None), **({} if made is None else pack(made)))
     held = storage.read_arrays(beside)
-    return Taught(read(path), [(int(start), one) for start, one in zip(held["starts"], held["looks"], strict=True)])
+    return Findings(read(path), [(int(start), one) for start, one in zip(held["starts"], held["looks"], strict=True)])
 
 
 def _with_looks(assets: PuppetAssets, part: Part, taught: Coarse, tell: Callable[[str, int, int], None]) -> tuple[PuppetAssets, looks.Apart]:
@@ -120,4 +120,4 @@ def in_words(told: dict[str, dict[str, float]]) -> str:
     return f"The puppet on held-out frames: {', '.join(parts)}."
 
 
-__all__ = ["STAGES", "Likeness", "Part", "Taught", "figures", "in_words", "learnt", "read", "unlearnt"]
+__all__ = ["STAGES", "Findings", "Likeness", "Part", "figures", "in_words", "learnt", "read", "unlearnt"]
