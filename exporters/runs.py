@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ import torch
 from engine.types import AvatarError
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
+SHORT = 24
+"""Letters of a setting's value that a person can take in; hashes and lists are longer."""
 
 
 @dataclass(slots=True)
@@ -51,11 +55,31 @@ def load(folder: Path, *, settings: dict[str, Any]) -> dict[str, Any] | None:
         theirs = dict(state.pop("settings"))
     except Exception as error:  # whatever a broken file raises
         raise AvatarError(f"{path} is damaged; remove it to train from the beginning.") from error
-    other = sorted(key for key in settings.keys() | theirs.keys() if settings.get(key) != theirs.get(key))
-    if other:
-        said = ", ".join(f"{key} {theirs.get(key)} instead of {settings.get(key)}" for key in other)
-        raise AvatarError(f"{folder} holds a run with other settings ({said}); use the same ones to go on, or another --out.")
+    if other := _apart(theirs, settings):
+        same = "give the same options to the same version of this program to go on, or another --out to begin anew"
+        raise AvatarError(f"{folder} holds a run with other settings ({', '.join(other)}); {same}.")
     return state
+
+
+def _apart(theirs: Mapping[str, Any], ours: Mapping[str, Any], within: str = "") -> list[str]:
+    """For a person: every setting that differs, with both values where they are short; of a group of settings those inside it."""
+    told = list[str]()
+    for name in sorted(ours.keys() | theirs.keys()):
+        there, here = (_meant(of.get(name, "")) for of in (theirs, ours))
+        if isinstance(there, dict) and isinstance(here, dict):
+            told += _apart(there, here, f"{within}{name}.")
+        elif there != here:
+            said = [str(value) or "none" for value in (there, here)]
+            told.append(within + name + (f" {said[0]} instead of {said[1]}" if max(map(len, said)) <= SHORT else ""))
+    return told
+
+
+def _meant(value: Any) -> Any:
+    """What a setting's `repr` stands for; what stands for nothing is itself."""
+    try:
+        return ast.literal_eval(value) if isinstance(value, str) else value
+    except (ValueError, SyntaxError):
+        return value
 
 
 class Log:
