@@ -153,11 +153,12 @@ class Guide:
     done: Collection[str] = ()
     seconds: float = 0.0
     sound: bool = True
-    have: dict[str, float] = field(default_factory=dict)  # seconds or times of every task, by key
+    have: dict[str, float] = field(default_factory=dict)  # seconds or times of every task, by key, with those of earlier recordings
     now: dict[str, float] = field(default_factory=dict)  # 0..1 how far each is done at this moment
     dropped: dict[str, float] = field(default_factory=dict)  # s that do not count, by reason
     warning: str | None = None  # key of WARNINGS
     hint: str | None = None  # key of ADVICE
+    _before: dict[str, float] = field(default_factory=dict)  # `have` at the start
     _last: float | None = None
     _doubt: tuple[str | None, int] = (None, 0)  # the newest problem, and how many pictures in a row had it
     _good: float = 0.0  # s of pictures that count
@@ -169,6 +170,7 @@ class Guide:
     def __post_init__(self) -> None:
         self.have = {task.key: task.need if task.key in self.done else 0.0 for task in TASKS}
         self.have["minute"] = max(self.have["minute"], self.seconds)
+        self._before = dict(self.have)
         self.now = dict.fromkeys(KEYS, 0.0)
 
     def see(self, reading: Reading) -> None:
@@ -226,6 +228,17 @@ class Guide:
     def missing(self) -> list[str]:
         """Keys of what has not been shown yet, in the order it is asked for."""
         return [task.key for task in TASKS if self.have[task.key] < task.need]
+
+    def shown(self) -> list[str]:
+        """Keys of what this recording alone has shown, in the order it is asked for."""
+        return [task.key for task in TASKS if self._own(task.key) >= task.need]
+
+    def of_use(self) -> float:
+        """s of this recording that count."""
+        return self._own("minute")
+
+    def _own(self, key: str) -> float:
+        return self.have[key] - self._before[key]
 
     def told(self) -> dict[str, Any]:
         """All of it for a page."""

@@ -44,6 +44,8 @@ STALE_SECONDS = 60.0
 """s after which a half file that nobody holds is what a dead server left."""
 LEAST_SECONDS = 2.0
 """s of a recording that is worth keeping."""
+MINUTE = next(task.need for task in TASKS if task.key == "minute")
+"""s of use that a person's clips have together when they are enough."""
 LATE_SECONDS = 30.0
 """s that the last pieces may come after a recording's longest time, and s that its length may be over it."""
 
@@ -99,6 +101,8 @@ class Recorded:
             except (OSError, ValueError, KeyError, TypeError):
                 continue  # not one of ours
             self.clips, self.seconds, self.done = self.clips + 1, self.seconds + seconds, self.done | (done & set(KEYS))
+        if self.seconds >= MINUTE:
+            self.done.add("minute")
 
 
 class Takes:
@@ -261,9 +265,9 @@ def _manifest(take: Take, video: str, film: Film, source: Path) -> dict[str, Any
         "pictures": film.pictures,
         "size": [film.width, film.height],
         "sound": film.sound,
-        "seconds_of_use": round(guide.have["minute"] - guide.seconds, 2),
+        "seconds_of_use": round(guide.of_use(), 2),
         "dropped": {reason: round(seconds, 2) for reason, seconds in guide.dropped.items()},
-        "shows": [task.key for task in TASKS if guide.have[task.key] >= task.need],
+        "shows": guide.shown(),
         "missing": guide.missing(),
     }
 

@@ -135,6 +135,15 @@ def test_what_an_earlier_recording_showed_is_not_asked_again() -> None:
     assert "right" in made.missing()
 
 
+def test_a_recording_says_what_it_alone_showed() -> None:
+    made = live_through(Guide(done={"left", "jaw"}, seconds=50.0), 11.0, lambda t: {})
+    assert made.shown() == ["rest"]
+    assert made.of_use() == pytest.approx(11.0)
+    again = live_through(Guide(done=set(KEYS), seconds=70.0), 61.0, SHOWN["left"])
+    assert again.shown() == ["left", "minute"], "once more"
+    assert again.of_use() == pytest.approx(61.0)
+
+
 def test_the_figures_are_the_quality_filters() -> None:
     assert list(guides.TURN_MOST) == filters.TURN_MOST.tolist()
     assert (guides.CUT_OFF, guides.SHARP_SHARE, guides.COVERED, guides.RIVAL) == (

@@ -157,6 +157,23 @@ def test_what_was_shown_before_is_remembered(takes: Takes, film: bytes) -> None:
     assert set(takes.start("me", STATEMENT, kind="video/webm", width=640, sound=True).guide.missing()) == set(KEYS), "whole: it begins anew"
 
 
+def test_a_clip_s_manifest_says_what_that_clip_shows(takes: Takes, film: bytes) -> None:
+    """Clips that are taken away again take what they showed with them."""
+
+    def clip(showing: str, seconds: float) -> Path:
+        take = takes.start("me", STATEMENT, kind="video/webm", width=640, sound=True)
+        take.guide.have[showing] += 9.0
+        take.guide.have["minute"] += seconds
+        takes.append(take, 0, film)
+        return Path(takes.finish(take, pieces=1, size=len(film))["path"]).with_suffix(".json")
+
+    clips = [json.loads(clip(*shown).read_text()) for shown in (("left", 25.0), ("jaw", 40.0))]
+    assert [(told["shows"], told["seconds_of_use"]) for told in clips] == [(["left"], 25.0), (["jaw"], 40.0)]
+    known = taking.Recorded(takes.folder / "me")
+    assert known.done == {"left", "jaw", "minute"}, "a minute of both together"
+    assert (known.clips, known.seconds) == (2, 65.0)
+
+
 @pytest.mark.parametrize(
     ("text", "name"),
     [("me", "me"), (" Zoë  B. ", "Zoë-B"), ("../../etc/passwd", "etc-passwd"), ("a\0b\n", "a-b"), ("-rf x", "rf-x"), ("𠀀" * 70, "𠀀" * 50)],
