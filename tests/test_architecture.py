@@ -30,6 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "engine.batch": {"engine.types"},
     "engine.drivers": {"engine.types", "engine.pose", "engine.config"},
     "engine.backends": {"engine.types"},
+    "engine.recogniser": {"engine.types"},
     "engine.generators": {"engine.types", "engine.pose", "engine.config", "engine.drivers", "engine.backends", "engine.window"},
     "engine.blend": {"engine.types"},
     "engine.badge": set(),
