@@ -119,10 +119,11 @@ class Coarse:
         """[H, W, 3] the portrait, moved; as it is where there is no motion."""
         return self._step(motion).rgb
 
-    def seen(self, motion: Motion | None) -> tuple[UInt8Array, FloatArray]:
-        """A frame [H, W, 3], and the places [H, W, 2] px of the portrait that its pixels come from."""
+    def seen(self, motion: Motion | None) -> tuple[UInt8Array, UInt8Array, FloatArray]:
+        """A frame [H, W, 3], its alpha [H, W], and the places [H, W, 2] px of the portrait that its pixels come from."""
         frame = self._step(motion)
-        return frame.rgb, self._puppet.origins(self._state, 0, frame)
+        assert frame.alpha is not None
+        return frame.rgb, frame.alpha, self._puppet.origins(self._state, 0, frame)
 
     def _step(self, motion: Motion | None) -> VideoFrame:
         self._ready()

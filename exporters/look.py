@@ -38,8 +38,8 @@ LEEWAY = 0.3
 
 Apart = list[tuple[int, npt.NDArray[np.float16]]]
 """Number of a part's first frame, and its look [TERMS, H, W, 3]."""
-Frame = Callable[[int], tuple[UInt8Array, FloatArray]]
-"""Number of a frame -> (what the puppet makes of it [H, W, 3], which is the caller's; where its pixels come from, `look.origins`)."""
+Made = tuple[UInt8Array, UInt8Array, FloatArray]
+"""What the puppet makes of a frame [H, W, 3], its alpha [H, W], and where its pixels come from [H, W, 2], `look.origins`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Study:
     motions: Sequence[Motion]
     pictures: Sequence[UInt8Array]  # [H, W, 3]
     faces: FloatArray  # [N, 478, 2] px
-    made: Frame
+    made: Callable[[int], Made]  # of a frame by its number; the caller's
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,20 +79,20 @@ def learn(assets: PuppetAssets, study: Study, *, progress: Callable[[str, int, i
     ranges = _ranges(table)
     each = np.stack([terms(row, ranges) for row in table])
     parts = np.array_split(np.arange(len(picks)), BLOCKS)
-    sums, kept, edges = [], list[list[tuple[int, UInt8Array, FloatArray]]](), list[list[tuple[int, FloatArray]]]()
+    sums, kept, edges = [], list[list[tuple[int, Made]]](), list[list[tuple[int, FloatArray]]]()
     done = 0
     for number, part in enumerate(parts):
-        whole, judged, edge = _empty(study.pictures[0].shape), list[tuple[int, UInt8Array, FloatArray]](), list[tuple[int, FloatArray]]()
+        whole, judged, edge = _empty(study.pictures[0].shape), list[tuple[int, Made]](), list[tuple[int, FloatArray]]()
         shown = set(part[np.unique(np.linspace(0, len(part) - 1, JUDGED).astype(int))].tolist())
         for k in part:
-            made, at = study.made(int(picks[k]))
-            lacking = _laid(study.pictures[picks[k]].astype(np.float32) - made, at)
+            made = study.made(int(picks[k]))
+            lacking = _laid(study.pictures[picks[k]].astype(np.float32) - made[0], made[2])
             near = (number > 0 and k - part[0] < APART) or (number < BLOCKS - 1 and part[-1] - k < APART)
             if near:
                 edge.append((int(k), lacking.astype(np.float16)))
             _add(whole, each[k], lacking)
             if int(k) in shown:
-                judged.append((int(k), made, at))
+                judged.append((int(k), made))
             done += 1
             tell("learning the looks", done, len(picks))
         sums.append(whole)
@@ -172,7 +172,7 @@ def _without(
 
 def _best(
     without: list[list[_Sums]],
-    kept: list[list[tuple[int, UInt8Array, FloatArray]]],
+    kept: list[list[tuple[int, Made]]],
     each: FloatArray,
     study: Study,
     picks: npt.NDArray[np.intp],
@@ -180,20 +180,21 @@ def _best(
     """The strength that makes parts most like the person as learnt from the others; None where none makes them more so."""
     before, after = list[Likeness](), {strength: list[Likeness]() for strength in STRENGTHS}
     for others, judged in zip(without, kept, strict=True):
-        at = np.array([picks[k] for k, _, _ in judged])
-        before.append(likeness(((made, study.pictures[picks[k]]) for k, made, _ in judged), study.faces[at]))
+        at = np.array([picks[k] for k, _ in judged])
+        before.append(likeness(((made[0], study.pictures[picks[k]]) for k, made in judged), study.faces[at]))
         for strength, found in after.items():
             look = _solved(others, strength).reshape(TERMS, *study.pictures[0].shape)
-            shown = (_shown(look, each[k], made, origins) for k, made, origins in judged)
-            found.append(likeness(((one, study.pictures[picks[k]]) for one, (k, _, _) in zip(shown, judged, strict=True)), study.faces[at]))
+            shown = (_shown(look, each[k], made) for k, made in judged)
+            found.append(likeness(((one, study.pictures[picks[k]]) for one, (k, _) in zip(shown, judged, strict=True)), study.faces[at]))
     gains = {strength: _gain(found, before) for strength, found in after.items()}
     best = max(gains, key=lambda strength: gains[strength])
     return best if gains[best] > 0 else None
 
 
-def _shown(look: FloatArray, term: FloatArray, made: UInt8Array, origins: FloatArray) -> UInt8Array:
-    frame = made.copy()
-    apply(frame, (term @ look.reshape(TERMS, -1)).reshape(look.shape[1:]), origins)
+def _shown(look: FloatArray, term: FloatArray, made: Made) -> UInt8Array:
+    rgb, alpha, at = made
+    frame = rgb.copy()
+    apply(frame, alpha, (term @ look.reshape(TERMS, -1)).reshape(look.shape[1:]), at)
     return frame
 
 
@@ -206,4 +207,4 @@ def _gain(after: Sequence[Likeness], before: Sequence[Likeness]) -> float:
     return float(np.mean(features) + np.mean(crops))
 
 
-__all__ = ["Apart", "Frame", "Learnt", "Study", "learn"]
+__all__ = ["Apart", "Learnt", "Made", "Study", "learn"]

@@ -36,18 +36,18 @@ def acted(k: int) -> Motion:
     return replace(still, head=head, mouth=np.array([0.15 + 0.15 * np.sin(k / 3.1), 0, 0, 0], np.float32))
 
 
-def made(k: int) -> tuple[UInt8Array, FloatArray]:
-    """A grey picture with a pattern that is moved sideways by the yaw, and where its pixels come from."""
+def made(k: int) -> tuple[UInt8Array, UInt8Array, FloatArray]:
+    """A grey picture with a pattern that is moved sideways by the yaw, which is the person all over, and where its pixels come from."""
     y, x = np.mgrid[:SIDE, :SIDE].astype(np.float32)
     at = np.stack([x - 0.4 * acted(k).head[0], y], 2)
     pattern = (110 + 30 * np.sin(x / 4)).astype(np.float32)
     moved = cv2.remap(pattern, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return np.repeat(np.rint(moved)[..., None], 3, 2).astype(np.uint8), at
+    return np.repeat(np.rint(moved)[..., None], 3, 2).astype(np.uint8), np.full((SIDE, SIDE), 255, np.uint8), at
 
 
 def real(k: int) -> UInt8Array:
     """The same, and a spot on it that gets brighter as the mouth opens, and moves along."""
-    picture, at = made(k)
+    picture, _, at = made(k)
     spot = np.exp(-((at[..., 0] - 24) ** 2 + (at[..., 1] - 30) ** 2) / 40)[..., None]
     shown: UInt8Array = np.clip(picture + 200 * float(acted(k).mouth[0]) * spot, 0, 255).astype(np.uint8)
     return shown
@@ -73,9 +73,9 @@ def test_what_changes_with_the_motion_is_learnt_and_moves_along(taught: PuppetAs
     basis = taught.look.astype(np.float32)
     before, after = [], []
     for k in range(FRAMES, FRAMES + 40):  # never seen
-        picture, at = made(k)
+        picture, alpha, at = made(k)
         before.append(np.abs(real(k).astype(int) - picture).mean())
-        look.apply(picture, look.change(basis, taught.look_range, acted(k)), at)
+        look.apply(picture, alpha, look.change(basis, taught.look_range, acted(k)), at)
         after.append(np.abs(real(k).astype(int) - picture).mean())
     assert np.mean(after) < 0.35 * np.mean(before)
 
@@ -115,10 +115,10 @@ def test_what_stands_behind_is_never_changed(bare: PuppetAssets) -> None:
     behind = np.zeros((SIDE, SIDE), bool)
     behind[:, :12] = True
 
-    def seen(k: int) -> tuple[UInt8Array, FloatArray]:
-        picture, at = made(k)
-        at[behind] = OUTSIDE
-        return picture, at
+    def seen(k: int) -> tuple[UInt8Array, UInt8Array, FloatArray]:
+        picture, alpha, at = made(k)
+        alpha[behind], at[behind] = 0, OUTSIDE
+        return picture, alpha, at
 
     def flickering(k: int) -> UInt8Array:
         shown = real(k)
@@ -126,11 +126,30 @@ def test_what_stands_behind_is_never_changed(bare: PuppetAssets) -> None:
         return shown
 
     taught = looks.learn(bare, replace(study(flickering), made=seen)).assets
-    picture, at = seen(FRAMES + 3)
+    picture, alpha, at = seen(FRAMES + 3)
     before = picture.copy()
-    look.apply(picture, look.change(taught.look.astype(np.float32), taught.look_range, acted(FRAMES + 3)), at)
-    assert np.array_equal(picture[behind], before[behind])
+    look.apply(picture, alpha, look.change(taught.look.astype(np.float32), taught.look_range, acted(FRAMES + 3)), at)
+    assert np.array_equal(picture[:, :11], before[:, :11]), "all but the pixel that the rim spreads over"
     assert not np.array_equal(picture[~behind], before[~behind])
+
+
+@pytest.mark.parametrize("side", [256, 512])
+def test_where_the_person_ends_the_change_ends_softly(side: int) -> None:
+    """A change that all of one pixel has and none of the next shows as a staircase. At every size the rim is as wide a part of the picture."""
+    edge, pixel = side // 2, side // 256
+    alpha = np.zeros((side, side), np.uint8)
+    alpha[:, edge:] = 255
+    alpha[:, edge : edge + 2 * pixel] = 40
+    at = np.stack(np.meshgrid(np.arange(side), np.arange(side)), 2).astype(np.float32)
+    at[:, :edge] = OUTSIDE
+    rgb = np.full((side, side, 3), 200, np.uint8)
+    look.apply(rgb, alpha, np.full((256, 256, 3), -100.0, np.float32), at)
+    row = rgb[side // 2, :, 0].astype(int)
+    steps = np.abs(np.diff(row))
+    assert (row[: edge - 2 * pixel] == 200).all(), "behind it"
+    assert (row[edge + 2 * pixel :] == 100).all(), "the person"
+    assert steps.max() <= 100 * 0.6 / pixel
+    assert (np.diff(row) <= 0).all()
 
 
 def test_all_values_together_go_no_further_than_they_do_in_a_clip() -> None:

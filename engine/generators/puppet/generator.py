@@ -166,7 +166,7 @@ class Puppet:
         row.pose = place(row.features, motion, rest=self.rest)
         rgb, alpha = paint(row.features, row.canvas, row.pose, motion)
         if len(row.features.look):
-            looks.apply(rgb, looks.change(row.features.look, row.features.look_range, asked), self._origins(row, alpha))
+            looks.apply(rgb, alpha, looks.change(row.features.look, row.features.look_range, asked), self._origins(row, alpha))
         return rgb, alpha
 
     @staticmethod

@@ -20,6 +20,9 @@ MIDDLE, SCALE, LOW, HIGH = range(4)
 
 TOGETHER = 1.4
 """Times as far as in the clip's usual motion that all values together go: each may be known while their sum is not."""
+RIM = 0.0027
+"""Spread of the changes where the person ends, in picture widths: one pixel has them and the next has none, which would show as a staircase. Less
+change where the matte is softer, in the matte's measure, would be smoother yet, but takes from the hair what the matte lacks of it: 0.14 dB."""
 
 
 def values(motion: Motion) -> FloatArray:
@@ -64,26 +67,32 @@ def _origins(sampling: FloatArray, alpha: UInt8Array, pad: float, out: FloatArra
                 out[y, x, 0], out[y, x, 1] = np.float32(OUTSIDE), np.float32(OUTSIDE)
 
 
-def apply(rgb: UInt8Array, changed: FloatArray, at: FloatArray) -> None:
-    """Change a frame [H, W, 3] in place by what the portrait's pixels change by [h, w, 3] of any size, fetched from `origins` [H, W, 2]."""
+def apply(rgb: UInt8Array, alpha: UInt8Array, changed: FloatArray, at: FloatArray) -> None:
+    """Change a frame [H, W, 3] in place by what the portrait's pixels change by [h, w, 3] of any size, fetched from `origins` [H, W, 2].
+
+    alpha [H, W]: of the person, whose rim is softened, up to two RIMs into what stands behind.
+    """
     if changed.shape != rgb.shape:
         changed = cv2.resize(changed, (rgb.shape[1], rgb.shape[0]), interpolation=cv2.INTER_LINEAR)
     moved = cv2.remap(changed, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
-    _add(rgb, moved)
+    spread = RIM * rgb.shape[1]
+    side = 2 * int(np.ceil(2 * spread)) + 1
+    _add(rgb, alpha, moved, cv2.GaussianBlur(moved, (side, side), spread))
 
 
 @kernel
-def _add(rgb: UInt8Array, more: FloatArray) -> None:
+def _add(rgb: UInt8Array, alpha: UInt8Array, more: FloatArray, soft: FloatArray) -> None:
     for y in range(rgb.shape[0]):
         for x in range(rgb.shape[1]):
+            here = more if alpha[y, x] == 255 else soft
             for c in range(3):
-                rgb[y, x, c] = np.uint8(min(max(np.float32(rgb[y, x, c]) + more[y, x, c] + np.float32(0.5), np.float32(0)), np.float32(255)))
+                rgb[y, x, c] = np.uint8(min(max(np.float32(rgb[y, x, c]) + here[y, x, c] + np.float32(0.5), np.float32(0)), np.float32(255)))
 
 
 def warm() -> None:
     """Run the compiled loops once on nothing."""
-    rgb, at = np.zeros((4, 4, 3), np.uint8), origins(np.zeros((4, 4, 2), np.float32), np.zeros((4, 4), np.uint8), 0.0)
-    apply(rgb, np.zeros((4, 4, 3), np.float32), at)
+    rgb, alpha = np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.uint8)
+    apply(rgb, alpha, np.zeros((4, 4, 3), np.float32), origins(np.zeros((4, 4, 2), np.float32), alpha, 0.0))
 
 
 __all__ = ["HIGH", "LOW", "MIDDLE", "SCALE", "TERMS", "VALUES", "apply", "change", "origins", "terms", "values", "warm"]
