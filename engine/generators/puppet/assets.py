@@ -18,7 +18,9 @@ from engine.generators.puppet.look import TERMS, VALUES
 from engine.types import AvatarError, FloatArray, Motion, UInt8Array
 
 VERSION = "2"
-"""Of the arrays on disk."""
+"""Of the arrays on disk: raised when they would be read wrongly, as those of another version are refused. A better way of showing the same arrays
+raises nothing: looks have come to change the person alone, all values together no further than TOGETHER, and softly at the rim, and one that
+was learnt before lies on the same pixels in the same terms; it is shown the better way too, as a refusal would cost a person their persona."""
 DRIVES = ("yaw", "pitch", "roll", "x", "y", "scale", "gap", "brows", "lean", "twist", "sway", "rise", "shrug")
 """What the maps are linear in: head, lips and brows, then shoulders."""
 UNIT = np.array([10.0, 10.0, 10.0, 0.1, 0.1, 0.1, 0.5, 0.1, 5.0, 5.0, 0.1, 0.1, 0.1], np.float32)
