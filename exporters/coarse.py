@@ -73,6 +73,7 @@ class Coarse:
         `by`: which puppet shows a frame, by its number, where it is not this one.
         """
         shape, points = (len(acted), *self.portrait.shape), []
+        storage.clear(path.with_name(storage.GUIDE), path.with_name(storage.POINTS))  # of a try that came no further, made anew now
         with storage.frames_file(path, shape) as write:
             with storage.frames_file(path.with_name(storage.GUIDE), shape) as write_guide:
                 for number, motion in enumerate(acted):

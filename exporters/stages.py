@@ -53,6 +53,7 @@ def learnt(path: Path, portrait: UInt8Array, part: Part, plain: Coarse, tell: Ca
     """
     beside = path.with_name(storage.APART)
     if not path.exists():
+        storage.clear(beside)  # of a try that came no further
         frames, made, apart = part.train, None, looks.Apart()
         if sum(part.motions[k] is not None for k in frames) >= plates.FEWEST:
             pictures, motions = [part.real[k] for k in frames], [part.motions[k] for k in frames]

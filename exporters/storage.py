@@ -155,6 +155,13 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             aside.unlink(missing_ok=True)
 
 
+def clear(*paths: Path) -> None:
+    """Remove files that are written anew, so that the disk never holds an old and a new one at a time."""
+    for path in paths:
+        with told(path):
+            path.unlink(missing_ok=True)
+
+
 def write_json(path: Path, held: dict[str, Any]) -> None:
     """A JSON file."""
     with whole_file(path) as file:
@@ -199,8 +206,8 @@ def frames_file(path: Path, shape: tuple[int, ...]) -> Iterator[Callable[[UInt8A
 
 
 def enough_room(folder: Path, *, frames: int, size: tuple[int, int]) -> None:
-    """Raise AvatarError where the disk cannot hold the pictures."""
-    have = sum(f.stat().st_size for f in folder.rglob("*.npy"))
+    """Raise AvatarError where the disk cannot hold what is still to be written: pictures, and what is learnt."""
+    have = sum(f.stat().st_size for f in (*folder.rglob("*.npy"), *folder.glob(ASSETS), *folder.glob(APART)))
     need = (3 * frames + LOOKS) * size[0] * size[1] * 3 + SPARE - have
     free = shutil.disk_usage(folder).free
     if free < need:
