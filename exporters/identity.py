@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -139,11 +140,12 @@ class IdentityLoss:
 
     def __init__(self, path: Path) -> None:
         """Raises AvatarError for a file that is no recogniser."""
-        self.key, self.network = digest(path), load(path)
+        self.network, self.device = load(path), torch.device("cpu")
 
     def to(self, device: Any) -> Self:
         """On a device."""
         self.network.to(device)
+        self.device = torch.device(device)
         return self
 
     def vectors(self, pictures: Tensor, fits: Tensor) -> Tensor:
@@ -152,18 +154,18 @@ class IdentityLoss:
             found: Tensor = self.network(align(pictures.float(), fits))
         return found
 
-    def cosines(self, made: Tensor, truth: Tensor, fits: Tensor) -> Tensor:
-        """[N, 3, H, W] -1..1 each -> [M] of the M faces that are whole, with gradients to the made ones."""
+    def compared(self, made: Sequence[Tensor], truth: Tensor, fits: Tensor) -> list[Tensor]:
+        """Several makings [N, 3, H, W] -1..1 of one truth -> of each the cosines [M] of the M faces that are whole, with gradients to the made."""
         seen = whole(fits, (truth.shape[2], truth.shape[3]))
         if not seen.any():
-            return made.new_zeros(0)
+            return [truth.new_zeros(0) for _ in made]
         with torch.no_grad():
             wanted = self.vectors(truth[seen], fits[seen])
-        return functional.cosine_similarity(self.vectors(made[seen], fits[seen]), wanted)
+        return [functional.cosine_similarity(self.vectors(one[seen], fits[seen]), wanted) for one in made]
 
     def __call__(self, made: Tensor, truth: Tensor, fits: Tensor) -> Tensor:
-        """As `cosines` -> the loss: its mean over the faces that are whole, 0 where none is."""
-        cosines = self.cosines(made, truth, fits)
+        """[N, 3, H, W] -1..1 each -> the loss: the mean over the faces that are whole, 0 where none is."""
+        (cosines,) = self.compared([made], truth, fits)
         return (1.0 - cosines).mean() if len(cosines) else made.new_zeros(())
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -24,6 +23,7 @@ class Weights:
     edges: float = 0.01
     detail: float = 0.005  # the bands of a Laplacian pyramid
     critic: float = 0.02  # 0 for none
+    identity: float = 0.1  # where a recogniser is given; as beside a square error of 1 in pSp (Richardson et al. 2021, arXiv 2008.00951)
 
 
 def weigh(areas: Tensor, weights: Weights) -> Tensor:
@@ -93,6 +93,8 @@ class Critic(nn.Module):
 
 def sharpness(picture: npt.NDArray[np.uint8], where: npt.NDArray[np.float32]) -> float:
     """High-frequency energy of pictures [N, H, W, 3] inside `where` [N, H, W]: mean square of what a small blur takes away."""
+    import cv2
+
     grey = picture.astype(np.float32).mean(-1)
     high = np.stack([one - cv2.GaussianBlur(one, (0, 0), 1.5) for one in grey])
     return float((high**2 * where).sum() / max(float(where.sum()), 1e-6))
