@@ -9,18 +9,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from engine.drivers.outlines import EYES, LIPS, OVAL
 from engine.types import FloatArray, UInt8Array
 
-MOUTH = (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 409, 270, 269, 267, 0, 37, 39, 40, 185)
-"""Outer lips, around."""
-EYES = (
-    (33, 7, 163, 144, 145, 153, 154, 155, 133, 173, 157, 158, 159, 160, 161, 246),
-    (362, 382, 381, 380, 374, 373, 390, 249, 263, 466, 388, 387, 386, 385, 384, 398),
-)
-OVAL = (
-    *(10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377),
-    *(152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109),
-)
 EYE_CORNERS = (33, 263)
 GROWN = 0.18
 """Inter-ocular distances that mouth and eye regions reach beyond their outlines: where the puppet's errors spread to."""
@@ -32,7 +23,7 @@ def regions(face: FloatArray, size: tuple[int, int]) -> npt.NDArray[np.float32]:
     if not np.isfinite(face).all():
         return masks.astype(np.float32)
     grown = max(1, round(GROWN * float(np.linalg.norm(face[EYE_CORNERS[0]] - face[EYE_CORNERS[1]]))))
-    for outline in (MOUTH, *EYES):
+    for outline in (LIPS, *EYES):
         cv2.fillConvexPoly(masks[0], cv2.convexHull(np.rint(face[list(outline)]).astype(np.int32)), (255,))
     masks[0] = cv2.dilate(masks[0], cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * grown + 1, 2 * grown + 1)))
     cv2.fillConvexPoly(masks[1], cv2.convexHull(np.rint(face[list(OVAL)]).astype(np.int32)), (255,))
@@ -45,7 +36,7 @@ def mouth(face: FloatArray, size: tuple[int, int]) -> npt.NDArray[np.float32]:
     if not np.isfinite(face).all():
         return mask.astype(np.float32)
     grown = max(1, round(GROWN * float(np.linalg.norm(face[EYE_CORNERS[0]] - face[EYE_CORNERS[1]]))))
-    cv2.fillConvexPoly(mask, cv2.convexHull(np.rint(face[list(MOUTH)]).astype(np.int32)), (255,))
+    cv2.fillConvexPoly(mask, cv2.convexHull(np.rint(face[list(LIPS)]).astype(np.int32)), (255,))
     mask = cv2.dilate(mask, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * grown + 1, 2 * grown + 1)))
     return np.asarray(cv2.GaussianBlur(mask, (0, 0), grown / 3) / 255, np.float32)
 

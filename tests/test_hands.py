@@ -19,7 +19,7 @@ from engine.drivers import replay
 from engine.drivers.body import BodyReading
 from engine.drivers.hands import BELIEVED, Found, HandsDriver, HandsReading
 from engine.drivers.mix import Mixer
-from engine.drivers.portrait import OVAL
+from engine.drivers.outlines import OVAL
 from engine.drivers.readings import HANDS_FADE, HANDS_HOLD, STALE, beside, hands_at
 from engine.drivers.speech import SpeechDriver
 from engine.offline import render

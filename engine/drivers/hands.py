@@ -16,7 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from engine.drivers.portrait import OVAL
+from engine.drivers.outlines import OVAL
 from engine.drivers.quiet import quiet
 from engine.drivers.readings import HANDS_FADE, HANDS_HOLD
 from engine.drivers.sight import inside

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.drivers.rigid import EYE_CORNERS, eye_distance
+from engine.drivers import outlines
 from engine.pose import Float64Array
 
 UPPER_LIDS = np.array([[160, 159, 158], [385, 386, 387]])
@@ -17,7 +18,7 @@ BROWS = np.array([[70, 63, 105, 66, 107], [300, 293, 334, 296, 336]])
 INNER_UPPER, INNER_LOWER = np.array([82, 13, 312]), np.array([87, 14, 317])
 MOUTH_CORNERS = np.array([61, 291])
 UPPER_LIP = np.array([0, 13])
-LIPS = np.array([61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291, 146, 91, 181, 84, 17, 314, 405, 321, 375])
+LIPS = np.array(outlines.LIPS)
 """The outer edge of the lips."""
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from engine.drivers.outlines import OVAL
 from engine.drivers.tracker import FaceTracker
 from engine.types import AvatarError, FloatArray, UInt8Array
 
@@ -38,12 +39,6 @@ FRONTAL = 0.22
 """Smallest ratio of the two halves of a face, split at the nose: about 45 degrees of turn."""
 LEFT_EYE, RIGHT_EYE, NOSE, LEFT_CHEEK, RIGHT_CHEEK = 33, 263, 1, 234, 454
 """Face mesh points: outer eye corners, tip of the nose, and the outline beside it."""
-
-# fmt: off
-OVAL = (10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377, 152, 148, 176, 149, 150, 136, 172, 58, 132, 93,
-        234, 127, 162, 21, 54, 103, 67, 109)
-# fmt: on
-"""Face mesh points around the face, from the top of the forehead clockwise in the picture."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from engine.drivers.portrait import OVAL
+from engine.drivers.outlines import OVAL
 from engine.types import FloatArray, UInt8Array
 
 PUBLISHED_SIDE, LINE = 512, 2

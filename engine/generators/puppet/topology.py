@@ -7,6 +7,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from engine.drivers import outlines
 from engine.types import FACE_POINTS
 
 Int32Array = npt.NDArray[np.int32]
@@ -15,9 +16,7 @@ SKIN_POINTS = 468
 """Points of the skin mesh; the rest are irises."""
 
 # fmt: off
-OVAL = (10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377, 152, 148, 176, 149, 150, 136, 172, 58, 132, 93,
-        234, 127, 162, 21, 54, 103, 67, 109)
-"""The face's outline, clockwise in the picture from the middle of the forehead."""
+OVAL = outlines.OVAL
 CHIN, FOREHEAD, NOSE_TIP = 152, 10, 1
 CHEEKS = (234, 454)
 """Outermost points of the outline beside the ears, picture left and right: their distance is the face width."""
