@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.drivers.rigid import EYE_CORNERS, eye_distance
 from engine.drivers import outlines
+from engine.drivers.rigid import EYE_CORNERS, eye_distance
 from engine.pose import Float64Array
 
 UPPER_LIDS = np.array([[160, 159, 158], [385, 386, 387]])
