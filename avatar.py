@@ -264,7 +264,7 @@ def _parser() -> argparse.ArgumentParser:
         "--allow-origin", action="append", default=[], metavar="URL", help="a page of another address, or a proxy's, that may use this server"
     )
     p.add_argument("--max-sessions", type=int, default=4)
-    _add_generator(p)
+    _add_generator(p, lora=True)
     p.add_argument("--persona", help="a saved persona to offer first")
     p.add_argument("--ice-server", action="append", default=[], metavar="URL", help="stun:host:port or turn:user:password@host:port; none by default")
     p.add_argument("--badge", action="store_true", help="a visible 'AI' badge in every stream; no client can turn it off")
@@ -288,7 +288,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("-o", "--out", required=True, help="the .mp4, .m4v, .mov or .webm to write")
     p.add_argument("--drive-mode", choices=["camera", "voice", "auto"], help="who moves the face (default: the picture where there is one)")
     p.add_argument("--background", default="keep", metavar="keep|blur|#rrggbb|FILE")
-    _add_generator(p)
+    _add_generator(p, lora=True)
     p.add_argument("--no-body", action="store_true", help="leave the shoulders still")
     p.add_argument("--badge", action="store_true", help="a visible 'AI' badge")
     p.add_argument("--record-signals", metavar="FILE.npz", help="also keep what was read from the face (not the shoulders), to drive with later")
@@ -329,7 +329,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_generator(parser: argparse.ArgumentParser) -> None:
+def _add_generator(parser: argparse.ArgumentParser, *, lora: bool = False) -> None:
     """Which generator, and what it is built with; options that are not given stay with the generator."""
     parser.add_argument("--generator", help="puppet or diffusion (default: the one whose weights the persona has, else the puppet)")
     diffusion = parser.add_argument_group("of the diffusion generator")
@@ -349,13 +349,17 @@ def _add_generator(parser: argparse.ArgumentParser) -> None:
         "--decoder", choices=["kl", "tiny"], help="of weights that have one: their own, or the tiny one imported beside them (default: their own)"
     )
     diffusion.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda where there is one)")
+    if lora:
+        diffusion.add_argument("--lora", action="append", metavar="FILE[:SCALE]", help="a LoRA (.safetensors) on the weights; may be given again")
 
 
 def _choice(args: argparse.Namespace) -> Choice:
     """The generator and what it is built with; what was chosen by rule is told. A persona that is not there is told before the long loading."""
     from engine.serving import choose
+    from exporters.lora_option import laid
 
-    choice = choose(args.generator, _generator_options(args), persona=args.persona)
+    options = _generator_options(args) | laid(args.lora or (), weights=args.weights, persona=args.persona, tell=_line)
+    choice = choose(args.generator, options, persona=args.persona)
     for sentence in choice.told:
         print(f"avatar: {sentence}", file=sys.stderr, flush=True)
     return choice

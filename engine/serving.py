@@ -65,14 +65,15 @@ def weights_of(persona: str, *, folder: Path | None = None) -> Path | None:
 
 def _backend(weights: Path, options: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """(options to add, sentences)."""
-    made = _preset(weights)
+    made = preset_of(weights)
     told = []
     if options.get("device") not in (None, "cpu") and not _cuda():
         return {}, ()  # PyTorch says what is wrong with the device
 
     def engine_of(name: str) -> engines.Search:
         steps, decoder = int(options.get("steps") or made.steps), "tiny" if options.get("decoder") == "tiny" else "own"
-        return engines.find(weights, name, steps=steps, precision=options.get("precision"), decoder=decoder)
+        loras = [{**each.key, "name": each.name} for each in options.get("adapters", ())]
+        return engines.find(weights, name, steps=steps, precision=options.get("precision"), decoder=decoder, adapters=loras)
 
     if _cuda() and options.get("device") != "cpu":
         search = engine_of("tensorrt")
@@ -95,7 +96,8 @@ def _backend(weights: Path, options: Mapping[str, Any]) -> tuple[dict[str, Any],
     return {}, (*told, "Backend: pytorch, on the CPU.")
 
 
-def _preset(weights: Path) -> Any:
+def preset_of(weights: Path) -> Any:
+    """The preset of a folder of weights, by its manifest. Raises AvatarError for a folder without, and where there is no network."""
     from engine.generators.diffusion.presets import preset
 
     engines.origin_of(weights)
@@ -116,4 +118,4 @@ def _cuda() -> bool:
     return bool(torch.cuda.is_available())
 
 
-__all__ = ["Choice", "choose", "weights_of"]
+__all__ = ["Choice", "choose", "preset_of", "weights_of"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -13,12 +13,13 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 
 from engine.backends import backend as backend_named
-from engine.backends import trt, trt_library
+from engine.backends import engines, trt, trt_library
 from engine.backends.artifact import Artifact, Manifest, digest
 from engine.backends.trt_library import Flavour
 from engine.types import AvatarError, GraphSpec, Runner
 from exporters import closed_loop, parity, precision, to_openvino, to_tensorrt
 from exporters.closed_loop import WINDOWS
+from exporters.lora_option import Asked
 from exporters.manifest import KEY_SHOWN, Publication, facts, file_hashes, provenance, publishing
 from exporters.parity import LIMITS, Arrays
 from exporters.to_onnx import OPSET, SEEDS, Onnx, available, reference, to_onnx
@@ -57,6 +58,8 @@ class Order:
     modelopt: str | None  # Python of an environment with NVIDIA ModelOpt
     timing_cache: Path | None
     tell: Callable[[str], None]
+    plans: Mapping[str, Path] = field(default_factory=dict)  # graph -> an engine that gets other weights, instead of a new one
+    before: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # graph -> how far that engine was from PyTorch with its own weights
 
 
 def export(
@@ -73,18 +76,20 @@ def export(
     settings: Settings = STANDARD,
     modelopt: str | None = None,
     timing_cache: Path | None = None,
+    loras: Sequence[Asked] = (),
     tell: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
     """Every graph of the generator whose weights are in a folder, for one backend, into the folder `out` with its manifest.
 
     `steps` and `size` (H, W) px as the generator has them, by default the preset's. `windows`: length of the stream in which the live graph
     is compared with PyTorch, each fed with its own past; 0 leaves that out. `calibration`: inputs of the live graph for narrower precisions,
-    by default those of a stream of the built-in portrait. What `out` holds is replaced; engines in it that are still good are kept. Raises
-    AvatarError, one sentence, with `out` as it was, for whatever cannot be made or is further from PyTorch than its precision may be.
+    by default those of a stream of the built-in portrait. `loras` are fused into the networks in memory. What `out` holds is replaced;
+    engines in it that are still good are kept. Raises AvatarError, one sentence, with `out` as it was, for whatever cannot be made or is
+    further from PyTorch than its precision may be.
     """
     order = Order(backend, precision or "fp32", settings, windows, calibration, modelopt, timing_cache, tell)
     check(order)
-    recipe, source = recipe_of(weights, steps=steps, size=size, decoder=decoder)
+    recipe, source = recipe_of(weights, steps=steps, size=size, decoder=decoder, adapt=adapted_by(loras, tell))
     return export_recipe(recipe, out, order, source=source)
 
 
@@ -104,16 +109,36 @@ def check(order: Order) -> None:
         precision.modelopt(order.modelopt)
 
 
+def adapted_by(loras: Sequence[Asked], tell: Callable[[str], None]) -> Callable[[Any], Sequence[Any]]:
+    """For `recipe_of`: networks -> the LoRAs that are to be part of them."""
+
+    def adapt(networks: Any) -> Sequence[Any]:
+        from exporters import lora
+
+        return lora.adapters(networks, loras, tell=tell)
+
+    return adapt if loras else lambda networks: ()
+
+
 def recipe_of(
-    weights: Path, *, steps: int | None = None, size: tuple[int, int] | None = None, decoder: Literal["kl", "tiny"] | None = None
+    weights: Path,
+    *,
+    steps: int | None = None,
+    size: tuple[int, int] | None = None,
+    decoder: Literal["kl", "tiny"] | None = None,
+    adapt: Callable[[Any], Sequence[Any]] = lambda networks: (),
 ) -> tuple[Any, dict[str, Any]]:
-    """The generator's recipe in fp32 on the CPU, and what a manifest says of its weights. Raises AvatarError for what does not fit together."""
+    """The generator's recipe in fp32 on the CPU, and what a manifest says of its weights. Raises AvatarError for what does not fit together.
+
+    `adapt`: `Networks` -> the LoRAs (`diffusion.adapters.Adapter`) that become part of them.
+    """
     import torch
 
+    from engine.generators.diffusion import adapters, presets, sampler, stream
     from engine.generators.diffusion import networks as weights_of
-    from engine.generators.diffusion import presets, sampler, stream
 
     networks = weights_of.load(weights, decoder=decoder).to(torch.float32)
+    adapters.fuse(networks, adapt(networks))
     if size is not None:
         if min(size) < 1:
             raise AvatarError(f"A picture of {size[0]} x {size[1]} px cannot be made; give a height and a width above 0.")
@@ -127,8 +152,12 @@ def recipe_of(
 
 
 def request(recipe: Any, order: Order, source: Mapping[str, Any]) -> str:
-    """A name for what is asked for, before any work: the same weights, settings and target have the same, whatever versions made them."""
+    """A name for what is asked for, before any work: the same weights, LoRAs, settings and target have the same, whatever versions made them."""
+    from engine.generators.diffusion import adapters
+
     asked: dict[str, Any] = {"backend": order.backend, "precision": order.precision, "source": dict(source)} | _config(recipe)
+    if keys := adapters.keys(recipe.networks.adapters):
+        asked["adapters"] = keys
     if order.backend in ("tensorrt", "tensorrt_rtx"):
         gpu = trt_library.gpu() if order.backend == "tensorrt" else None
         library = trt_library.version(trt_library.library(order.backend))
@@ -141,6 +170,7 @@ def export_recipe(recipe: Any, out: Path, order: Order, *, source: Mapping[str, 
 
     `traced`: its graphs, by name, where they are there as ONNX already.
     """
+    from engine.generators.diffusion import adapters
     from engine.generators.diffusion.graphs import graphs
 
     check(order)
@@ -157,7 +187,10 @@ def export_recipe(recipe: Any, out: Path, order: Order, *, source: Mapping[str, 
         shutil.rmtree(work)
         gpu = trt_library.gpu()
         told = provenance(gpu=gpu.told() if gpu else None, settings=order.settings.told() if "tensorrt" in order.backend else None)
-        manifest = Manifest(order.backend, order.precision, "", artifacts, dict(source) | config, told)
+        # Serving needs them too: what is made of a portrait is made by the networks, not by an engine.
+        fused = adapters.write(recipe.networks.adapters, publication.folder)
+        source = dict(source) | config | ({engines.ADAPTERS: fused} if fused else {})
+        manifest = Manifest(order.backend, order.precision, "", artifacts, source, told)
         manifest = publication.commit(manifest)
     order.tell(f"{out}: {', '.join(artifacts)} for {order.backend} in {order.precision}")
     return manifest
@@ -243,8 +276,13 @@ class _Job:
             order.tell(f"{self.spec.name}: the engine that is there is still good")
             return kept
         path = self.publication.folder / f"{self.name}{to_tensorrt.SUFFIX}"
-        built = to_tensorrt.to_tensorrt(source, path, flavour=flavour, settings=order.settings, timing_cache=order.timing_cache, tell=order.tell)
-        measured = measured | {"build": built}
+        if self.name in order.plans:
+            order.tell(f"{self.spec.name}: replacing the weights of {order.plans[self.name].name} ...")
+            to_tensorrt.refit(order.plans[self.name], source, path, flavour=flavour)
+            measured = measured | {"before": order.before[self.name]}
+        else:
+            built = to_tensorrt.to_tensorrt(source, path, flavour=flavour, settings=order.settings, timing_cache=order.timing_cache, tell=order.tell)
+            measured = measured | {"build": built}
         made = replace(made, files=file_hashes([path]), measured=measured)
         return replace(made, measured=measured | self._engine_measured(made, path, torch_runner, narrow, seen))
 
@@ -299,8 +337,11 @@ class _Job:
         *,
         target: Mapping[str, Any] | None = None,
     ) -> Artifact:
+        from engine.generators.diffusion import adapters
+
         # The key has the fp32 graph and the recipe, not the bytes of what came of them, which may differ from run to run.
-        known = facts(self.spec, weights=self.weights, onnx=onnx.sha256, config=self.config, precision=recipe, opset=OPSET, target=target)
+        made_of: dict[str, Any] = {"weights": self.weights, "adapters": adapters.keys(self.recipe.networks.adapters), "onnx": onnx.sha256}
+        known = facts(self.spec, **made_of, config=self.config, precision=recipe, opset=OPSET, target=target)
         inputs = {name: (tuple(shape), dtype) for name, (shape, dtype) in self.spec.inputs.items()}
         return Artifact(self.spec.name, file_hashes(list(files)), inputs, tuple(self.spec.outputs), narrow, known, measured)
 
@@ -311,4 +352,4 @@ def _stride(spec: GraphSpec) -> int:
     return max(1, math.ceil(len(CALIBRATED) * one / CALIBRATION_BYTES))
 
 
-__all__ = ["LIVE", "PRECISIONS", "Backend", "Order", "check", "export", "export_recipe", "recipe_of", "request"]
+__all__ = ["LIVE", "PRECISIONS", "Backend", "Order", "adapted_by", "check", "export", "export_recipe", "recipe_of", "request"]

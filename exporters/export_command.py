@@ -15,6 +15,7 @@ from engine.types import AvatarError
 from exporters import export as exporter
 from exporters.closed_loop import WINDOWS
 from exporters.export import Order
+from exporters.lora_option import asked
 from exporters.to_tensorrt import GIB, Settings
 
 
@@ -25,9 +26,18 @@ def export(options: argparse.Namespace, *, tell: Callable[[str], None]) -> Path:
     whatever cannot be used or made, or is further from PyTorch than its precision may be.
     """
     weights = options.weights if options.persona is None else weights_of(options.persona)
-    order = _order(options, tell)
-    exporter.check(order)
-    recipe, source = exporter.recipe_of(weights, steps=options.steps, decoder=options.decoder)
+    order, adapt = _order(options, tell), exporter.adapted_by([asked(text) for text in options.lora or ()], tell)
+    if options.refit_from is not None:
+        from exporters import refit
+
+        if options.out and Path(options.out).resolve() == options.refit_from.resolve():
+            raise AvatarError(f"{options.out} holds the engine that is refitted, which stays as it is; choose another folder with --out.")
+        given = {name: getattr(options, name) for name in ("precision", "steps", "decoder")}
+        engine = refit.held(options.refit_from, weights, order, **given)
+        recipe, source, order = refit.refitted(engine, weights, order, adapt=adapt)
+    else:
+        exporter.check(order)
+        recipe, source = exporter.recipe_of(weights, steps=options.steps, decoder=options.decoder, adapt=adapt)
     out = Path(options.out) if options.out else weights / engines.HOME / f"{options.backend}-{exporter.request(recipe, order, source)}"
     tell(f"{recipe.preset.name}, {len(recipe.levels)}-step, for {options.backend} in {order.precision}; this takes some minutes ...")
     manifest = exporter.export_recipe(recipe, out, order, source=source)
@@ -61,6 +71,9 @@ def _order(options: argparse.Namespace, tell: Callable[[str], None]) -> Order:
     if (chosen or options.timing_cache) and not options.backend.startswith("tensorrt"):
         odd = next(iter(chosen), "timing_cache").replace("targets", "target").replace("_", "-")
         raise AvatarError(f"--{odd} is for TensorRT's builder; leave it out with {options.backend}.")
+    if (chosen or options.timing_cache) and options.refit_from is not None:
+        odd = next(iter(chosen), "timing_cache").replace("targets", "target").replace("_", "-")
+        raise AvatarError(f"--{odd} is for TensorRT's builder, which --refit-from does without; leave it out.")
     return Order(
         cast(exporter.Backend, options.backend.replace("-", "_")),
         options.precision or "fp32",
@@ -87,7 +100,13 @@ def report(manifest: Manifest, out: Path) -> list[str]:
 
 def measured(told: Mapping[str, Any]) -> str:
     """What an artifact's manifest says of its errors, the one of its own precision last."""
-    words = {"onnx": "as ONNX", "openvino": "as OpenVINO runs it", "engine": "the engine", "stream": f"fed with its own past for {WINDOWS} windows"}
+    words = {
+        "onnx": "as ONNX",
+        "openvino": "as OpenVINO runs it",
+        "before": "the engine before, with its own weights,",
+        "engine": "the engine",
+        "stream": f"fed with its own past for {WINDOWS} windows",
+    }
     parts = []
     for name, errors in told.items():
         if name != "build":

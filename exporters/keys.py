@@ -6,7 +6,7 @@ Our networks carry the published names on purpose, so most tables say "the same"
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 SYSTEM = "Moore-AnimateAnyone"
@@ -120,10 +120,62 @@ TINY = Table(
 The one for SDXL, taesdxl, has the same keys, shapes and config.json: nothing tells it apart but the picture.
 """
 
+MOVED = {
+    ".attn1.": ".attention_blocks.0.",
+    ".attn2.": ".attention_blocks.1.",
+    ".norm1.": ".norms.0.",
+    ".norm2.": ".norms.1.",
+    ".norm3.": ".ff_norm.",
+}
+"""How diffusers names what is in a motion module, and how the published files do."""
+
+
+def published(key: str) -> str:
+    """A denoiser's key with the published names of motion modules, which diffusers has others for; every other key as it is."""
+    head, motion, tail = key.partition(".motion_modules.")
+    number, _, rest = tail.partition(".")
+    if not motion or rest.startswith("temporal_transformer."):
+        return key
+    for theirs, ours in MOVED.items():
+        rest = rest.replace(theirs, ours)
+    return f"{head}{motion}{number}.temporal_transformer.{rest}"
+
+
+ADAPTED: dict[str, Table] = {
+    "unet": replace(DENOISER, ours=published),
+    "denoising_unet": replace(DENOISER, ours=published),
+    "denoiser": replace(DENOISER, ours=published),
+    "motion_module": MOTION,
+    "reference_unet": REFERENCE,
+    "reference": REFERENCE,
+    "pose_guider": GUIDER,
+    "guider": GUIDER,
+    "vae": AUTOENCODER,
+    "autoencoder": AUTOENCODER,
+    "image_encoder": IMAGE,
+    "image": IMAGE,
+    "speech": Table((), "speech", same),
+}
+"""What the keys of a LoRA begin with, the names of published parts and our own, and the table of that part; without such a word they are the
+denoiser's."""
+ELSEWHERE = {
+    "text_encoder": "the text encoder",
+    "text_encoder_2": "the text encoder",
+    "text_encoder_3": "the text encoder",
+    "text_model": "the text encoder",
+    "te": "the text encoder",
+    "te1": "the text encoder",
+    "te2": "the text encoder",
+    "te3": "the text encoder",
+}
+"""Likewise, of parts that generators of this kind have not: what is for them is left out."""
+
 __all__ = [
+    "ADAPTED",
     "ANIMATE_ANYONE",
     "AUTOENCODER",
     "DENOISER",
+    "ELSEWHERE",
     "GUIDER",
     "IMAGE",
     "MOTION",
@@ -134,4 +186,5 @@ __all__ = [
     "Drop",
     "Table",
     "later",
+    "published",
 ]

@@ -28,11 +28,21 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps a frame (default: the preset's)")
     parser.add_argument("--decoder", choices=["kl", "tiny"], help="as `avatar serve --decoder`")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the folder to write (default: engines/BACKEND-KEY beside the weights)")
+    parser.add_argument(
+        "--lora", action="append", metavar="FILE[:SCALE]", help="a LoRA (.safetensors) to fuse, of the denoiser; may be given again (default: none)"
+    )
     parser.add_argument("--modelopt", metavar="PYTHON", help="of an environment with NVIDIA ModelOpt, for fp16 and bf16 (default: AVATAR_MODELOPT)")
     built = parser.add_argument_group("of TensorRT's builder")
     built.add_argument("--level", type=int, metavar="0-5", help="how long it searches (default: 3)")
     built.add_argument("--workspace", type=float, metavar="GB", help="GPU memory that a kernel may use for itself (default: 4)")
     built.add_argument("--refit", action="store_true", default=None, help="weights can be replaced later, for a LoRA; needs a GPU")
+    built.add_argument(
+        "--refit-from",
+        type=Path,
+        metavar="DIR",
+        help="give the engine in DIR, built with --refit, the weights with --lora instead of building; needs its GPU. "
+        "Other backends have no refit: their graphs are made anew",
+    )
     built.add_argument("--same-capability", action="store_true", default=None, help="for every GPU of this compute capability; may be slower")
     built.add_argument("--target", action="append", metavar="X.Y", help="tensorrt-rtx: compute capability to build for (default: all it knows)")
     built.add_argument("--timing-cache", type=Path, metavar="FILE", help="measured kernels, kept for the next build")

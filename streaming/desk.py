@@ -238,6 +238,7 @@ class Desk:
             "generator": self.settings.generator,
             "backend": getattr(self.studio.generator, "backend", "cpu") if self.studio.loaded else None,
             "chosen": list(self.settings.generator_told),
+            "lora": list(getattr(self.studio.generator, "adapters", ())) if self.studio.loaded else [],
             "sessions": len(self.studio.sessions),
             "max_sessions": self.settings.max_sessions,
             "waiting_for_return": len(self._kept),

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from aiohttp import web
 
-from engine.types import AvatarError
+from engine.types import AvatarError, Generator
 from streaming.api import DESK, GATES, PEERS, SETTINGS
 from streaming.desk import Desk
 from streaming.routes import ROUTES
@@ -111,14 +111,22 @@ async def _serve(settings: ServerSettings) -> None:
                 raise _port_error(settings, error) from error
             hint = "/#token=... with the token in place of the dots" if settings.token else ""
             print(f"Open {settings.address}{hint} in a browser; Ctrl+C ends the server.", flush=True)
-            if notice := app[DESK].studio.generator.spec.notice:
-                print(f"avatar: {notice}", file=sys.stderr, flush=True)
+            for line in _told(app[DESK].studio.generator):
+                print(f"avatar: {line}", file=sys.stderr, flush=True)
             await stopped
         ready.cancel()
     finally:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SHUTDOWN_SECONDS):
                 await runner.cleanup()
+
+
+def _told(generator: Generator) -> list[str]:
+    """What whoever starts the server must know of its generator."""
+    lines = [generator.spec.notice] if generator.spec.notice else []
+    if loras := getattr(generator, "adapters", ()):
+        lines.append(f"LoRA fused into the weights: {', '.join(loras)}.")
+    return lines
 
 
 def _probe(settings: ServerSettings) -> None:

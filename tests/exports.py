@@ -101,4 +101,35 @@ def again(spec: GraphSpec, path: Path, **_: Any) -> Any:
     return replace(made, spec=spec, path=path, files=(path,))
 
 
-__all__ = ["MINI", "again", "exported", "known", "place", "pytorch", "recipe", "recorded", "weights"]
+FOLDED = (".motion_modules.", ".time_embedding.", ".time_emb_proj")
+"""Layers that `with_weights` knows nothing of."""
+
+
+def with_weights(made: Any, networks: Any, path: Path) -> Any:
+    """One of the graphs with the matrices and kernels of other networks of MINI in place of its own, compared with PyTorch: what tracing those
+    would give, without its time. What was folded stays: the tables of temporal attention, and all that a level of noise goes through."""
+    import onnx
+    from onnx import numpy_helper
+
+    from engine.generators.diffusion.graphs import graphs
+    from exporters.to_onnx import compared, digest
+
+    before, after = (dict(each.named_parameters()) for each in (recipe().networks, networks))
+    known = {}
+    for name, value in before.items():
+        if value.ndim > 1:
+            known[value.numpy().tobytes()] = after[name].numpy()
+            known[value.numpy().T.tobytes()] = after[name].numpy().T
+    model = onnx.load(made.path)
+    for tensor in model.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if array.tobytes() in known:
+            new = known[array.tobytes()].reshape(array.shape)
+            tensor.CopyFrom(numpy_helper.from_array(new.copy(), tensor.name))
+    onnx.save(model, path)
+    spec = graphs(replace(recipe(), networks=networks))[path.stem]
+    measured = compared(spec, spec.build(), path)
+    return replace(made, spec=spec, path=path, files=(path,), sha256=digest([path]), measured=measured)
+
+
+__all__ = ["FOLDED", "MINI", "again", "exported", "known", "place", "pytorch", "recipe", "recorded", "weights", "with_weights"]

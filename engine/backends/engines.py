@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from engine.backends import artifact, backend, ov, trt
 from engine.backends.artifact import EXPORTER, Manifest
@@ -21,6 +23,8 @@ WEIGHTS = "weights.json"
 """The manifest of a folder of weights: its sha256 is the weights', since it names those of all their files."""
 LIVE = "step"
 """The graph that runs for every frame."""
+ADAPTERS = "adapters"
+"""Of a manifest's `source`: every LoRA that is part of an engine, with its sha256 and scale."""
 BUILT_FOR: dict[str, tuple[str, ...]] = {"onnxruntime": ("onnxruntime",), "openvino": ("openvino",), "tensorrt": ("tensorrt", "tensorrt_rtx")}
 """Backend that runs engines -> what exports for it call themselves."""
 SHOWN = 12
@@ -49,12 +53,14 @@ class Search:
     steps: int
     engine: Found | None  # the newest that can be used
     refused: tuple[str, ...]  # one sentence for each newer or other one that cannot
+    adapters: tuple[Mapping[str, Any], ...] = ()  # LoRAs that must be part of it
 
     @property
     def build(self) -> str:
         """The command that makes one."""
         name = self.backend.replace("_", "-")
-        return f"avatar export --weights {shlex.quote(str(self.weights))} --backend {name} --steps {self.steps}"
+        loras = "".join(f" --lora {shlex.quote(str(each.get('name', 'FILE')))}:{each['scale']:g}" for each in self.adapters)
+        return f"avatar export --weights {shlex.quote(str(self.weights))} --backend {name} --steps {self.steps}{loras}"
 
     @property
     def told(self) -> str:
@@ -74,12 +80,14 @@ def find(
     decoder: str = "own",
     spec: GraphSpec | None = None,
     origin: str | None = None,
+    adapters: Sequence[Mapping[str, Any]] = (),
 ) -> Search:
     """The newest engine of the weights in a folder that the backend `name` can run here at `steps` a frame, and why others cannot.
 
     `precision`: only that one. `decoder`: "own" or "tiny", as the weights are loaded with. `spec`: the live graph as the generator has it now
     (`graphs.step_spec`), with which an engine of another size, preset or layout is told apart; leave it out before the networks are loaded.
-    `origin`: sha256 of the weights, looked up where it is not given. Looks, loads no graph and changes nothing; files are read through once
+    `origin`: sha256 of the weights, looked up where it is not given. `adapters`: sha256, scale and name of every LoRA that must be part of it; an
+    engine that has others is none of what was asked for. Looks, loads no graph and changes nothing; files are read through once
     for their hashes. Raises AvatarError for an unknown backend and a folder without weights, for nothing else.
     """
     if name not in BUILT_FOR:
@@ -92,6 +100,7 @@ def find(
             continue
         try:
             _check(folder, manifest, steps=steps, precision=precision, decoder=decoder, spec=spec, origin=made_of)
+            _check_adapters(manifest, adapters)
             _check_here(name, manifest)
             for graph in manifest.artifacts.values():
                 artifact.verified(folder, manifest, graph)
@@ -100,7 +109,7 @@ def find(
             continue
         engine = Found(folder, manifest)
         break
-    return Search(weights, name, steps, engine, tuple(refused))
+    return Search(weights, name, steps, engine, tuple(refused), tuple(adapters))
 
 
 def origin_of(weights: Path) -> str:
@@ -146,6 +155,16 @@ def _check(folder: Path, manifest: Manifest, *, steps: int, precision: str | Non
         live.fits(spec)
 
 
+def _check_adapters(manifest: Manifest, asked: Sequence[Mapping[str, Any]]) -> None:
+    """Raise AvatarError unless the LoRAs in an engine are those that are asked for."""
+    there = manifest.source.get(ADAPTERS, ())
+    held, wanted = ({(str(each["sha256"]), float(each["scale"])) for each in some} for some in (there, asked))
+    if extra := [each for each in there if (str(each["sha256"]), float(each["scale"])) not in wanted]:
+        raise AvatarError(f"It has a LoRA fused ({extra[0].get('name')} at {float(extra[0]['scale']):g}); it is used only where --graphs names it.")
+    if wanted - held:
+        raise AvatarError("It has not the LoRA that is asked for.")
+
+
 def _check_here(name: str, manifest: Manifest) -> None:
     """Raise AvatarError unless this machine can run it."""
     live = manifest.artifact(LIVE)
@@ -159,4 +178,4 @@ def _check_here(name: str, manifest: Manifest) -> None:
         ov.check_precision(live.precision)
 
 
-__all__ = ["BUILT_FOR", "HOME", "LIVE", "WEIGHTS", "Found", "Search", "find", "origin_of"]
+__all__ = ["ADAPTERS", "BUILT_FOR", "HOME", "LIVE", "WEIGHTS", "Found", "Search", "find", "origin_of"]

@@ -17,7 +17,8 @@ import numpy.typing as npt
 import torch
 
 from engine.backends import artifact, backend, half_the_cores
-from engine.backends.engines import BUILT_FOR
+from engine.backends.engines import ADAPTERS, BUILT_FOR
+from engine.generators.diffusion import adapters
 from engine.generators.diffusion.autoencoder import TinyDecoded
 from engine.generators.diffusion.graphs import PARTS, step_spec
 from engine.generators.diffusion.networks import MANIFEST
@@ -173,6 +174,10 @@ def _exported(recipe: Recipe, spec: GraphSpec, folder: Path, name: str, precisio
     made_of = manifest.source.get("weights", {}).get(MANIFEST), manifest.source.get("decoder")
     if made_of != (networks.origin, "tiny" if isinstance(networks.autoencoder, TinyDecoded) else "own"):
         raise AvatarError(f"The graphs in {folder} were exported from other weights, or with another decoder; {artifact.AGAIN}.")
+    fused = manifest.source.get(ADAPTERS, [])
+    if [{"sha256": each["sha256"], "scale": each["scale"]} for each in fused] != adapters.keys(networks.adapters):
+        asked = " and ".join(each.told for each in networks.adapters) or "none"
+        raise AvatarError(f"The graphs in {folder} have as LoRA {adapters.named(fused)}, and {asked} is asked for; {artifact.AGAIN}.")
     if precision not in (None, found.precision):
         raise AvatarError(f"The graphs in {folder} are in {found.precision}, not in {precision}; leave --precision out, or {artifact.AGAIN}.")
     return (folder if name in ON_A_GPU else artifact.verified(folder, manifest, found)), found.precision  # TensorRT's own reads it again

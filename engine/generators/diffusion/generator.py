@@ -27,6 +27,7 @@ from engine.types import AvatarError, Generator, GeneratorSpec, Identity, Missin
 try:
     import torch
 
+    from engine.generators.diffusion import adapters as loras
     from engine.generators.diffusion import compiled
     from engine.generators.diffusion import networks as weights_of
     from engine.generators.diffusion import stream as streams
@@ -96,13 +97,14 @@ class Diffusion:
         decoder: Decoder | None = None,
         backend: compiled.Backend = "pytorch",
         graphs: str | Path | None = None,
+        adapters: Sequence[loras.Adapter] = (),
         seed: int = 0,
     ) -> None:
         """`preset`: of random weights (seeded by `seed`) where `weights`, a folder, is not given; default compact. `steps` a frame.
 
         `size` (H, W) px instead of the preset's. `mode`: see `engine.backends.pytorch`. `decoder` tiny: the one that was imported
-        beside the weights instead of their own. `backend`: what runs the live step; `graphs`: the folder of its exported graphs, which
-        ONNX Runtime needs and OpenVINO can do without. Raises AvatarError where any of it does not fit together.
+        beside the weights instead of their own. `backend`: what runs the live step; `graphs`: the folder of its exported graphs, which ONNX
+        Runtime needs and OpenVINO not. `adapters`: LoRAs (`exporters.lora`), by default those in `graphs`. Raises AvatarError for a misfit.
         """
         compiled.check(backend, mode=mode, device=device, batched=stream_batch, graphs=graphs)
         self.device = pytorch.device(device if backend == "pytorch" or backend in compiled.ON_A_GPU else "cpu")
@@ -115,6 +117,8 @@ class Diffusion:
         made = networks.preset
         if preset is not None and preset != made.name:
             raise AvatarError(f"The weights in {weights} are for the preset '{made.name}', not '{preset}'; leave --preset out.")
+        folder = None if graphs is None else Path(graphs)
+        self.adapters = loras.fuse(networks, adapters or loras.fused_in(folder, networks.origin))
         if size is not None:
             made = networks.preset = _resized(made, size)
         asked, precision = precision, precision or ("fp16" if self.device.type == "cuda" else "fp32")
@@ -125,14 +129,13 @@ class Diffusion:
         self.trained = networks.origin != UNTRAINED
         self.precision: str = precision
         self.preset, self.steps = made.name, count
-        self.weights = f"{networks.origin} {seed if not self.trained else ''} {kind} {made.name} {made.size}"
+        self.weights = f"{networks.origin} {seed if not self.trained else ''} {kind} {made.name} {made.size}{loras.mark(networks.adapters)}"
         networks = self._within_memory("hold the weights", partial(networks.to, self.device, KINDS[kind]), ways=("a smaller preset", "--device cpu"))
         networks.denoiser.freeze(made.window)
         at = levels(made.noise, count).to(self.device)
         self.recipe = streams.Recipe(networks, at, stream_batch and count > 1, KINDS[kind], self.device)
         self.mode = mode or pytorch.best_mode(self.device)
         self.backend = f"pytorch {self.mode}" if backend == "pytorch" else backend
-        folder = None if graphs is None else Path(graphs)
         self._graph = None if backend == "pytorch" else compiled.load(self.recipe, backend, precision=asked, folder=folder)
         if self._graph is not None:
             self.precision = self._graph.precision

@@ -21,6 +21,7 @@ from engine.generators.diffusion.unet import Denoiser, ReferenceNet, spatial_blo
 from engine.types import AvatarError
 
 if TYPE_CHECKING:
+    from engine.generators.diffusion.adapters import Adapter
     from engine.generators.diffusion.taught import Taught
 
 MANIFEST = "weights.json"
@@ -58,6 +59,7 @@ class Networks(nn.Module):
         self.made_steps = 0  # ... and how many steps of it; 0 where that is not known
         self.taught: Taught | None = None  # what the generator whose frames are the condition was taught before
         self.origin = UNTRAINED  # sha256 of the weights' manifest, once there are any
+        self.adapters: tuple[Adapter, ...] = ()  # LoRAs that are part of the weights in memory (`adapters.fuse`), and of no file
 
     @torch.inference_mode()
     def remember(self, picture: Tensor) -> Cache:
