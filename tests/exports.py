@@ -12,8 +12,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from engine.generators.diffusion.presets import PRESETS, TINY
 from engine.types import GraphSpec
+from tests.conftest import require, require_for
 
 MINI = replace(
     TINY,
@@ -132,4 +135,72 @@ def with_weights(made: Any, networks: Any, path: Path) -> Any:
     return replace(made, spec=spec, path=path, files=(path,), sha256=digest([path]), measured=measured)
 
 
-__all__ = ["FOLDED", "MINI", "again", "exported", "known", "place", "pytorch", "recipe", "recorded", "weights", "with_weights"]
+# -- fixtures: a test file that uses them imports them by name ------------------------------------------------------------
+
+
+@pytest.fixture(name="_installed", autouse=True, scope="module")
+def given_parts() -> None:
+    """All that exports need, or the file is skipped."""
+    require_for("diffusion")
+    for part in ("onnx", "onnxscript", "onnxruntime"):
+        require(part)
+
+
+@pytest.fixture(name="recipe", scope="module")
+def given_recipe() -> Any:
+    """See `recipe`."""
+    return recipe()
+
+
+@pytest.fixture(name="exported", scope="module")
+def given_exported() -> dict[str, Any]:
+    """Every graph as ONNX: traced once, compared, and taken by all that follows."""
+    return exported()
+
+
+@pytest.fixture(name="pytorch", scope="module")
+def given_pytorch() -> Any:
+    """The step in PyTorch."""
+    return pytorch()
+
+
+@pytest.fixture(name="traced")
+def given_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports take the ONNX graphs that there are."""
+    from exporters import export
+
+    monkeypatch.setattr(export, "to_onnx", again)
+
+
+@pytest.fixture(name="calibration", scope="module")
+def given_calibration() -> list[dict[str, Any]]:
+    """Inputs of the step, to learn ranges from."""
+    return recorded(0, 2, 5, 9)
+
+
+@pytest.fixture(name="judged", scope="module")
+def given_judged() -> list[dict[str, Any]]:
+    """Others, to measure on."""
+    return recorded(1, 8, 14)
+
+
+__all__ = [
+    "FOLDED",
+    "MINI",
+    "again",
+    "exported",
+    "given_calibration",
+    "given_exported",
+    "given_judged",
+    "given_parts",
+    "given_pytorch",
+    "given_recipe",
+    "given_traced",
+    "known",
+    "place",
+    "pytorch",
+    "recipe",
+    "recorded",
+    "weights",
+    "with_weights",
+]

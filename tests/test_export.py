@@ -24,8 +24,8 @@ from engine.types import AvatarError
 from exporters import closed_loop, parity, to_tensorrt
 from exporters.parity import LIMITS
 from tests import exports
-from tests.conftest import found, require, require_for
-from tests.exports import MINI
+from tests.conftest import found, require
+from tests.exports import MINI, given_calibration, given_exported, given_judged, given_parts, given_pytorch, given_recipe, given_traced  # noqa: F401
 from tests.test_contract import signals
 
 if found("torch") and found("diffusers"):
@@ -36,52 +36,11 @@ pytestmark = pytest.mark.torch
 Made = dict[str, Any]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _installed() -> None:
-    require_for("diffusion")
-    for part in ("onnx", "onnxscript", "onnxruntime"):
-        require(part)
-
-
 @pytest.fixture(scope="module")
 def weights() -> Any:
     """A folder of weights of MINI."""
     with exports.known():
         yield exports.weights()
-
-
-@pytest.fixture(scope="module")
-def recipe() -> Any:
-    return exports.recipe()
-
-
-@pytest.fixture(scope="module")
-def exported() -> Made:
-    """Every graph as ONNX: traced once, compared, and taken by all that follows."""
-    return exports.exported()
-
-
-@pytest.fixture(scope="module")
-def pytorch() -> Any:
-    """The step in PyTorch."""
-    return exports.pytorch()
-
-
-@pytest.fixture
-def traced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exports take the ONNX graphs that there are."""
-    monkeypatch.setattr(exporter, "to_onnx", exports.again)
-
-
-@pytest.fixture(scope="module")
-def calibration() -> list[dict[str, Any]]:
-    return exports.recorded(0, 2, 5, 9)
-
-
-@pytest.fixture(scope="module")
-def judged() -> list[dict[str, Any]]:
-    """Others, to measure on."""
-    return exports.recorded(1, 8, 14)
 
 
 # -- ONNX -----------------------------------------------------------------------------------------------------------------

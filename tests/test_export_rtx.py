@@ -17,8 +17,8 @@ from engine.backends.trt_library import Gpu
 from engine.generators.diffusion.presets import COMPACT
 from engine.types import AvatarError, GraphSpec
 from exporters import to_tensorrt
-from tests import exports
-from tests.conftest import found, require, require_for
+from tests.conftest import found, require
+from tests.exports import given_calibration, given_exported, given_judged, given_parts, given_pytorch, given_recipe, given_traced  # noqa: F401
 
 if found("torch") and found("diffusers"):
     import torch
@@ -33,47 +33,6 @@ if found("torch") and found("diffusers"):
 pytestmark = pytest.mark.torch
 RTX = "tensorrt_rtx_bindings"
 Made = dict[str, Any]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _installed() -> None:
-    require_for("diffusion")
-    for part in ("onnx", "onnxscript", "onnxruntime"):
-        require(part)
-
-
-@pytest.fixture(scope="module")
-def recipe() -> Any:
-    return exports.recipe()
-
-
-@pytest.fixture(scope="module")
-def exported() -> Made:
-    """Every graph as ONNX: traced once, compared, and taken by all that follows."""
-    return exports.exported()
-
-
-@pytest.fixture(scope="module")
-def pytorch() -> Any:
-    """The step in PyTorch."""
-    return exports.pytorch()
-
-
-@pytest.fixture
-def traced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exports take the ONNX graphs that there are."""
-    monkeypatch.setattr(exporter, "to_onnx", exports.again)
-
-
-@pytest.fixture(scope="module")
-def calibration() -> list[dict[str, Any]]:
-    return exports.recorded(0, 2, 5, 9)
-
-
-@pytest.fixture(scope="module")
-def judged() -> list[dict[str, Any]]:
-    """Others, to measure on."""
-    return exports.recorded(1, 8, 14)
 
 
 # -- TensorRT for RTX, which parses and builds without a GPU ----------------------------------------------------------------
