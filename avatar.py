@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -125,12 +124,9 @@ def persona(args: argparse.Namespace) -> int:
 
 def import_(args: argparse.Namespace) -> int:
     """Turn published weights into a folder that `serve --weights` takes."""
-    from exporters.import_checkpoint import import_animate_anyone
+    from exporters.import_command import run
 
-    found = {"vae": args.vae, "image_encoder": args.image_encoder, "tiny_vae": args.tiny_vae}
-    import_animate_anyone(args.folder, args.out, **found, precision=args.precision, tell=_line)
-    tiny = " --decoder tiny" if args.tiny_vae else ""
-    print(f"Wrote {args.out}. Serve it: avatar serve --generator diffusion --weights {shlex.quote(str(args.out))}{tiny}")
+    run(args, tell=_line)
     return 0
 
 

@@ -73,7 +73,7 @@ class Session:
     def track(self, frame: VideoFrame, *, now: float | None = None) -> Signal:
         """Read face and head from a camera frame and put the signal on the grid (tracking thread, about 5 ms)."""
         signal = self.face(frame)
-        if self.operator.carry_strip:
+        if self.operator.carry_strip or "image" in self.batch.generator.spec.needs:
             signal = replace(signal, image=frame.rgb)
         with self._lock:
             self._seen = signal

@@ -51,7 +51,9 @@ class Match:
 
 
 @dataclass(frozen=True, slots=True)
-class _Source:
+class Source:
+    """A file that is read, and what it is to be."""
+
     table: Table
     path: Path
     name: str  # in reports and in the manifest
@@ -83,7 +85,7 @@ def import_animate_anyone(
     matches = [_checked(each, parts[each.table.part], tell) for each in sources]
     with fresh_folder(out) as folder:
         count = sum(parameter.numel() for module in parts.values() for parameter in module.parameters())
-        _check_room(folder, count * KINDS[precision].itemsize)
+        check_room(folder, count * KINDS[precision].itemsize)
         hashes = {}
         for part in parts:
             given = [(each, match) for each, match in zip(sources, matches, strict=True) if each.table.part == part]
@@ -138,11 +140,11 @@ def _made_again(drop: Drop, tensor: Tensor) -> bool:
 # -- what is there --------------------------------------------------------------------------------------------------------
 
 
-def _sources(source: Path, elsewhere: Mapping[str, Path | None]) -> list[_Source]:
+def _sources(source: Path, elsewhere: Mapping[str, Path | None]) -> list[Source]:
     """Every file that is needed, where it usually lies or in the folder that was given for its part."""
     if not source.is_dir():
         raise AvatarError(f"{source} is no folder; give the one that {keys.SYSTEM}'s files were downloaded to.")
-    found: list[_Source] = []
+    found: list[Source] = []
     for table in (*keys.ANIMATE_ANYONE, *([keys.TINY] if elsewhere.get(keys.TINY.part) else [])):
         given = elsewhere.get(table.part)
         folders = [given] if given else [source / table.folder, source / PUBLISHED / table.folder]
@@ -153,18 +155,18 @@ def _sources(source: Path, elsewhere: Mapping[str, Path | None]) -> list[_Source
             raise AvatarError(f"{folders[0]} has no file {what} (.safetensors, .pth, .pt, .ckpt or .bin); download it{hint}.")
         name = f"{path.parent.name}/{path.name}" if table.folder else path.name
         taken = any(name == other.name for other in found)  # two folders of one name
-        found.append(_Source(table, path, f"{table.part}: {name}" if taken else name))
+        found.append(Source(table, path, f"{table.part}: {name}" if taken else name))
     return found
 
 
-def _checked(source: _Source, module: Any, tell: Callable[[str], None]) -> Match:
+def _checked(source: Source, module: Any, tell: Callable[[str], None]) -> Match:
     """Raise AvatarError unless a file is what its table says of our network."""
     table = source.table
     if table.config:
         _check_config(source.path.parent, table, module.model.config)
     held = read(source.path)
     made = match(table, held, {key: tuple(value.shape) for key, value in module.state_dict().items()})
-    _report(source, made, held, tell)
+    report(source, made, held, tell)
     return made
 
 
@@ -177,7 +179,7 @@ def _check_config(folder: Path, table: Table, ours: Any) -> None:
             raise AvatarError(f"{folder}/config.json has {name} {config[name]}, this system {want}; give the published {table.folder}.")
 
 
-def _report(source: _Source, made: Match, held: Mapping[str, Tensor], tell: Callable[[str], None]) -> None:
+def report(source: Source, made: Match, held: Mapping[str, Tensor], tell: Callable[[str], None]) -> None:
     """A few lines of what a file gives, and AvatarError for what it lacks or has too much."""
     values = sum(held[key].numel() for key in made.pairs.values())
     tell(f"{source.name}: {len(made.pairs)} tensors -> {source.table.part}, {values / 1e6:,.1f} million values")
@@ -203,13 +205,14 @@ def _few(names: list[str]) -> str:
 # -- writing --------------------------------------------------------------------------------------------------------------
 
 
-def _check_room(folder: Path, needed: int) -> None:
+def check_room(folder: Path, needed: int) -> None:
+    """Raise AvatarError where a disk has not `needed` bytes left."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise AvatarError(f"The weights need {needed / 1e9:.1f} GB, and {folder.parent} has room for {free / 1e9:.1f}; make room or write elsewhere.")
 
 
-def _write(path: Path, given: list[tuple[_Source, Match]], precision: Precision) -> str:
+def _write(path: Path, given: list[tuple[Source, Match]], precision: Precision) -> str:
     """One network's tensors from its files -> sha256 of what was written. Read anew and mapped: one network at a time is held at most."""
     tensors: dict[str, Tensor] = {}
     for source, match_ in given:
@@ -222,4 +225,4 @@ def _write(path: Path, given: list[tuple[_Source, Match]], precision: Precision)
     return sha256(path)
 
 
-__all__ = ["Match", "import_animate_anyone", "match"]
+__all__ = ["KINDS", "Match", "Precision", "Source", "check_room", "import_animate_anyone", "match", "report"]

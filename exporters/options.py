@@ -16,6 +16,10 @@ def add_import(parser: argparse.ArgumentParser) -> None:
     anyone.add_argument("--image-encoder", type=Path, metavar="DIR", help="the same of CLIP's image encoder (default: DIR/image_encoder)")
     anyone.add_argument("--tiny-vae", type=Path, metavar="DIR", help="the same of TAESD (not TAESDXL), for --decoder tiny (default: none)")
     anyone.add_argument("--precision", choices=["fp32", "fp16"], default="fp32", help="of the files written; fp16 halves them")
+    portrait = systems.add_parser("liveportrait", help="LivePortrait's base_models and retargeting_models")
+    portrait.add_argument("folder", type=Path, metavar="DIR", help="the folder that holds both, or one above it")
+    portrait.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the folder to write; it must not exist yet")
+    portrait.add_argument("--precision", choices=["fp32", "fp16"], default="fp32", help="of the files written; fp16 halves them")
 
 
 def add_export(parser: argparse.ArgumentParser) -> None:

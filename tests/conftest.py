@@ -15,7 +15,13 @@ LIVE = (
     *("rtc", "rtc_calls", "server", "server_media", "speaker", "studio", "tts", "worker"),
 )
 """Test files that keep real time: they run one after another on an otherwise idle machine, the others side by side."""
-NEEDED = {"diffusion": ("torch", "diffusers"), "onnxruntime": ("onnxruntime",), "openvino": ("openvino",), "pytorch": ("torch",)}
+NEEDED = {
+    "diffusion": ("torch", "diffusers"),
+    "onnxruntime": ("onnxruntime",),
+    "openvino": ("openvino",),
+    "pytorch": ("torch",),
+    "reenact": ("torch",),
+}
 """Generator or backend -> modules that a bare machine may lack."""
 
 

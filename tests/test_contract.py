@@ -24,7 +24,8 @@ ROWS = 3
 def made(request: pytest.FixtureRequest) -> tuple[Generator, Identity]:
     require_for(request.param)
     # Of a family the smallest: the contract is the same for all sizes.
-    generator = generators.load(request.param, **{"diffusion": {"preset": "tiny"}}.get(request.param, {}))
+    smallest = {"diffusion": {"preset": "tiny"}, "reenact": {"preset": "tiny"}}
+    generator = generators.load(request.param, **smallest.get(request.param, {}))
     return generator, generator.prepare(demo_portrait())
 
 

@@ -11,6 +11,7 @@ from engine.types import AvatarError, Generator
 NAMES = {
     "diffusion": "engine.generators.diffusion.generator:Diffusion",
     "puppet": "engine.generators.puppet.generator:Puppet",
+    "reenact": "engine.generators.reenact.generator:Reenact",
 }
 
 

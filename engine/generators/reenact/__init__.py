@@ -1,0 +1,1 @@
+"""Single-pass reenactment: the portrait's volume is made once, and every frame only moves it (the LivePortrait architecture)."""

@@ -1,0 +1,53 @@
+"""`avatar import SYSTEM DIR -o OUT`: which importer a system has, and how what it wrote is served."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Callable
+
+
+def run(args: argparse.Namespace, *, tell: Callable[[str], None]) -> None:
+    """Import what the command line says. Raises AvatarError for whatever does not fit."""
+    generator, more = SYSTEMS[args.system](args, tell)
+    tell(f"Wrote {args.out}. Serve it: avatar serve --generator {generator} --weights {shlex.quote(str(args.out))}{more}")
+
+
+def _animate_anyone(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[str, str]:
+    from exporters.import_checkpoint import import_animate_anyone
+
+    found = {"vae": args.vae, "image_encoder": args.image_encoder, "tiny_vae": args.tiny_vae}
+    import_animate_anyone(args.folder, args.out, **found, precision=args.precision, tell=tell)
+    return "diffusion", " --decoder tiny" if args.tiny_vae else ""
+
+
+def _liveportrait(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[str, str]:
+    from exporters.import_liveportrait import import_liveportrait
+
+    import_liveportrait(args.folder, args.out, precision=args.precision, tell=tell)
+    return "reenact", ""
+
+
+def _wav2lip(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[str, str]:
+    from exporters.import_lipsync import import_wav2lip
+
+    import_wav2lip(args.source, args.out, precision=args.precision, tell=tell)
+    return "lipsync", ""
+
+
+def _musetalk(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[str, str]:
+    from exporters.import_lipsync import import_musetalk
+
+    import_musetalk(args.folder, args.out, vae=args.vae, whisper=args.whisper, precision=args.precision, tell=tell)
+    return "lipsync", ""
+
+
+SYSTEMS: dict[str, Callable[[argparse.Namespace, Callable[[str], None]], tuple[str, str]]] = {
+    "animate-anyone": _animate_anyone,
+    "liveportrait": _liveportrait,
+    "musetalk": _musetalk,
+    "wav2lip": _wav2lip,
+}
+"""Name on the command line -> its importer, which answers with the generator and with options that what it wrote needs."""
+
+__all__ = ["SYSTEMS", "run"]
