@@ -27,6 +27,7 @@ from engine.generators.puppet.assets import PuppetAssets
 from engine.types import FloatArray, UInt8Array
 from exporters import pairs, stages, storage
 from exporters.footage import FPS
+from exporters.painted import body_of
 from exporters.regions import Likeness
 
 LEAST_SECONDS = 10.0
@@ -49,6 +50,7 @@ class Clip:
     kept: npt.NDArray[np.bool_]  # [N]
     train: list[tuple[int, int]]  # [start, stop) runs of consecutive kept frames
     held_out: list[tuple[int, int]]
+    body: FloatArray | None = None  # [N, 33, 3] px of the crop, pose landmarks in the real picture, and how well they are seen; None: nobody looked
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +77,15 @@ def open_dataset(folder: Path) -> Dataset:
     index = storage.read_index(Path(folder), version=FORMAT)
     reference = storage.read_arrays(folder / storage.REFERENCE)
     clips = []
-    for name in index["clips"]:
+    for name, video in zip(index["clips"], index["videos"], strict=True):
         place = folder / "clips" / name
         rest = storage.read_arrays(place / "rest.npz")
         frames, coarse, guide = (storage.mapped(place / file) for file in ("frames.npy", "coarse.npy", storage.GUIDE))
         points = storage.read_arrays(place / storage.POINTS)["points"]
         train, held_out = ([(int(a), int(b)) for a, b in rest[name]] for name in ("train", "held_out"))
-        clips.append(Clip(name, frames, coarse, guide, points, rest["speech"], rest["motion"], rest["face"], rest["kept"], train, held_out))
+        speech, motion, face, kept = (rest[name] for name in ("speech", "motion", "face", "kept"))
+        body = body_of(storage.read_arrays(folder / storage.TRACKS / f"{video['sha256']}.npz"), face, kept)
+        clips.append(Clip(name, frames, coarse, guide, points, speech, motion, face, kept, train, held_out, body))
     views = [(float(yaw), view) for yaw, view in zip(reference["yaws"], reference["views"], strict=True)]
     height, width = index["size"]
     assets = stages.read(folder / storage.ASSETS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -19,6 +18,8 @@ GROWN = 0.18
 
 def regions(face: FloatArray, size: tuple[int, int]) -> npt.NDArray[np.float32]:
     """Face points [478, 2] px -> [2, H, W] 0..1: mouth with eyes, and the whole face; all 0 where the face is unknown (NaN)."""
+    import cv2
+
     masks = np.zeros((2, *size), np.uint8)
     if not np.isfinite(face).all():
         return masks.astype(np.float32)
@@ -32,6 +33,8 @@ def regions(face: FloatArray, size: tuple[int, int]) -> npt.NDArray[np.float32]:
 
 def mouth(face: FloatArray, size: tuple[int, int]) -> npt.NDArray[np.float32]:
     """Face points [478, 2] px -> [H, W] 0..1: the lips and what they may cover; all 0 where the face is unknown (NaN)."""
+    import cv2
+
     mask = np.zeros(size, np.uint8)
     if not np.isfinite(face).all():
         return mask.astype(np.float32)

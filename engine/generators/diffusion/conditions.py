@@ -24,7 +24,7 @@ from collections.abc import Callable
 from engine.generators.diffusion.conditions_ease import Ease, eased
 from engine.generators.diffusion.conditions_place import Anchor, Placed, anchor_of, place
 from engine.generators.diffusion.landmarks import paint_landmarks
-from engine.generators.diffusion.presets import Preset
+from engine.generators.diffusion.presets import Condition, Preset
 from engine.generators.diffusion.skeleton import face_68, joints_of, paint_skeleton
 from engine.types import Signal, UInt8Array
 
@@ -34,20 +34,19 @@ Painter = Callable[[Signal, Anchor, Ease], UInt8Array]
 
 def painter(made: Preset) -> Painter:
     """The painter of a preset's condition: of its skeleton, or of its landmarks."""
-    paint_points = {"skeleton": _skeleton, "landmarks": _landmarks}[made.condition]
 
     def paint(signal: Signal, anchor: Anchor, ease: Ease) -> UInt8Array:
-        return paint_points(eased(ease, place(signal, anchor, made.size), signal.time), made.size)
+        return draw(made.condition, eased(ease, place(signal, anchor, made.size), signal.time), made.size)
 
     return paint
 
 
-def _skeleton(placed: Placed, size: tuple[int, int]) -> UInt8Array:
+def draw(condition: Condition, placed: Placed, size: tuple[int, int]) -> UInt8Array:
+    """The condition picture [H, W, 3] of points that lie in a frame of `size` (H, W)."""
+    if condition == "landmarks":
+        return paint_landmarks(size, placed.face)
+    assert condition == "skeleton"
     return paint_skeleton(size, joints_of(placed.face, placed.body), placed.hands, face_68(placed.face))
 
 
-def _landmarks(placed: Placed, size: tuple[int, int]) -> UInt8Array:
-    return paint_landmarks(size, placed.face)
-
-
-__all__ = ["Anchor", "Ease", "Painter", "anchor_of", "painter"]
+__all__ = ["Anchor", "Ease", "Painter", "Placed", "anchor_of", "draw", "painter"]

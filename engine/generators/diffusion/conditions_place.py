@@ -39,7 +39,7 @@ class Anchor:
     def own(self, aspect: float) -> Own:
         """What does not change from frame to frame, for frames of this width / height; worked out once."""
         if aspect not in self._own:
-            self._own[aspect] = Own.of(metric(self.face, aspect), metric(self.body[:, :3], aspect)[:, :2], _sure(self.body))
+            self._own[aspect] = Own.of(metric(self.face, aspect), metric(self.body[:, :3], aspect)[:, :2], visibility(self.body))
         return self._own[aspect]
 
 
@@ -130,8 +130,8 @@ def place(signal: Signal, anchor: Anchor, size: tuple[int, int]) -> Placed:
         face = own_face(own, motion)[:, :2]
         way = _shoulders_onto(seen_body, signal.body, own_landmarks, own)
     body, sure = own_landmarks, own.sure
-    if seen_body is not None and signal.body is not None and way is not None and float(_sure(signal.body)[SHOULDERS].max()) >= SEEN:
-        body, sure, body_from = way(seen_body), _sure(signal.body), "head" if face_from == "driver" else "shoulders"
+    if seen_body is not None and signal.body is not None and way is not None and float(visibility(signal.body)[SHOULDERS].max()) >= SEEN:
+        body, sure, body_from = way(seen_body), visibility(signal.body), "head" if face_from == "driver" else "shoulders"
     hands = tuple(way(hand) * height for hand in _hands(signal)) if way is not None else ()
     return Placed(
         face=(face * height).astype(np.float32),
@@ -169,14 +169,14 @@ def head_onto(points: Float64Array, head: FloatArray, home: Pose) -> Similarity:
 
 def _shoulders_onto(seen: Float64Array | None, body: FloatArray | None, moved: Float64Array, own: Own) -> Similarity | None:
     """The way that takes the driver's shoulders onto the portrait's `moved` ones, where both are seen."""
-    if seen is None or body is None or min(_sure(body)[SHOULDERS].min(), own.sure[SHOULDERS].min()) < SEEN:
+    if seen is None or body is None or min(visibility(body)[SHOULDERS].min(), own.sure[SHOULDERS].min()) < SEEN:
         return None
     there, here = seen[SHOULDERS, :2], moved[SHOULDERS]
     grown = float(np.hypot(*(here[1] - here[0])) / max(1e-6, np.hypot(*(there[1] - there[0]))))
     return Similarity(grown, here.mean(0) - grown * there.mean(0))
 
 
-def _sure(body: FloatArray) -> FloatArray:
+def visibility(body: FloatArray) -> FloatArray:
     """[33] visibility of the pose landmarks [33, 4]; 0 for those that lie outside their picture or are no numbers."""
     inside = ((body[:, :2] > -OUTSIDE) & (body[:, :2] < 1.0 + OUTSIDE)).all(1)
     return np.where(inside, body[:, 3], 0.0).astype(np.float32)
@@ -189,4 +189,4 @@ def _hands(signal: Signal) -> list[Float64Array]:
     return [metric(hand, signal.aspect)[:, :2] for hand in signal.hands if np.isfinite(hand).all() and hand[:, :2].any()]
 
 
-__all__ = ["Anchor", "Placed", "anchor_of", "place"]
+__all__ = ["Anchor", "Placed", "anchor_of", "place", "visibility"]

@@ -68,9 +68,16 @@ class Networks(nn.Module):
 
     def look(self, picture: Tensor) -> Cache:
         """As `remember`, for whatever traces or trains it."""
+        return self.cached(*self.read(picture))
+
+    def read(self, picture: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """Portrait [1, 3, H, W] -1..1 -> (what the reference network's blocks read, [1, L, C] each; the identity's tokens [1, T, D], if any)."""
         latents = self.autoencoder.encode(picture) * self.preset.gain
         tokens = self.image(picture) if self.image is not None else None
-        bank = self.reference(latents, self._read(self.reference, tokens))
+        return self.reference(latents, self._read(self.reference, tokens)), tokens
+
+    def cached(self, bank: list[Tensor], tokens: Tensor | None) -> Cache:
+        """The same as keys and values for the denoiser's blocks, by the denoiser's own projections."""
         return Cache(self.project(bank), self._read(self.denoiser, tokens))
 
     def project(self, bank: list[Tensor]) -> list[KeyValue]:

@@ -78,6 +78,14 @@ def has_networks(weights: Path) -> bool:
     return bool(_manifest(weights).get("sha256"))
 
 
+def preset_of(weights: Path) -> str:
+    """Which preset the networks in a folder of weights are of, without loading them. Raises AvatarError where it has none."""
+    name = _manifest(weights).get("preset")
+    if not isinstance(name, str):
+        raise AvatarError(f"{weights} holds what a clip taught the puppet and no network; give weights that were trained or imported.")
+    return name
+
+
 def beside(weights: Path) -> Taught | None:
     """Of a folder of weights, without loading them; None where nothing was taught. Raises AvatarError for a folder that is not whole."""
     manifest = _manifest(weights)
@@ -91,4 +99,4 @@ def _manifest(weights: Path) -> dict[str, Any]:
         raise AvatarError(f"{weights} holds no weights of this engine: it has no readable {WEIGHTS}; import or train them first.") from error
 
 
-__all__ = ["FILE", "Taught", "beside", "has_networks", "read", "save_alone", "write"]
+__all__ = ["FILE", "Taught", "beside", "has_networks", "preset_of", "read", "save_alone", "write"]
