@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -116,6 +117,42 @@ def test_what_was_tampered_with_is_refused_and_an_older_one_taken(weights: Path,
     assert sentence in found.refused[0]
     spoil(older)
     assert find(weights, "onnxruntime", steps=2).told.count(sentence) == 2
+
+
+def test_an_engine_is_read_through_once_however_often_it_is_looked_for(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And again when anything of a file has changed, even where its contents' time was put back."""
+    folder = engine(weights, "onnxruntime-x")
+    read: list[str] = []
+    hashed = artifact.sha256
+
+    def counted(path: Path) -> str:
+        read.append(path.name)
+        return hashed(path)
+
+    monkeypatch.setattr(artifact, "sha256", counted)
+
+    def load() -> None:
+        manifest = artifact.read(folder)
+        artifact.verified(folder, manifest, manifest.artifact(engines.LIVE))
+
+    load()
+    load()
+    assert read == ["step.bin"] * 2, "touched just now: its clock may not tell the next change"
+    monkeypatch.setattr(artifact, "SETTLED", 0.0)
+    read.clear()
+    for _ in range(2):
+        assert find(weights, "onnxruntime", steps=2).engine is not None
+        load()
+    assert read == ["step.bin"]
+    path = next(folder.rglob("step.bin"))
+    before, content = path.stat(), path.read_bytes()
+    while path.stat().st_ctime_ns == before.st_ctime_ns:
+        path.write_bytes(content[::-1])
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    with pytest.raises(AvatarError, match="is not the file that was exported"):
+        load()
+    assert "is not the file that was exported" in find(weights, "onnxruntime", steps=2).told
 
 
 FOREIGN: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ EXPORTER = 1
 """Version of what the exporters do to a graph: artifacts of another one are made anew."""
 MANIFEST = "manifest.json"
 AGAIN = "export it again (avatar export)"
+SETTLED = 2.0
+"""s since a file was touched after which its clock tells every later change: clocks of files tick in steps, up to 2 s on some disks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +166,7 @@ def verified(folder: Path, manifest: Manifest, artifact: Artifact) -> Path:
         if not (_plain(manifest.folder) and _plain(name)):
             raise AvatarError(f"{folder / MANIFEST} names a file outside of its folder ('{name}'); {AGAIN}.")
         try:
-            found = sha256(path)
+            found = _sha256_of(path)
         except FileNotFoundError as error:
             raise AvatarError(f"{path} is missing; {AGAIN}.") from error
         except OSError as error:
@@ -170,6 +174,22 @@ def verified(folder: Path, manifest: Manifest, artifact: Artifact) -> Path:
         if found != wanted:
             raise AvatarError(f"{path} is not the file that was exported: its bytes are others than {MANIFEST} names; {AGAIN}.")
     return home / next(iter(artifact.files))
+
+
+def _sha256_of(path: Path) -> str:
+    """Of a file, read once for as long as it stays as it is: one engine is looked for, chosen and loaded, and may be large.
+
+    The time of a file's last change of any kind (`st_ctime_ns`) cannot be set back, as that of its contents can.
+    """
+    now, there = time.time(), path.stat()
+    if now - max(there.st_mtime, there.st_ctime) < SETTLED:
+        return sha256(path)
+    return _remembered(path, there.st_dev, there.st_ino, there.st_size, there.st_mtime_ns, there.st_ctime_ns)
+
+
+@lru_cache(maxsize=256)
+def _remembered(path: Path, *mark: int) -> str:
+    return sha256(path)
 
 
 def _plain(name: str) -> bool:

@@ -87,8 +87,8 @@ def find(
     `precision`: only that one. `decoder`: "own" or "tiny", as the weights are loaded with. `spec`: the live graph as the generator has it now
     (`graphs.step_spec`), with which an engine of another size, preset or layout is told apart; leave it out before the networks are loaded.
     `origin`: sha256 of the weights, looked up where it is not given. `adapters`: sha256, scale and name of every LoRA that must be part of it; an
-    engine that has others is none of what was asked for. Looks, loads no graph and changes nothing; files are read through once
-    for their hashes. Raises AvatarError for an unknown backend and a folder without weights, for nothing else.
+    engine that has others is none of what was asked for. Looks, loads no graph and changes nothing; files are read through for their hashes, which
+    loading does not do once more (`artifact.verified`). Raises AvatarError for an unknown backend and a folder without weights, for nothing else.
     """
     if name not in BUILT_FOR:
         raise AvatarError(f"No engines are exported for '{name}'; choose one of: {', '.join(BUILT_FOR)}.")
