@@ -327,7 +327,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_generator(parser: argparse.ArgumentParser, *, lora: bool = False) -> None:
     """Which generator, and what it is built with; options that are not given stay with the generator."""
-    parser.add_argument("--generator", help="puppet or diffusion (default: the one whose weights the persona has, else the puppet)")
+    from engine.options import add_lipsync
+
+    parser.add_argument("--generator", help="puppet, diffusion or lipsync (default: the one whose weights the persona has, else the puppet)")
+    add_lipsync(parser)
     diffusion = parser.add_argument_group("of the diffusion generator")
     diffusion.add_argument("--preset", help="tiny, compact (default) or animate_anyone, with random weights")
     diffusion.add_argument("--weights", metavar="DIR", help="a folder of weights that was trained or imported; it names its preset")
@@ -362,7 +365,7 @@ def _choice(args: argparse.Namespace) -> Choice:
 
 
 def _generator_options(args: argparse.Namespace) -> dict[str, Any]:
-    names = ("preset", "weights", "steps", "stream_batch", "precision", "mode", "device", "decoder", "backend", "graphs")
+    names = ("preset", "weights", "steps", "stream_batch", "precision", "mode", "device", "decoder", "backend", "graphs", "model", "over", "loop")
     return {name: value for name in names if (value := getattr(args, name)) is not None}
 
 

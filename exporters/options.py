@@ -20,6 +20,15 @@ def add_import(parser: argparse.ArgumentParser) -> None:
     portrait.add_argument("folder", type=Path, metavar="DIR", help="the folder that holds both, or one above it")
     portrait.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the folder to write; it must not exist yet")
     portrait.add_argument("--precision", choices=["fp32", "fp16"], default="fp32", help="of the files written; fp16 halves them")
+    wav2lip = systems.add_parser("wav2lip", help="Wav2Lip's wav2lip_gan.pth or wav2lip.pth")
+    wav2lip.add_argument("source", type=Path, metavar="FILE_OR_DIR", help="the file, or the folder it lies in")
+    musetalk = systems.add_parser("musetalk", help="MuseTalk's folder of models, with its autoencoder and Whisper")
+    musetalk.add_argument("folder", type=Path, metavar="DIR", help="where its download script put them (models), or the folder above")
+    musetalk.add_argument("--vae", type=Path, metavar="DIR", help="config.json and weights of the autoencoder (default: DIR/sd-vae)")
+    musetalk.add_argument("--whisper", type=Path, metavar="DIR", help="the same of whisper-tiny (default: DIR/whisper)")
+    for lips in (wav2lip, musetalk):
+        lips.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the folder to write; it must not exist yet")
+        lips.add_argument("--precision", choices=["fp32", "fp16"], default="fp32", help="of the files written; fp16 halves them")
 
 
 def add_export(parser: argparse.ArgumentParser) -> None:

@@ -17,6 +17,7 @@ LIVE = (
 """Test files that keep real time: they run one after another on an otherwise idle machine, the others side by side."""
 NEEDED = {
     "diffusion": ("torch", "diffusers"),
+    "lipsync": ("torch", "diffusers", "transformers"),
     "onnxruntime": ("onnxruntime",),
     "openvino": ("openvino",),
     "pytorch": ("torch",),

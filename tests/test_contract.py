@@ -24,7 +24,7 @@ ROWS = 3
 def made(request: pytest.FixtureRequest) -> tuple[Generator, Identity]:
     require_for(request.param)
     # Of a family the smallest: the contract is the same for all sizes.
-    smallest = {"diffusion": {"preset": "tiny"}, "reenact": {"preset": "tiny"}}
+    smallest = {"diffusion": {"preset": "tiny"}, "lipsync": {"model": "wav2lip_tiny"}, "reenact": {"preset": "tiny"}}
     generator = generators.load(request.param, **smallest.get(request.param, {}))
     return generator, generator.prepare(demo_portrait())
 
@@ -116,7 +116,7 @@ def test_a_released_row_is_nobody_s_and_given_away_once(made: tuple[Generator, I
 def test_a_signal_without_motion_shows_the_portrait_at_rest(made: tuple[Generator, Identity]) -> None:
     generator, identity = made
     spec = generator.spec
-    if not set(spec.needs) <= {"motion", "speech"}:
+    if not set(spec.needs) <= {"motion", "speech", "pcm"}:
         pytest.skip("needs more than motion")
     state = generator.allocate(1)
     generator.admit(state, 0, identity)

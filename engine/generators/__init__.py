@@ -10,6 +10,7 @@ from engine.types import AvatarError, Generator
 
 NAMES = {
     "diffusion": "engine.generators.diffusion.generator:Diffusion",
+    "lipsync": "engine.generators.lipsync.generator:Lipsync",
     "puppet": "engine.generators.puppet.generator:Puppet",
     "reenact": "engine.generators.reenact.generator:Reenact",
 }
