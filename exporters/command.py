@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import shlex
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine import persona as personas
-from engine.generators.diffusion.taught import Taught, save_alone
-from engine.generators.puppet.assets import pack as pack_assets
-from engine.types import AvatarError, Generator
+from engine.types import AvatarError
 from exporters.dataset import Dataset, collect, open_dataset
-from exporters.judge import Judged
-from exporters.learner import Settings
-from exporters.train import Budget, Report, seen_by, train
+from exporters.keep import keep_network, keep_puppet
+from exporters.storage import SCENE
 
-DATA, RUN, PUPPET = "data", "run", "puppet"
+if TYPE_CHECKING:  # PyTorch is for training: whoever only collects needs none
+    from exporters.judge import Judged
+    from exporters.train import Report
+
+DATA, RUN, PUPPET, WEIGHTS = "data", "run", "puppet", "weights"
 MINUTES = 15.0
 QUIET = 10.0
 """s between two lines of progress."""
-SCENE = "scene.png"
 
 
 def teach(videos: Sequence[Path], out: Path, options: argparse.Namespace, *, tell: Callable[[str], None]) -> None:
@@ -37,8 +38,11 @@ def teach(videos: Sequence[Path], out: Path, options: argparse.Namespace, *, tel
         tell(str(sentence))
     if options.stage == "data":
         if options.consent is not None:
-            _keep_puppet(data, out, name, source, options.consent, tell)
+            keep_puppet(data, out / PUPPET, name=name, source=source, consent=options.consent, tell=tell)
         return
+    from exporters.learner import Settings
+    from exporters.train import Budget, train
+
     settings = Settings(
         recipe=options.recipe, steps=options.steps, preset=options.preset, precision=options.precision, reference=options.start is not None
     )
@@ -60,11 +64,14 @@ def teach(videos: Sequence[Path], out: Path, options: argparse.Namespace, *, tel
     if options.consent is None:
         _how_on(data, out, tell)
     else:
-        _keep(data, out, name, source, options.consent, tell)
+        keep_network(data, out / RUN / WEIGHTS, name=name, source=source, consent=options.consent, tell=tell)
 
 
 def _check(options: argparse.Namespace) -> None:
     """Before an hour of work. Raises AvatarError."""
+    if options.stage != "data" and importlib.util.find_spec("torch") is None:
+        without = "--stage data needs none and keeps the puppet that the clip taught"
+        raise AvatarError(f"Training networks needs PyTorch, which is not installed: make torch. Or leave them out: {without}.")
     if options.minutes is not None and options.minutes <= 0 or options.updates is not None and options.updates <= 0:
         raise AvatarError("Training takes some time: give --minutes or --updates above 0.")
     if options.rate is not None and options.rate <= 0:
@@ -117,46 +124,9 @@ def _verdict(data: Dataset, judged: Judged) -> list[str]:
     return told
 
 
-def _keep(data: Dataset, out: Path, name: str, source: str, consent: str, tell: Callable[[str], None]) -> None:
-    """As a persona of its own; one that an earlier run of the same folder kept is replaced."""
-    from engine.generators import load
-
-    weights = out / RUN / "weights"
-    made = _made(load("diffusion", weights=weights), data, weights, name, source, consent)
-    tell(f"Persona '{made.name}' is ready in {made.folder}.")
-    tell(f"Faster where OpenVINO is installed: avatar export --persona {shlex.quote(made.name)} --backend openvino")
-    tell(f"Show it: avatar serve --persona {shlex.quote(made.name)}")
-
-
-def _keep_puppet(data: Dataset, out: Path, name: str, source: str, consent: str, tell: Callable[[str], None]) -> None:
-    """As a persona of the puppet that the clip taught: no network, no PyTorch, live on any CPU."""
-    from engine.generators import load
-
-    taught = Taught(data.portrait, {} if data.assets is None else pack_assets(data.assets), seen_by(data))
-    save_alone(out / PUPPET, taught, origin={"made_by": "avatar train --stage data", "dataset": str(data.report.get("key", data.folder))})
-    made = _made(load("puppet"), data, out / PUPPET, name, source, consent)
-    how = "the puppet" if data.assets is None else "the puppet that the clip taught"
-    tell(f"Persona '{made.name}' is ready in {made.folder}, as {how}. Train the network too: leave --stage out.")
-    tell(f"Show it: avatar serve --persona {shlex.quote(made.name)}")
-
-
-def _made(generator: Generator, data: Dataset, weights: Path, name: str, source: str, consent: str) -> personas.Persona:
-    """Kept; an earlier one of this folder, as was checked, is replaced."""
-    from engine.picture import read_picture
-
-    picture, home = read_picture(data.folder / SCENE), personas.personas_folder()
-    if name not in personas.list_personas():
-        return personas.make_persona(generator, picture, name=name, consent=consent, source=source, folder=home, weights=weights)
-    with tempfile.TemporaryDirectory(dir=home, prefix=".") as aside:  # the earlier one goes when the new one is whole
-        personas.make_persona(generator, picture, name=name, consent=consent, source=source, folder=Path(aside), weights=weights)
-        personas.remove(name)
-        (Path(aside) / name).rename(home / name)
-    return personas.load_persona(generator, name)
-
-
 def _how_on(data: Dataset, out: Path, tell: Callable[[str], None]) -> None:
     """What to type next."""
-    portrait, weights = shlex.quote(str(data.folder / SCENE)), shlex.quote(str(out / RUN / "weights"))
+    portrait, weights = shlex.quote(str(data.folder / SCENE)), shlex.quote(str(out / RUN / WEIGHTS))
     options = f"--generator diffusion --weights {weights}"
     tell(f"Keep it: avatar persona create me --portrait {portrait} {options} --consent 'I am the person in the picture'")
     tell(f"Show it: avatar serve {options} --persona me")

@@ -29,8 +29,8 @@ from engine.persona import demo_portrait
 from engine.pose import rotation
 from engine.types import AudioChunk, AvatarError, FloatArray, Motion, Signal, UInt8Array, VideoFrame
 from exporters.dataset import collect
+from exporters.keep import seen_by
 from exporters.storage import SCENE
-from exporters.train import seen_by
 
 SIDE, FPS, SECONDS, QUALITY = 512, 25, 72.0, 14
 """px, frames a second, s, and x264's CRF."""

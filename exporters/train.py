@@ -10,17 +10,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from engine.generators.diffusion import networks as weights_of
 from engine.generators.diffusion.taught import Taught
-from engine.generators.diffusion.trust import Trust
 from engine.generators.puppet.assets import pack as pack_assets
 from engine.types import AvatarError
 from exporters import runs
 from exporters.batches import Batches
 from exporters.dataset import Dataset
 from exporters.judge import Judged, held_out, judge, sheet
+from exporters.keep import seen_by
 from exporters.learner import Learner, Recipe, Settings
 
 CHECKPOINT_SECONDS, LOOK_SECONDS = 60.0, 150.0
@@ -176,11 +174,6 @@ class _Watch:
         return f"The loss has diverged ({mean:.3g}, it was {self.best:.3g})" if mean > WORSE * self.best else ""
 
 
-def seen_by(data: Dataset) -> Trust:
-    """The motions of what is trained on."""
-    return Trust.of(np.concatenate([clip.motion[a:b] for clip in data.clips for a, b in clip.train]))
-
-
 def _known(settings: Settings, data: Dataset, start: Path | None, teacher: Path | None) -> dict[str, Any]:
     """What must be the same for a run to go on."""
     flat: dict[str, Any] = {key: repr(value) for key, value in asdict(settings).items()}
@@ -209,4 +202,4 @@ def _told(judged: Judged) -> dict[str, float]:
     return {f"held_out/{name}/{key}": value for name, one in every.items() for key, value in asdict(one).items()}
 
 
-__all__ = ["Budget", "Recipe", "Report", "Settings", "seen_by", "train"]
+__all__ = ["Budget", "Recipe", "Report", "Settings", "train"]

@@ -1,0 +1,126 @@
+"""What a clip taught becomes a persona: without PyTorch where there is no network, and again without losing engines of the same weights."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine import persona as personas
+from engine.backends import engines
+from engine.persona import demo_portrait
+from engine.types import AvatarError
+from exporters import keep, storage
+from exporters.dataset import Clip, Dataset
+from tests.fakes import FakeGenerator
+
+ROOT = Path(__file__).parent.parent
+CONSENT, SOURCE = "I am the person in the video.", "avatar train /me"
+
+
+def collected(folder: Path) -> Dataset:
+    """As much of a data set as a persona is made of."""
+    folder.mkdir(parents=True)
+    storage.write_picture(folder / storage.SCENE, demo_portrait())
+    none: Any = np.zeros((30, 16), np.float32)
+    clip = Clip("me", none, none, none, none, none, none, none, np.ones(30, np.bool_), [(0, 30)], [])
+    return Dataset(folder, (64, 64), 25, np.zeros((64, 64, 3), np.uint8), [], [clip], {"key": "abc"})
+
+
+# -- without PyTorch ------------------------------------------------------------------------------------------------------
+
+ALONE = """
+import sys
+sys.modules["torch"] = None  # as where it is not installed
+from pathlib import Path
+import avatar
+from engine.types import AvatarError
+from exporters import command
+from tests.test_keep import collected
+
+home = Path(sys.argv[1])
+data = collected(home / "me" / "data")
+command.collect = command.open_dataset = lambda *_, **__: data
+words = ["train", "--video", "a.mp4", "--out", str(home / "me"), "--consent", "I am the person in the video.", "--stage"]
+for stage in ("all", "data"):
+    try:
+        command.teach([], home / "me", avatar._parser().parse_args([*words, stage]), tell=print)
+    except AvatarError as error:
+        print("refused:", error)
+"""
+
+
+def test_the_data_stage_and_its_persona_need_no_pytorch(tmp_path: Path) -> None:
+    said = subprocess.run([sys.executable, "-c", ALONE, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, env=_home(tmp_path), check=False)
+    assert said.returncode == 0, said.stderr
+    refused, *kept = said.stdout.splitlines()
+    assert refused.startswith("refused: Training networks needs PyTorch, which is not installed: make torch. Or leave them out: --stage data ")
+    assert kept[0].startswith("Persona 'me' is ready in ")
+    assert kept[-1] == "Show it: avatar serve --persona me"
+    assert personas.own_weights("me", folder=tmp_path / "home" / "personas") is not None
+
+
+def _home(folder: Path) -> dict[str, str]:
+    return {**os.environ, "AVATAR_HOME": str(folder / "home")}
+
+
+# -- engines --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
+    monkeypatch.setenv("AVATAR_HOME", str(tmp_path / "home"))
+    return collected(tmp_path / "data")
+
+
+def kept(data: Dataset, weights: Path, text: str) -> tuple[Path, list[str]]:
+    """The persona's engines after a run that left weights of that manifest, and what was said."""
+    weights.mkdir(exist_ok=True)
+    (weights / engines.WEIGHTS).write_text(text)
+    told: list[str] = []
+    made = keep.as_persona(FakeGenerator(), data, weights, name="me", source=SOURCE, consent=CONSENT, tell=told.append)
+    assert made.folder is not None
+    return made.folder / personas.WEIGHTS / engines.HOME, told
+
+
+def test_engines_stay_with_weights_that_are_the_same_and_go_with_others(data: Dataset, tmp_path: Path) -> None:
+    home, told = kept(data, tmp_path / "weights", '{"updates": 1}')
+    assert not home.exists()
+    for name in ("openvino-a", "onnxruntime-b"):
+        (home / name / "part").mkdir(parents=True)
+        (home / name / "part" / "step.bin").write_text(name)
+    (home / "openvino-c" / ".partial").mkdir(parents=True)
+    (home / ".killed").mkdir()
+    (tmp_path / "weights" / engines.HOME / "openvino-a").mkdir(parents=True)  # exported beside the run's own weights
+    again, told = kept(data, tmp_path / "weights", '{"updates": 1}')
+    assert again == home
+    assert told == []
+    assert (home / "onnxruntime-b" / "part" / "step.bin").read_text() == "onnxruntime-b"
+    assert sorted(path.name for path in home.iterdir()) == ["onnxruntime-b", "openvino-a", "openvino-c"]
+    assert not (home / "openvino-a" / "part").exists(), "the run's own, which is the newer one"
+    (tmp_path / "weights" / engines.HOME / "openvino-a").rmdir()
+    _, told = kept(data, tmp_path / "weights", '{"updates": 2}')
+    assert list(home.iterdir()) == []
+    assert len(told) == 1
+    assert told[0].startswith("The 3 engines of this persona's earlier weights went with them")
+    assert told[0].endswith("avatar export --persona me --backend NAME")
+
+
+def test_an_earlier_persona_stays_whole_where_the_new_one_cannot_be_kept(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, _ = kept(data, tmp_path / "weights", "{}")
+    (home / "openvino-a").mkdir(parents=True)
+    (home / "openvino-a" / "step.bin").write_text("graph")
+
+    def full(name: str) -> None:
+        raise AvatarError("The disk is full.")
+
+    monkeypatch.setattr(personas, "remove", full)
+    with pytest.raises(AvatarError, match="disk is full"):
+        kept(data, tmp_path / "weights", "{}")
+    assert (home / "openvino-a" / "step.bin").read_text() == "graph"
+    assert [path.name for path in (tmp_path / "home" / "personas").iterdir()] == ["me"], "nothing else is left"
