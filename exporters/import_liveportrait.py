@@ -18,6 +18,7 @@ try:
 
     from engine.generators.reenact.networks import MANIFEST, empty, kept, write_manifest
     from engine.generators.reenact.presets import LIVEPORTRAIT, Preset
+    from engine.generators.reenact.released import FILES, checked
 except ImportError as error:
     raise AvatarError(f"Importing weights needs PyTorch ({error}); pip install 'avatar-engine[torch]'.") from error
 
@@ -25,6 +26,8 @@ SYSTEM = "LivePortrait"
 BASE, RETARGETING = "base_models", "retargeting_models"
 ABOVE = ("", "liveportrait", "pretrained_weights/liveportrait")
 """Where these folders lie in whatever somebody takes for the published folder."""
+ONNX_ABOVE = ("", "liveportrait_onnx", "checkpoints/liveportrait_onnx")
+"""The same for published ONNX files."""
 COUNTS = ".num_batches_tracked"
 """How many batches a norm has seen: whole numbers that nothing reads."""
 SPECTRAL = ("_orig", "_u", "_v")
@@ -65,10 +68,14 @@ def import_liveportrait(
 ) -> None:
     """The published folder `source` (with base_models and retargeting_models) -> weights of `made` in a new folder `out`.
 
-    Everything is checked before anything is written. Raises AvatarError, one sentence, for whatever does not fit.
+    A folder of published ONNX files (`released.FILES`) is taken as it is. Everything is checked before anything is written. Raises
+    AvatarError, one sentence, for whatever does not fit.
     """
     if precision not in KINDS:
         raise AvatarError(f"Weights are kept as one of: {', '.join(KINDS)}; not as '{precision}'.")
+    if (released := _onnx(source)) is not None:
+        _take(released, out, tell)
+        return
     parts = empty(made).parts()
     sources = [(part, _source(source, part)) for part in PARTS]
     matches = []
@@ -92,6 +99,33 @@ def import_liveportrait(
         for name in hashes:  # the library makes files that only their owner may read
             shutil.copymode(folder / MANIFEST, folder / f"{name}.safetensors")
     tell(f"{count / 1e6:,.1f} million values in {precision}.")
+
+
+def _onnx(source: Path) -> list[Path] | None:
+    """The published ONNX files of a folder, or None where it has none of them and is to be read otherwise."""
+    folders = [source / above for above in ONNX_ABOVE]
+    folder = next((each for each in folders if any((each / f"{stem}.onnx").is_file() for stem in FILES)), None)
+    if folder is None:
+        return None
+    files = [folder / f"{stem}.onnx" for stem in FILES]
+    if missing := [path.name for path in files if not path.is_file()]:
+        raise AvatarError(f"{folder} has not all of {SYSTEM}'s ONNX files: {', '.join(missing)} is missing; download it.")
+    return files
+
+
+def _take(files: list[Path], out: Path, tell: Callable[[str], None]) -> None:
+    """Published ONNX files, each looked at and copied."""
+    for path in files:
+        spec, _ = checked(path)
+        takes = ", ".join(f"{name} {list(shape)}" for name, (shape, _) in spec.inputs.items())
+        tell(f"{path.name}: takes {takes}; gives {', '.join(spec.outputs)}")
+    with fresh_folder(out) as folder:
+        check_room(folder, sum(path.stat().st_size for path in files))
+        for path in files:
+            shutil.copyfile(path, folder / path.name)
+        hashes = {path.stem: sha256(folder / path.name) for path in files}
+        write_manifest(folder, LIVEPORTRAIT, hashes, {"system": f"{SYSTEM}, as published in ONNX"}, released=True)
+    tell(f"{len(files)} files are taken as they are; ONNX Runtime runs them on the CPU.")
 
 
 def plain(held: Mapping[str, Tensor], path: Path, tell: Callable[[str], None] = lambda line: None) -> dict[str, Tensor]:

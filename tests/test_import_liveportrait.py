@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,14 @@ if found("torch") and found("diffusers"):
     import torch
 
     from engine.generators.reenact import networks
+    from engine.generators.reenact.generator import Reenact
     from engine.generators.reenact.presets import LIVEPORTRAIT, TINY, Preset
+    from engine.generators.reenact.running import Desk
     from exporters import import_liveportrait as importer
 
 pytestmark = pytest.mark.torch
-Shapes = dict[str, tuple[int, ...]]
+Shape = tuple[int, ...]
+Shapes = dict[str, Shape]
 FILES = ("appearance_feature_extractor", "motion_extractor", "warping_module", "spade_generator")
 NESTED = {"stitching": "retarget_shoulder", "lip": "retarget_mouth", "eye": "retarget_eye"}
 
@@ -226,3 +229,95 @@ def test_what_is_not_there_is_named(held: dict[str, dict[str, Any]], tmp_path: P
     whole.unlink()
     with pytest.raises(AvatarError, match="has no retargeting_models/stitching_retargeting_module.pth; download it"):
         run(folder, tmp_path / "out")
+
+
+# -- published ONNX files --------------------------------------------------------------------------------------------------
+
+
+def graph(folder: Path, name: str, inputs: Mapping[str, Shape], outputs: Mapping[str, Shape], weights: Mapping[str, list[float]]) -> None:
+    """A file whose every output is full of the sum of its inputs' means, each times a weight of that output."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    nodes, constants = [], []
+    for key in inputs:
+        nodes.append(helper.make_node("ReduceMean", [key], [f"{key}_mean"], keepdims=0))
+    for out, shape in outputs.items():
+        terms = []
+        for key, weight in zip(inputs, weights[out], strict=True):
+            constants.append(helper.make_tensor(f"{out}_{key}_w", TensorProto.FLOAT, [], [weight]))
+            nodes.append(helper.make_node("Mul", [f"{key}_mean", f"{out}_{key}_w"], [f"{out}_{key}_t"]))
+            terms.append(f"{out}_{key}_t")
+        constants.append(helper.make_tensor(f"{out}_shape", TensorProto.INT64, [len(shape)], list(shape)))
+        nodes.append(helper.make_node("Sum", terms, [f"{out}_sum"]))
+        nodes.append(helper.make_node("Expand", [f"{out}_sum", f"{out}_shape"], [out]))
+    ports = [[helper.make_tensor_value_info(key, TensorProto.FLOAT, list(shape)) for key, shape in each.items()] for each in (inputs, outputs)]
+    model = helper.make_model(helper.make_graph(nodes, name, *ports, constants), opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, folder / f"{name}.onnx")
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Path:
+    require("onnx")
+    require("onnxruntime")
+    folder = tmp_path / "checkpoints" / "liveportrait_onnx"
+    folder.mkdir(parents=True)
+    picture, points = {"img": (1, 3, 256, 256)}, {"kp_driving": (1, 21, 3), "kp_source": (1, 21, 3)}
+    volume = (1, 32, 16, 64, 64)
+    said = {"pitch": (1, 66), "yaw": (1, 66), "roll": (1, 66), "t": (1, 3), "exp": (1, 63), "scale": (1, 1), "kp": (1, 63)}
+    graph(folder, "appearance_feature_extractor", picture, {"output": volume}, {"output": [2.0]})
+    graph(folder, "motion_extractor", picture, said, {name: [float(k)] for k, name in enumerate(said, 1)})
+    graph(folder, "warping_spade", {"feature_3d": volume, **points}, {"out": (1, 3, 512, 512)}, {"out": [0.0, 1.0, 0.1]})
+    for name, width, given in (("stitching", 126, 65), ("stitching_lip", 65, 63), ("stitching_eye", 66, 63)):
+        graph(folder, name, {"input": (1, width)}, {"output": (1, given)}, {"output": [1.0]})
+    return tmp_path
+
+
+def test_onnx_files_are_taken_as_they_are(release: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+    run(release, tmp_path / "out", tell=told.append)
+    assert any("warping_spade.onnx: takes feature_3d [1, 32, 16, 64, 64], kp_driving [1, 21, 3]" in line for line in told)
+    made = Reenact(weights=tmp_path / "out")
+    assert (made.backend, made.preset, made.spec.notice) == ("onnxruntime", "liveportrait", "")
+    desk = Desk(made._runners)
+    grey = np.full((1, 256, 256, 3), 51, np.uint8)  # 0.2
+    assert desk("appearance", 1, {"picture": grey})["volume"].mean() == pytest.approx(0.4, rel=1e-4)
+    said = desk("motion", 1, {"picture": grey})
+    np.testing.assert_allclose(said["pose"], 0.0, atol=1e-3)  # all bins alike: the middle
+    assert [float(said[name].flat[0]) for name in ("t", "exp", "scale", "kp")] == pytest.approx([0.8, 1.0, 1.2, 1.4], rel=1e-4)
+    source, driven = np.full((1, 21, 3), 0.5, np.float32), np.full((1, 21, 3), 0.25, np.float32)
+    picture = desk("render", 1, {"volume": np.zeros((1, 32, 16, 64, 64), np.float32), "source": source, "driven": driven})["picture"]
+    assert picture.shape == (1, 512, 512, 3)
+    assert int(picture.max()) == pytest.approx(255 * (0.25 + 0.05), abs=1)  # the driven keypoints come first
+    points = desk("stitch", 1, {"source": source, "driven": driven})["points"]
+    np.testing.assert_allclose(points[0, 0], [0.25 + 0.75, 0.25 + 0.75, 0.25 + 0.375], atol=1e-5)
+    moved = desk("retarget", 1, {"source": source, "lips": np.zeros((1, 2), np.float32), "eyes": np.ones((1, 3), np.float32)})
+    assert moved["lips_moved"].mean() == pytest.approx(0.5 * 63 / 65, rel=1e-4)
+    assert moved["eyes_moved"].mean() == pytest.approx((0.5 * 63 + 3) / 66, rel=1e-4)
+    with pytest.raises(AvatarError, match="which ONNX Runtime runs; leave --backend out"):
+        Reenact(weights=tmp_path / "out", backend="openvino")
+    (tmp_path / "out" / "stitching.onnx").write_bytes(b"other")
+    with pytest.raises(AvatarError, match="not the file that its weights.json names"):
+        Reenact(weights=tmp_path / "out")
+
+
+def test_names_that_tell_the_keypoints_apart_count_more_than_places(release: Path, tmp_path: Path) -> None:
+    volume, points = {"feature_3d": (1, 32, 16, 64, 64)}, {"kp_source": (1, 21, 3), "kp_driving": (1, 21, 3)}
+    graph(release / "checkpoints" / "liveportrait_onnx", "warping_spade", {**volume, **points}, {"out": (1, 3, 512, 512)}, {"out": [0.0, 0.0, 1.0]})
+    run(release, tmp_path / "out")
+    given = {"volume": np.zeros((1, 32, 16, 64, 64), np.float32), "source": np.zeros((1, 21, 3), np.float32), "driven": np.ones((1, 21, 3))}
+    assert int(Desk(Reenact(weights=tmp_path / "out")._runners)("render", 1, given)["picture"].min()) == 255
+
+
+def test_other_onnx_files_are_refused(release: Path, tmp_path: Path) -> None:
+    folder = release / "checkpoints" / "liveportrait_onnx"
+    graph(folder, "stitching_eye", {"input": (1, 9)}, {"output": (1, 63)}, {"output": [1.0]})
+    with pytest.raises(AvatarError, match=r"not the published stitching_eye.onnx: it takes \[1, 9\] and gives 1 tensors instead of \[1, 66\] and 1"):
+        run(release, tmp_path / "out")
+    (folder / "stitching_eye.onnx").write_bytes(b"nothing")
+    with pytest.raises(AvatarError, match=r"cannot load 'stitching_eye.onnx' .*; download it again"):
+        run(release, tmp_path / "out")
+    (folder / "stitching_eye.onnx").unlink()
+    with pytest.raises(AvatarError, match=r"has not all of LivePortrait's ONNX files: stitching_eye.onnx is missing"):
+        run(release, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from engine.persona import demo_portrait
+from engine.batch import Batch
+from engine.persona import Persona, demo_portrait
 from engine.pose import rotation as camera_rotation
-from engine.types import AvatarError, FloatArray, Identity, Motion, Signal, still_motion
+from engine.session import Session
+from engine.types import AvatarError, FloatArray, Identity, Motion, Signal, VideoFrame, still_motion
 from tests.conftest import found, require
 
 if found("torch"):
@@ -444,6 +447,18 @@ def test_numbers_that_are_none_are_forgotten(generator: Any, identity: Identity)
     np.testing.assert_array_equal(shown(generator, identity, wild, still), shown(generator, identity, Signal(0.0)))
 
 
+def test_a_session_shows_the_generator_the_camera_s_picture(generator: Any, identity: Identity) -> None:
+    scene: Any = SimpleNamespace(body_share=1.0)
+    reader: Any = lambda frame: replace(camera(frame.time, motion()), image=None)  # noqa: E731
+    session = Session(Batch(generator, rows=1), Persona("someone", scene, identity, {}), face=reader)
+    picture = np.zeros((100, 200, 3), np.uint8)
+    assert session.track(VideoFrame(picture, 1.0)).image is picture
+    due = session.due(1.0)
+    assert due is not None
+    session.batch.step({session.row: due.signals})
+    assert session.batch.state.rows[0].drive.share == 1.0
+
+
 def test_openvino_paints_the_same(generator: Any, identity: Identity) -> None:
     require("openvino")
     other = Reenact("tiny", backend="openvino")
@@ -459,6 +474,7 @@ def test_what_does_not_fit_together_is_told(tmp_path: Path) -> None:
         ({"preset": "tiny", "precision": "int8"}, "no precision called 'int8'"),
         ({"preset": "tiny", "region": "nose"}, "no region called 'nose'"),
         ({"preset": "tiny", "backend": "openvino", "mode": "eager"}, "leave --mode out"),
+        ({"preset": "tiny", "backend": "onnxruntime"}, "these weights are none; use --backend openvino"),
         ({"preset": "tiny", "size": (0, 5)}, "height and a width above 0"),
         ({"weights": tmp_path / "none"}, "no readable weights.json"),
     ):

@@ -10,6 +10,9 @@ from typing import Any
 from engine.backends import check_inputs
 from engine.types import AvatarError, GraphSpec, Runner
 
+KINDS = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8", "tensor(int64)": "int64"}
+"""How ONNX Runtime names types, and NumPy."""
+
 
 def available() -> str | None:
     """Whether onnxruntime is installed."""
@@ -18,20 +21,23 @@ def available() -> str | None:
     return None
 
 
-class _OrtRunner:
-    def __init__(self, spec: GraphSpec, source: str | bytes, *, threads: int) -> None:
-        import onnxruntime
+def _session(source: str | bytes, name: str, *, threads: int, again: str) -> Any:
+    import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # trackers and encoders share the cores
-        self._spec = spec
-        try:
-            self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # whatever a damaged or foreign file raises
-            said = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise AvatarError(f"ONNX Runtime cannot load '{spec.name}' ({said}); export it again.") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # trackers and encoders share the cores
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # whatever a damaged or foreign file raises
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise AvatarError(f"ONNX Runtime cannot load '{name}' ({said}); {again}.") from error
+
+
+class _OrtRunner:
+    def __init__(self, spec: GraphSpec, session: Any) -> None:
+        self._spec, self._session = spec, session
         named = {port.name for port in (*self._session.get_inputs(), *self._session.get_outputs())}
         if not {*spec.inputs, *spec.outputs} <= named:
             raise AvatarError(f"The ONNX file is not the graph '{spec.name}': names of inputs or outputs differ; export it again.")
@@ -54,4 +60,21 @@ def load(spec: GraphSpec, *, threads: int = 0, path: str | Path | None = None, *
     source = spec.build() if path is None else str(path)
     if not isinstance(source, str | bytes | Path):
         raise AvatarError(f"ONNX Runtime runs files, and '{spec.name}' is not exported yet; export it and give the file.")
-    return _OrtRunner(spec, source if isinstance(source, bytes) else str(source), threads=threads)
+    source = source if isinstance(source, bytes) else str(source)
+    return _OrtRunner(spec, _session(source, spec.name, threads=threads, again="export it again"))
+
+
+def as_it_is(path: Path, *, threads: int = 0) -> tuple[GraphSpec, Runner]:
+    """A file of somebody else, with the names, shapes and types that it says of itself; a size it leaves open is 1.
+
+    Raises AvatarError where it cannot be loaded.
+    """
+    missing = available()
+    if missing:
+        raise AvatarError(missing)
+    session = _session(str(path), path.name, threads=threads, again="download it again")
+    sizes = {port.name: tuple(size if isinstance(size, int) else 1 for size in port.shape) for port in session.get_inputs()}
+    kinds = {port.name: KINDS.get(port.type, port.type) for port in session.get_inputs()}
+    outputs = tuple(port.name for port in session.get_outputs())
+    spec = GraphSpec(path.stem, {name: (size, kinds[name]) for name, size in sizes.items()}, outputs, lambda: str(path))
+    return spec, _OrtRunner(spec, session)

@@ -14,22 +14,20 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from engine.backends import half_the_cores, pytorch  # before torch: see there
+from engine.backends import pytorch  # before torch: see there
 from engine.drivers.portrait import find_face
 from engine.generators.reenact import driving
 from engine.generators.reenact.crop import SOURCE_SCALE, SOURCE_UP, Paste, Square, eye_ratios, lip_ratio, mouth_width
 from engine.generators.reenact.driving import Drive, Face
 from engine.generators.reenact.formulas import Reading, Region, check_region
-from engine.generators.reenact.presets import preset as preset_named
 from engine.types import AvatarError, FloatArray, GeneratorSpec, Identity, MissingPart, Signal, UInt8Array, VideoFrame, still_motion
 
 try:
     import torch
 
-    from engine.generators.reenact import networks as weights_of
     from engine.generators.reenact import running
     from engine.generators.reenact.networks import UNTRAINED
-    from engine.generators.reenact.running import Desk, Runners
+    from engine.generators.reenact.running import Desk
 except ImportError as error:
     raise MissingPart(f"The generator 'reenact' needs PyTorch ({error}); pip install 'avatar-engine[torch]'.") from error
 
@@ -37,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 VERSION = "1"
 """Of the features: cached ones of another version are made anew."""
-NOTICE = "These weights are untrained: the picture shows that the engine runs, not what it can do. Give imported ones with --weights."
+NOTICE = "These weights are untrained: the picture shows that the engine runs, not what it can do. Import LivePortrait's and give --weights."
 PARTED = 0.03
 """Lip ratio from which a portrait's lips count as open, and close at rest (the published threshold)."""
 EYES_BETWEEN = ((33, 133), (362, 263))
@@ -84,37 +82,33 @@ class Reenact:
         precision: running.Precision | None = None,
         mode: pytorch.Mode | None = None,
         device: str | None = None,
-        backend: running.Backend = "pytorch",
+        backend: running.Backend | None = None,
         region: Region = "all",
         calibrated: bool = True,
         seed: int = 0,
     ) -> None:
-        """`preset`: of random weights (seeded by `seed`) where `weights`, an imported folder, is not given; default liveportrait.
+        """`preset`: of random weights (seeded by `seed`) where `weights`, an imported folder, is not given; default tiny, which costs little.
+        `backend`: default PyTorch, and for published ONNX files ONNX Runtime.
 
         `size` (H, W) px of the frames, instead of the preset's. `mode`: see `engine.backends.pytorch`. `region`: what of a driver's picture is
         taken. `calibrated`: their change from their neutral, else their own pose and expression. Raises AvatarError for a misfit.
         """
-        on_cpu = backend != "pytorch"
-        self.device = pytorch.device("cpu" if on_cpu else device)
-        precision = precision or ("fp16" if self.device.type == "cuda" else "fp32")
-        running.check(backend, mode=mode, device=device, precision=precision)
         check_region(region)
-        if self.device.type == "cpu":
-            torch.set_num_threads(half_the_cores())
-        networks = weights_of.build(preset_named(preset or "liveportrait"), seed=seed) if weights is None else weights_of.load(Path(weights))
-        made = networks.preset
+        folder = None if weights is None else Path(weights)
+        opened, chosen, mode, self.device, precision = running.opened(
+            folder, backend, preset=preset or "tiny", seed=seed, mode=mode, device=device, precision=precision
+        )
+        made = opened.preset
         if preset is not None and preset != made.name:
             raise AvatarError(f"The weights in {weights} are for the preset '{made.name}', not '{preset}'; leave --preset out.")
-        mode = mode or pytorch.best_mode(self.device)
-        pytorch.check_mode(mode, self.device)
         self.preset, self.precision, self.mode = made.name, precision, mode
-        self.backend = f"pytorch {mode}" if backend == "pytorch" else backend
-        self.trained = networks.origin != UNTRAINED
-        self.weights = f"{networks.origin} {'' if self.trained else seed} {made.name} {precision}"
+        self.backend = f"pytorch {mode}" if chosen == "pytorch" else chosen
+        self.trained = opened.origin != UNTRAINED
+        self.weights = f"{opened.origin} {'' if self.trained else seed} {made.name} {precision}"
         self._made, self._region, self._calibrated = made, region, calibrated
-        self._runners = Runners(networks, backend, mode=mode, device=self.device, precision=precision)
+        self._runners = opened.runners
         # Portraits are prepared beside the live thread, one at a time.
-        self._preparing, self._slow = threading.Lock(), Desk(self._runners, mode="eager" if backend == "pytorch" else None)
+        self._preparing, self._slow = threading.Lock(), Desk(self._runners, mode="eager" if chosen == "pytorch" else None)
         self.spec = GeneratorSpec(
             name="reenact",
             size=size or made.size,

@@ -24,6 +24,8 @@ MANIFEST = "weights.json"
 SYSTEM = "reenact"
 """In the manifest: whose presets these are."""
 UNTRAINED = "untrained"
+RELEASE = "onnx"
+"""In the manifest of a folder that holds published ONNX files instead of networks."""
 VARIANCE = 0.01
 """Of the bumps that mark keypoints in the volume, whose sides are 2."""
 
@@ -198,9 +200,10 @@ def kept(module: nn.Module) -> dict[str, Tensor]:
     return {key: value for key, value in module.state_dict().items() if not key.endswith(".num_batches_tracked")}
 
 
-def write_manifest(folder: Path, made: Preset, hashes: dict[str, str], origin: dict[str, str]) -> None:
-    """See MANIFEST."""
-    manifest = {"system": SYSTEM, "preset": made.name, "sha256": hashes, "origin": origin}
+def write_manifest(folder: Path, made: Preset, hashes: dict[str, str], origin: dict[str, str], *, released: bool = False) -> None:
+    """See MANIFEST. `released`: the files are published ONNX ones."""
+    manifest: dict[str, Any] = {"system": SYSTEM, "preset": made.name, "sha256": hashes, "origin": origin}
+    manifest |= {"format": RELEASE} if released else {}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
@@ -225,6 +228,18 @@ def load(folder: Path) -> Networks:
     return networks
 
 
+def release(folder: Path) -> str | None:
+    """sha256 of the manifest of a folder of published ONNX files; None where it holds networks. Raises AvatarError for anything else."""
+    text, manifest = _manifest(folder)
+    if manifest.get("format") != RELEASE:
+        return None
+    for name, digest in dict(manifest["sha256"]).items():
+        path = folder / f"{name}.onnx"
+        if not path.is_file() or _sha256(path) != digest:
+            raise AvatarError(f"{path} is missing, or not the file that its {MANIFEST} names; import the files again.")
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _manifest(folder: Path) -> tuple[str, dict[str, Any]]:
     """(text, content) of a folder's manifest."""
     try:
@@ -243,4 +258,4 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-__all__ = ["MANIFEST", "UNTRAINED", "Networks", "build", "empty", "kept", "load", "save", "write_manifest"]
+__all__ = ["MANIFEST", "UNTRAINED", "Networks", "build", "empty", "kept", "load", "release", "save", "write_manifest"]

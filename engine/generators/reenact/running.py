@@ -4,28 +4,39 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 
 from engine.backends import backend, half_the_cores, pytorch
+from engine.generators.reenact import networks as weights_of
 from engine.generators.reenact.graphs import FP32, graphs
 from engine.generators.reenact.networks import Networks
+from engine.generators.reenact.presets import LIVEPORTRAIT, Preset
+from engine.generators.reenact.presets import preset as preset_named
+from engine.generators.reenact.released import Released
 from engine.types import AvatarError, Runner
 
-Backend = Literal["pytorch", "openvino"]
+Backend = Literal["pytorch", "openvino", "onnxruntime"]
+"""ONNX Runtime runs published ONNX files and nothing else here; what is imported from .pth files the other two."""
 Precision = Literal["fp32", "bf16", "fp16"]
 KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HALVED = ("appearance", "warping", "decoder")
 """Networks that take another precision; see `graphs.FP32`."""
 
 
-def check(name: str, *, mode: str | None, device: str | None, precision: str) -> None:
-    """Raise AvatarError where a backend or a precision does not exist, or what was asked beside it is PyTorch's."""
+def check(name: str, *, released: bool, mode: str | None, device: str | None, precision: str) -> None:
+    """Raise AvatarError where a backend or a precision does not exist, or does not go with the weights or with what was asked beside it."""
     if name not in get_args(Backend):
         raise AvatarError(f"The generator 'reenact' has no backend called '{name}'; choose one of: {', '.join(get_args(Backend))}.")
     if precision not in KINDS:
         raise AvatarError(f"The generator 'reenact' has no precision called '{precision}'; choose one of: {', '.join(KINDS)}.")
+    if released and name != "onnxruntime":
+        raise AvatarError("These weights are published ONNX files, which ONNX Runtime runs; leave --backend out, or import the .pth files.")
+    if not released and name == "onnxruntime":
+        raise AvatarError("ONNX Runtime runs published ONNX files, and these weights are none; use --backend openvino, or leave it out.")
     if name == "pytorch":
         return
     if missing := backend(name).available():
@@ -34,8 +45,37 @@ def check(name: str, *, mode: str | None, device: str | None, precision: str) ->
         raise AvatarError(f"A mode is how PyTorch runs a step; leave --mode out with --backend {name}.")
     if device not in (None, "cpu"):
         raise AvatarError(f"The backend {name} runs on the CPU; use --device cpu, or leave --backend out.")
-    if precision == "fp16":
-        raise AvatarError(f"The backend {name} has no fp16 on a CPU; use --precision bf16 or fp32.")
+    if precision == "fp16" or (released and precision != "fp32"):
+        raise AvatarError(f"The backend {name} has no {precision} here; use --precision fp32, or leave it out.")
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Weights, ready to run."""
+
+    preset: Preset
+    origin: str  # sha256 of the weights' manifest, or `networks.UNTRAINED`
+    runners: Runners | Released
+
+
+def opened(
+    weights: Path | None, name: Backend | None, *, preset: str, seed: int, mode: pytorch.Mode | None, device: str | None, precision: Precision | None
+) -> tuple[Opened, Backend, pytorch.Mode, Any, Precision]:
+    """Networks of a folder, or random ones of a preset, or published files, and what runs them: backend, mode, device, precision."""
+    origin = None if weights is None else weights_of.release(weights)
+    chosen: Backend = name or ("pytorch" if origin is None else "onnxruntime")
+    on = pytorch.device(device if chosen == "pytorch" else "cpu")
+    kind: Precision = precision or ("fp16" if on.type == "cuda" else "fp32")
+    check(chosen, released=origin is not None, mode=mode, device=device, precision=kind)
+    how = mode or pytorch.best_mode(on)
+    pytorch.check_mode(how, on)
+    if on.type == "cpu":
+        torch.set_num_threads(half_the_cores())
+    if weights is not None and origin is not None:
+        return Opened(LIVEPORTRAIT, origin, Released(weights)), chosen, how, on, kind
+    networks = weights_of.build(preset_named(preset), seed=seed) if weights is None else weights_of.load(weights)
+    runners = Runners(networks, chosen, mode=how, device=on, precision=kind)
+    return Opened(networks.preset, networks.origin, runners), chosen, how, on, kind
 
 
 class Runners:
@@ -73,7 +113,7 @@ class Runners:
 class Desk:
     """The runners of one caller, which keeps them: of a State, or of a preparation."""
 
-    def __init__(self, runners: Runners, *, mode: pytorch.Mode | None = None) -> None:
+    def __init__(self, runners: Runners | Released, *, mode: pytorch.Mode | None = None) -> None:
         self._runners, self._mode = runners, mode
         self._kept: dict[tuple[str, int], Runner] = {}
 
@@ -89,4 +129,4 @@ class Desk:
         self._kept.clear()
 
 
-__all__ = ["KINDS", "Backend", "Desk", "Precision", "Runners", "check"]
+__all__ = ["KINDS", "Backend", "Desk", "Opened", "Precision", "Runners", "check", "opened"]
