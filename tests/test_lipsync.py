@@ -103,19 +103,23 @@ def test_the_declared_delay_is_all_that_a_frame_waits_for() -> None:
     given, k = signals(), 24
     pcm = given[k].pcm
     assert pcm is not None
-    made = {}
+    heard, pictures = {}, {}
     # 240 ms of sound follow a frame of 4 frames ago, and the model looks at 212.5: the last 20 ms may not matter.
-    for name, turned in (("same", 0), ("end", 320), ("middle", 1280)):
-        changed = np.concatenate([pcm[: len(pcm) - turned], -pcm[len(pcm) - turned :]])
-        other = generator.allocate(1)
-        generator.admit(other, 0, identity)
+    for name, turned in (("same", 0), ("end", 320), ("before", 1280)):
+        state = generator.allocate(1)
+        generator.admit(state, 0, identity)
         for signal in given[:k]:
-            generator.step(other, [[signal]])
-        frames = generator.step(other, [[replace(given[k], pcm=changed)]])[0]
+            generator.step(state, [[signal]])
+        changed = np.concatenate([pcm[: len(pcm) - turned], -pcm[len(pcm) - turned :]])
+        frames = generator.step(state, [[replace(given[k], pcm=changed)]])[0]
+        seat = state.rows[0]
         assert frames is not None
-        made[name] = frames[0].rgb
-    assert not np.array_equal(made["same"], made["middle"])
-    assert np.array_equal(made["same"], made["end"])
+        assert seat is not None
+        assert frames[0].time == pytest.approx((k - 4) / 25)
+        heard[name], pictures[name] = state.lips.hear(seat.sound, frames[0].time), frames[0].rgb
+    assert np.array_equal(heard["same"], heard["end"])
+    assert np.array_equal(pictures["same"], pictures["end"])
+    assert np.abs(heard["same"] - heard["before"]).max() > 0.01
 
 
 @pytest.mark.parametrize("model", [TINY, "musetalk_tiny"])
@@ -325,6 +329,7 @@ def test_untrained_lips_say_so() -> None:
     [
         ({"model": "lips"}, "no lips model called 'lips'"),
         ({"over": "lipsync"}, "Lips cannot be put over lips"),
+        ({"model": TINY, "over": "puppet=somewhere"}, "puppet' takes no option 'weights'"),
         ({"over": "nobody"}, "no generator called 'nobody'"),
         ({"model": TINY, "over": "puppet", "loop": "a.mp4"}, "leave --loop or --over out"),
         ({"backend": "tensorrt"}, "no backend called 'tensorrt'"),

@@ -17,8 +17,9 @@ require_for("lipsync")
 
 import torch  # noqa: E402
 
+from engine.backends import pytorch  # noqa: E402
 from engine.generators.lipsync import musetalk, wav2lip  # noqa: E402
-from engine.generators.lipsync.sizes import MODELS, MuseTalkSize  # noqa: E402
+from engine.generators.lipsync.sizes import MODELS, MuseTalkSize, Wav2LipSize  # noqa: E402
 from engine.generators.lipsync.sound import CLOSING, OPENING, Gate, Sound  # noqa: E402
 
 RATE = 16_000
@@ -197,3 +198,18 @@ def test_no_frame_needs_sound_from_beyond_what_is_declared(model: object) -> Non
         first, last = model.span(float(time))  # type: ignore[attr-defined]
         assert last / RATE <= time + model.REACH + 1e-6  # type: ignore[attr-defined]
         assert first / RATE >= time - model.PAST - 1e-6  # type: ignore[attr-defined]
+
+
+def test_the_lower_rows_alone_are_those_of_the_whole_picture() -> None:
+    torch.manual_seed(0)
+    network = wav2lip.Wav2Lip(cast(Wav2LipSize, MODELS["wav2lip_tiny"])).eval().requires_grad_(False)
+    mel, face = torch.randn(2, 1, 80, 16), torch.rand(2, 6, 96, 96)
+    whole, lower = network(mel, face), network.lower(mel, face)
+    assert lower.shape == (2, 3, 96 - wav2lip.LOWER, 96)
+    assert float(whole.std()) > 0.01
+    torch.testing.assert_close(lower, whole[:, :, wav2lip.LOWER :], atol=1e-6, rtol=0)
+    picture = (255 * face[:1, 3:].flip(1).permute(0, 2, 3, 1)).to(torch.uint8)
+    live = wav2lip.Live(network).eval()
+    traced = pytorch.scripted(live, [picture, mel[:1, 0]])
+    torch.testing.assert_close(traced(picture, mel[:1, 0]), live(picture, mel[:1, 0]), atol=1e-3, rtol=0)
+    assert torch.equal(live(picture, mel[:1, 0])[:, : wav2lip.LOWER].round().to(torch.uint8), picture[:, : wav2lip.LOWER])

@@ -85,8 +85,8 @@ class Lipsync:
     ) -> None:
         """`model` wav2lip (default) or musetalk, of random weights (by `seed`) where `weights`, an imported folder, is not given.
 
-        `over`: a generator of the registry whose frames get the lips, such as puppet: the head from the camera. `loop`: a video of the
-        portrait's person, idle, played forth and back. Neither: the portrait itself. Raises AvatarError for a misfit.
+        `over`: a generator of the registry whose frames get the lips, such as puppet, or NAME=DIR with its weights: the head from the camera.
+        `loop`: a video of the portrait's person, idle, played forth and back. Neither: the portrait itself. Raises AvatarError for a misfit.
         """
         lips.check(backend, device=device)
         self.device = pytorch.device(device if backend == "pytorch" else "cpu")
@@ -118,7 +118,7 @@ class Lipsync:
             needs=("pcm",) if base is None else tuple(dict.fromkeys(("pcm", *base.needs))),
             together=self.device.type != "cpu",
             warm_up=pytorch.WARM_UPS + 2 if self.device.type != "cpu" else 2,
-            notice=NOTICE if not self.trained else "" if base is None else base.notice,
+            notice=" ".join(filter(None, ("" if self.trained else NOTICE, "" if base is None else base.notice))),
         )
 
     # -- slow, once -----------------------------------------------------------------------------------------------------
@@ -239,12 +239,13 @@ def _precision(asked: str | None, *, backend: str, on: Any) -> Precision:
 
 
 def _base(over: str | None) -> Generator | None:
-    """The generator whose frames are spoken over. Raises AvatarError for one that cannot be."""
+    """The generator whose frames are spoken over, by NAME or NAME=DIR. Raises AvatarError for one that cannot be."""
     if over is None:
         return None
+    over, _, weights = over.partition("=")
     if over == NAME:
         raise AvatarError("Lips cannot be put over lips; choose another generator with --over, such as puppet.")
-    base = load_generator(over)
+    base = load_generator(over, **({"weights": weights} if weights else {}))
     if base.spec.chunk != 1:
         raise AvatarError(f"The generator '{over}' makes {base.spec.chunk} frames at a time, and lips are put into one; choose another with --over.")
     return base
