@@ -23,6 +23,8 @@ from engine.types import AvatarError
 DEFAULT = "puppet"
 TAUGHT = "diffusion"
 """The generator that weights are for."""
+LIPS, LIGHT = "lipsync", "wav2lip"
+"""The lips generator, and its model that a CPU is enough for: without a GPU that runs on OpenVINO, which converts it in seconds."""
 PYTORCH_OWN = ("mode", "stream_batch")
 """Options that are PyTorch's: who gives one has chosen it."""
 
@@ -50,6 +52,10 @@ def choose(generator: str | None, options: Mapping[str, Any], *, persona: str | 
         instead = "The persona's weights need PyTorch, which is not installed (make torch): the puppet that its clip taught is shown instead."
         return Choice(DEFAULT, options, (instead,))
     generator = generator or DEFAULT
+    if generator == LIPS and _is_light(chosen) and not {"backend", "device", "precision"} & set(chosen) and not _cuda():
+        if backend("openvino").available() is None:
+            return Choice(generator, chosen | {"backend": "openvino"}, ("Backend: openvino, which converts the weights now.",))
+        return Choice(generator, chosen, (f"OpenVINO would be the fastest here: {backend('openvino').available()}",))
     if generator != TAUGHT or "weights" not in chosen or "backend" in chosen or any(name in chosen for name in PYTORCH_OWN):
         return Choice(generator, chosen, ())
     found, why = _backend(Path(chosen["weights"]), chosen)
@@ -108,6 +114,17 @@ def preset_of(weights: Path) -> Any:
     if name is None:
         raise AvatarError(f"{weights} holds what a clip taught the puppet and no network; use --generator puppet, or train without --stage.")
     return preset(str(name))
+
+
+def _is_light(options: Mapping[str, Any]) -> bool:
+    """Whether it is LIGHT that the lips generator is asked for; weights that cannot be read are its own to complain of."""
+    if "weights" not in options:
+        return bool(options.get("model", LIGHT) == LIGHT)
+    try:
+        told: dict[str, object] = json.loads((Path(options["weights"]) / engines.WEIGHTS).read_text())
+        return bool(told["model"] == LIGHT)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _cuda() -> bool:

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
+from engine import serving
 from engine.batch import Batch
 from engine.drivers.portrait import find_face
 from engine.drivers.speech import SpeechDriver
@@ -166,6 +167,21 @@ def test_a_session_speaks_with_sound_and_picture_together() -> None:
         assert output.audio[0].time == pytest.approx(output.frames[0].time, abs=1e-3)
         assert len(sound) == pytest.approx(RATE / 25, abs=2)
         assert 0.25 < output.frames[0].time < 1.6
+
+
+@pytest.mark.parametrize("options", [{}, {"over": "puppet"}])
+def test_what_was_prepared_can_be_kept(options: dict[str, Any], tmp_path: Path) -> None:
+    generator = Lipsync("musetalk_tiny", **options)
+    identity = generator.prepare(demo_portrait())
+    np.savez(tmp_path / "kept.npz", **generator.pack(identity))
+    with np.load(tmp_path / "kept.npz", allow_pickle=False) as arrays:
+        kept = {name: arrays[name] for name in arrays.files}
+    again = generator.unpack(identity.portrait, kept)
+    assert again.key == identity.key
+    for one, two in zip(shown(generator, identity, signals()[:24]), shown(generator, again, signals()[:24]), strict=True):
+        assert np.array_equal(one.rgb, two.rgb)
+    with pytest.raises(AvatarError, match="prepare the portrait again"):
+        tiny()[0].unpack(identity.portrait, kept)
 
 
 # -- other faces ------------------------------------------------------------------------------------------------------------
@@ -360,3 +376,18 @@ def test_openvino_paints_what_pytorch_does() -> None:
     assert difference(frames[0][-1].rgb, identity.portrait) > 8
     for one, two in zip(*frames, strict=True):
         assert difference(one.rgb, two.rgb) <= 1
+
+
+def test_without_a_gpu_wav2lip_is_served_by_openvino_and_nothing_else_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    require("openvino")
+    monkeypatch.setattr(serving, "_cuda", lambda: False)
+    chosen = serving.choose("lipsync", {})
+    assert (chosen.generator, chosen.options) == ("lipsync", {"backend": "openvino"})
+    assert chosen.told
+    (tmp_path / "weights.json").write_text('{"model": "wav2lip"}')
+    assert serving.choose("lipsync", {"weights": tmp_path}).options["backend"] == "openvino"
+    (tmp_path / "weights.json").write_text('{"model": "musetalk"}')
+    for options in ({"weights": tmp_path}, {"weights": tmp_path / "nowhere"}, {"model": "musetalk"}, {"device": "cpu"}, {"backend": "pytorch"}):
+        assert serving.choose("lipsync", options).options == options
+    monkeypatch.setattr(serving, "_cuda", lambda: True)
+    assert serving.choose("lipsync", {}).options == {}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from engine.drivers.tracker import FaceTracker
 from engine.generators.lipsync import loop
@@ -29,6 +30,26 @@ class Features:
     seen: tuple[Any, ...]  # what the model knows of each face (`Lips.see`)
     base: Identity | None = None  # the same portrait for the other generator
     region: FloatArray | None = None  # [478, 1] 0..1: the points that go with the mouth
+
+
+def pack(features: Features) -> dict[str, npt.NDArray[Any]]:
+    """All but the other generator's part as arrays."""
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    if features.pictures:
+        arrays = {"pictures": np.stack(features.pictures), "boxes": np.array([each.box for each in features.places]), "seen": np.stack(features.seen)}
+        arrays |= {f"mask.{i}": each.mask for i, each in enumerate(features.places)}
+    if features.region is not None:
+        arrays["region"] = features.region
+    return arrays
+
+
+def unpack(arrays: Mapping[str, npt.NDArray[Any]], base: Identity | None) -> Features:
+    """The inverse of `pack`."""
+    if "pictures" not in arrays:
+        return Features((), (), (), base, arrays.get("region"))
+    boxes = [(int(x0), int(y0), int(x1), int(y1)) for x0, y0, x1, y1 in arrays["boxes"]]
+    places = tuple(Place(box, arrays[f"mask.{i}"]) for i, box in enumerate(boxes))
+    return Features(tuple(arrays["pictures"]), places, tuple(arrays["seen"]), base, arrays.get("region"))
 
 
 @dataclass(slots=True)
@@ -132,4 +153,4 @@ def mouth_region(points: FloatArray) -> FloatArray:
     return np.asarray((share * share * (3 - 2 * share))[:, None], np.float32)
 
 
-__all__ = ["Clock", "Features", "Follower", "Shown", "locate", "mouth_region", "mute", "others", "own"]
+__all__ = ["Clock", "Features", "Follower", "Shown", "locate", "mouth_region", "mute", "others", "own", "pack", "unpack"]

@@ -8,17 +8,18 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from engine.backends import half_the_cores, pytorch  # before torch: see there
 from engine.drivers.portrait import find_face
 from engine.drivers.speech import LOOK_AHEAD
 from engine.generators import load as load_generator
 from engine.generators.lipsync import loop as loops
-from engine.generators.lipsync.bases import Clock, Features, Follower, Shown, locate, mouth_region, mute, others, own
+from engine.generators.lipsync.bases import Clock, Features, Follower, Shown, locate, mouth_region, mute, others, own, pack, unpack
 from engine.generators.lipsync.face import crop, need, paste
 from engine.generators.lipsync.sizes import Kind, size_of
 from engine.generators.lipsync.sound import Gate, Sound
@@ -98,7 +99,6 @@ class Lipsync:
             raise AvatarError(f"The weights in {weights} are for the model '{networks.size.name}', not '{model}'; leave --model out.")
         networks.module.to(self.device, KINDS[self.precision] if backend == "pytorch" else torch.float32)
         self.trained = networks.origin != UNTRAINED
-        self.weights = f"{networks.origin} {'' if self.trained else seed} {networks.size.name} {self.precision}"
         self.kind: Kind = networks.size.kind
         self._lips = lips.load(networks, name=backend, device=self.device, precision=self.precision)
         self._base = _base(over)
@@ -106,6 +106,9 @@ class Lipsync:
             raise AvatarError("A loop moves the portrait itself, and so does another generator; leave --loop or --over out.")
         self.loop = None if loop is None else Path(loop)
         base = None if self._base is None else self._base.spec
+        # All that what is prepared depends on, beside the portrait.
+        whose = f"{over or ''} {getattr(self._base, 'weights', '')} {_hash(self.loop)}"
+        self.weights = f"{networks.origin} {'' if self.trained else seed} {networks.size.name} {self.precision} {whose}"
         # The camera's pictures are not held for sound to come, so over a face that it drives a frame waits for all that its lips need.
         ahead = self._lips.reach - (LOOK_AHEAD if base is None else 0.0)
         own_delay, base_delay = math.ceil(ahead * FPS - 1e-6), 0 if base is None else base.delay
@@ -126,7 +129,7 @@ class Lipsync:
     def prepare(self, portrait: UInt8Array) -> Identity:
         """Portrait [H, W, 3] of any size -> Identity. Raises AvatarError where no face is found, or the loop is not the portrait's."""
         height, width = self.spec.size
-        made_by = f"lipsync {VERSION} {self.spec.size} {self.weights} {_hash(self.loop)}"
+        made_by = f"lipsync {VERSION} {self.spec.size} {self.weights}"
         key = hashlib.sha256(np.ascontiguousarray(portrait).tobytes() + made_by.encode())
         if self._base is not None:
             base = self._base.prepare(portrait)
@@ -140,7 +143,8 @@ class Lipsync:
         if self.loop is not None:
             pictures, faces = self._looped(self.loop, points)
         places = tuple(need(each, self.spec.size, kind=self.kind) for each in faces)
-        seen = tuple(self._lips.see(crop(each, where, self._lips.side, kind=self.kind)) for each, where in zip(pictures, places, strict=True))
+        model = self._lips.another()  # several portraits may be prepared at once
+        seen = tuple(model.see(crop(each, where, self._lips.side, kind=self.kind)) for each, where in zip(pictures, places, strict=True))
         return Identity(key.hexdigest(), rgb, Features(tuple(pictures), places, seen))
 
     def _looped(self, path: Path, points: FloatArray) -> tuple[list[UInt8Array], FloatArray]:
@@ -149,6 +153,25 @@ class Lipsync:
         pictures, tracked = loops.framed(pictures, tracked, points, self.spec.size)
         first, last = loops.turns(tracked)
         return pictures[first : last + 1], tracked[first : last + 1]
+
+    def pack(self, identity: Identity) -> dict[str, npt.NDArray[Any]]:
+        """What `np.savez` can keep of an identity, without pickle."""
+        kept = {"key": np.array(identity.key), "version": np.array(VERSION), "weights": np.array(self.weights)}
+        features: Features = identity.features
+        if self._base is None or features.base is None:
+            return kept | pack(features)
+        told = cast(Any, self._base).pack(features.base) if hasattr(self._base, "pack") else {}
+        return kept | pack(features) | {f"base.{name}": array for name, array in told.items()} | {"base_portrait": features.base.portrait}
+
+    def unpack(self, portrait: UInt8Array, arrays: dict[str, npt.NDArray[Any]]) -> Identity:
+        """The inverse of `pack`. Raises AvatarError for arrays of another version, or of other weights, loop or generator."""
+        if str(arrays.get("version", "")) != VERSION or str(arrays.get("weights", "")) != self.weights:
+            raise AvatarError("These features were made with other weights or over another face; prepare the portrait again.")
+        base = None
+        if self._base is not None:
+            parts = {name.removeprefix("base."): array for name, array in arrays.items() if name.startswith("base.")}
+            base = cast(Any, self._base).unpack(arrays["base_portrait"], parts) if parts else self._base.prepare(arrays["base_portrait"])
+        return Identity(str(arrays["key"]), portrait, unpack(arrays, base))
 
     # -- fast, many -----------------------------------------------------------------------------------------------------
 

@@ -53,7 +53,7 @@ class Lips:
         """The crop of a face [side, side, 3] RGB -> what `paint` takes of it."""
         if self.noise is None:
             return face[None]
-        return np.array(self.runners["encode"]({"face": np.ascontiguousarray(face[None]), "noise": self.noise})["latents"])
+        return self._run("encode", face=face[None], noise=self.noise)
 
     def hear(self, sound: Sound, time: float) -> Array:
         """The sound of the frame at `time` s -> what `paint` takes of it."""
@@ -61,13 +61,17 @@ class Lips:
         if self.noise is None:
             return np.ascontiguousarray(wav2lip.heard(sound.read(*wav2lip.span(at)))[None])
         mel = musetalk.heard(sound.read(*musetalk.span(at)), positions=self.networks.size.positions)  # type: ignore[union-attr]
-        return np.array(self.runners["listen"]({"mel": mel[None]})["tokens"])
+        return self._run("listen", mel=mel[None])
 
     def paint(self, seen: Array, heard: Array) -> FloatArray:
         """The speaking face [side, side, 3] RGB 0..255."""
-        given = {"face": seen, "mel": heard} if self.noise is None else {"latents": seen, "tokens": heard}
-        picture: FloatArray = np.array(self.runners["step"](given)["picture"][0])
+        picture: FloatArray = self._run("step", face=seen, mel=heard)[0] if self.noise is None else self._run("step", latents=seen, tokens=heard)[0]
         return picture
+
+    def _run(self, graph: str, **given: Array) -> Array:
+        """A graph's one result, a copy."""
+        (made,) = self.runners[graph]({name: np.ascontiguousarray(array) for name, array in given.items()}).values()
+        return np.array(made, order="C")  # PyTorch's own order, kept, would have the next graph sum in another one than what was packed
 
 
 def reach(networks: Networks) -> float:
