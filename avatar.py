@@ -329,10 +329,10 @@ def _add_generator(parser: argparse.ArgumentParser, *, lora: bool = False) -> No
     """Which generator, and what it is built with; options that are not given stay with the generator."""
     from engine.options import add_lipsync
 
-    parser.add_argument("--generator", help="puppet, diffusion or lipsync (default: the one whose weights the persona has, else the puppet)")
+    parser.add_argument("--generator", help="puppet, diffusion, lipsync or reenact (default: the one whose weights the persona has, else the puppet)")
     add_lipsync(parser)
-    diffusion = parser.add_argument_group("of the diffusion generator")
-    diffusion.add_argument("--preset", help="tiny, compact (default) or animate_anyone, with random weights")
+    diffusion = parser.add_argument_group("of the diffusion generator; reenact takes preset, weights, precision, backend, mode and device too")
+    diffusion.add_argument("--preset", help="tiny, compact (default) or animate_anyone, with random weights; reenact: tiny (default) or liveportrait")
     diffusion.add_argument("--weights", metavar="DIR", help="a folder of weights that was trained or imported; it names its preset")
     diffusion.add_argument("--steps", type=int, metavar="N", help="denoising steps a frame (default: the preset's)")
     diffusion.add_argument("--stream-batch", action="store_true", default=None, help="all steps in one call; a frame leaves N - 1 frames later")

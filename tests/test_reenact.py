@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine import serving
 from engine.batch import Batch
 from engine.persona import Persona, demo_portrait
 from engine.pose import rotation as camera_rotation
@@ -506,3 +507,14 @@ def test_weights_of_another_generator_are_told(tmp_path: Path) -> None:
     (tmp_path / "weights.json").write_text(json.dumps({"preset": "compact", "sha256": {}, "origin": {}}))
     with pytest.raises(AvatarError, match="are another generator's"):
         networks.load(tmp_path)
+
+
+def test_a_persona_is_shown_by_the_generator_whose_weights_it_has(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    networks.save(tiny, tmp_path / "weights", origin={})
+    monkeypatch.setattr(serving, "weights_of", lambda persona, folder=None: tmp_path / "weights")
+    for asked in (None, "reenact"):
+        choice = serving.choose(asked, {}, persona="someone")
+        assert (choice.generator, choice.options) == ("reenact", {"weights": tmp_path / "weights"})
+    assert serving.choose("puppet", {}, persona="someone").options == {}
+    (tmp_path / "weights" / "weights.json").write_text('{"preset": "compact", "sha256": {}, "origin": {}}')
+    assert serving.choose("reenact", {}, persona="someone").options == {}
