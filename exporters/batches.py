@@ -5,15 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from engine.generators.diffusion.presets import Condition
+from engine.recogniser import fit, five_points
 from engine.types import FloatArray, UInt8Array
-from exporters.dataset import Clip, Dataset
 from exporters.losses import regions
+
+if TYPE_CHECKING:
+    from exporters.dataset import Clip, Dataset
 
 SILENCE = -10.0
 """Log-mel of nothing heard."""
@@ -28,7 +32,7 @@ class Pattern:
     halved: bool = False  # whether only a part half as high and wide of each is seen, mostly of the face: four times the faces at the same cost
 
 
-LOOKS, RUN = Pattern(8, 1, halved=True), Pattern(2, 4, halved=True)
+LOOKS, RUN = Pattern(4, 1, halved=True), Pattern(1, 4, halved=True)
 PATTERNS = (*(LOOKS, LOOKS, RUN) * 3, Pattern(2, 1), *(LOOKS, LOOKS, RUN) * 3, Pattern(1, 4), *(LOOKS, LOOKS, RUN) * 3, Pattern(1, 20))
 """Of the steps in turn: many different faces teach looks, runs of frames teach the window, whole pictures what lies around the face. The last is
 longer than the window, so that its oldest frames fall out of it as they do live."""
@@ -53,17 +57,19 @@ class Batch:
     rows: int
     frames: int
     truth: Tensor  # [N, 3, H, W] -1..1
-    coarse: Tensor  # uint8 [N, H, W, K] the puppet's frame, and its guide where the preset has one
+    coarse: Tensor  # uint8 [N, H, W, K] the condition: the puppet's frame, and its guide where the preset has one, or a painted picture
     speech: Tensor  # [N, 16, 80]
     areas: Tensor  # [N, 2, H, W] mouth with eyes, face
+    fits: Tensor  # [N, 2, 3] where a recogniser's aligned face lies in the truth (`recogniser.fit`); NaN where there is none
     portrait: Tensor  # [1, 3, H, W] -1..1
     view: int = 0  # number of the portrait
     corners: tuple[tuple[int, int], ...] = ()  # (y, x) px in the whole picture of each of the N, where they are parts of it
     bank: list[Tensor] | None = None  # what a reference network that does not learn makes of it, by block [1, L, C]; None to ask the network
+    tokens: Tensor | None = None  # [1, T, D] the identity's tokens that belong to `bank`
 
     def to(self, device: Any) -> Batch:
         """The same on a device."""
-        names = ("truth", "coarse", "speech", "areas", "portrait")
+        names = ("truth", "coarse", "speech", "areas", "fits", "portrait")
         moved = (getattr(self, name).to(device, non_blocking=True) for name in names)
         return replace(self, **dict(zip(names, moved, strict=True)))
 
@@ -79,12 +85,11 @@ def spans(clips: Sequence[Clip], length: int, *, held_out: bool = False) -> list
     return [(i, start, stop) for i, start, stop in runs if stop - start >= length]
 
 
-def _most_still(clips: Sequence[Clip]) -> UInt8Array:
-    """[H, W, K] the puppet at the neutral, or as near to it as the clips come."""
+def _most_still(clips: Sequence[Clip]) -> tuple[int, int]:
+    """(clip, frame) of the neutral, or as near to it as the clips come."""
     moved = [np.where(clip.kept, np.abs(clip.motion).sum(1), np.inf) for clip in clips]
     clip = int(np.argmin([one.min() for one in moved]))
-    frame = int(moved[clip].argmin())
-    return np.concatenate([clips[clip].coarse[frame], clips[clip].guide[frame]], 2)
+    return clip, int(moved[clip].argmin())
 
 
 class Batches:
@@ -99,19 +104,23 @@ class Batches:
         depth: int,
         patterns: Sequence[Pattern] = PATTERNS,
         chances: Chances | None = None,
+        condition: Condition = "puppet",
+        hears: bool = True,
     ) -> None:
-        """`channels` K of the condition and `depth` px of the coarsest cells, as the preset has them."""
-        self.channels, self.depth = channels, depth
+        """`channels` K of the condition, its kind, and `depth` px of the coarsest cells, as the preset has them; `hears`: whether it has speech:
+        without, a condition that is taken away leaves nothing to tell the motion."""
+        self.channels, self.depth, self.condition, self.hears = channels, depth, condition, hears
         self.data, self.seed, self.chances = data, seed, chances or Chances()
         longest = max((stop - start for clip in data.clips for start, stop in clip.train), default=0)
         whole = any(side % (2 * depth) for side in data.size)  # halves would not consist of cells
         self.patterns = [replace(one, frames=min(one.frames, longest), halved=one.halved and not whole) for one in patterns]
-        self._still = _most_still(data.clips)
+        clip, frame = _most_still(data.clips)
+        self._still = self._coarse(data.clips[clip], frame, frame + 1, still=False)[0]
         self.views = [data.portrait, *(view for _, view in data.views)]
 
-    def at(self, step: int) -> Batch:
-        """The batch of a step's number."""
-        pattern = self.patterns[step % len(self.patterns)]
+    def at(self, step: int, *, turn: int | None = None) -> Batch:
+        """The batch of a step's number. `turn`: that of the pattern, where several steps have the same."""
+        pattern = self.patterns[(step if turn is None else turn) % len(self.patterns)]
         rows, frames = pattern.rows, pattern.frames
         rng = np.random.default_rng((self.seed, step))
         runs = spans(self.data.clips, frames)
@@ -129,7 +138,11 @@ class Batches:
     def _coarse(self, clip: Clip, start: int, stop: int, *, still: bool) -> UInt8Array:
         """[F, H, W, K]"""
         if still:
-            return np.broadcast_to(self._still[..., : self.channels], (stop - start, *self.data.size, self.channels))
+            return np.broadcast_to(self._still, (stop - start, *self._still.shape))
+        if self.condition != "puppet":
+            from exporters.painted import painted  # with the live session's rule comes what tracks faces
+
+            return painted(self.condition, clip.face[start:stop], None if clip.body is None else clip.body[start:stop], self.data.size)
         coarse = np.asarray(clip.coarse[start:stop])
         return coarse if self.channels == coarse.shape[3] else np.concatenate([coarse, clip.guide[start:stop]], 3)
 
@@ -149,23 +162,27 @@ class Batches:
             parts = (one.narrow(first - 1, y, int(half[0])).narrow(first, x, int(half[1])) for one, (y, x) in zip(held, corners, strict=True))
             return torch.stack(list(parts))
 
-        return replace(batch, truth=cut(batch.truth, 2), coarse=cut(batch.coarse, 1), areas=cut(batch.areas, 2), corners=tuple(corners))
+        fits = batch.fits.clone()
+        fits[:, :, 2] -= torch.tensor(corners).flip(1)
+        parts = {"truth": cut(batch.truth, 2), "coarse": cut(batch.coarse, 1), "areas": cut(batch.areas, 2), "fits": fits}
+        return replace(batch, corners=tuple(corners), **parts)
 
     def take(self, clip: int, start: int, stop: int) -> Batch:
         """A run as it is, with everything it was driven by."""
         return self._gather([(clip, start, stop)], stop - start, 0, None)
 
     def _gather(self, picked: list[tuple[int, int, int]], frames: int, view: int, rng: np.random.Generator | None) -> Batch:
-        truth, coarse, speech, areas = [], [], [], []
+        truth, coarse, speech, areas, fits = [], [], [], [], []
         for index, start, stop in picked:
             clip = self.data.clips[index]
             deaf = rng is not None and rng.random() < self.chances.speech
-            still = rng is not None and not deaf and rng.random() < self.chances.coarse
+            still = rng is not None and not deaf and self.hears and rng.random() < self.chances.coarse
             truth.append(np.asarray(clip.frames[start:stop]))
             coarse.append(self._coarse(clip, start, stop, still=still))
             heard = np.asarray(clip.speech[start:stop], np.float32)
             speech.append(np.full_like(heard, SILENCE) if deaf else heard)
             areas.append(np.stack([regions(face, self.data.size) for face in clip.face[start:stop]]))
+            fits.append(fit(five_points(clip.face[start:stop])))
         return Batch(
             len(picked),
             frames,
@@ -173,6 +190,7 @@ class Batches:
             torch.from_numpy(np.ascontiguousarray(np.concatenate(coarse))),
             torch.from_numpy(np.concatenate(speech)),
             torch.from_numpy(np.concatenate(areas)),
+            torch.from_numpy(np.concatenate(fits)),
             unit(np.asarray(self.views[view])[None]),
             view,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import math
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -12,13 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine import persona as personas
+from engine.generators.diffusion.presets import Preset, preset
+from engine.generators.diffusion.taught import preset_of
 from engine.types import AvatarError
+from exporters.crew import crew
 from exporters.dataset import Dataset, collect, open_dataset
 from exporters.keep import keep_network, keep_puppet
 from exporters.storage import SCENE
 
 if TYPE_CHECKING:  # PyTorch is for training: whoever only collects needs none
     from exporters.judge import Judged
+    from exporters.learner import Settings
     from exporters.train import Report
 
 DATA, RUN, PUPPET, WEIGHTS = "data", "run", "puppet", "weights"
@@ -28,26 +33,33 @@ QUIET = 10.0
 
 
 def teach(videos: Sequence[Path], out: Path, options: argparse.Namespace, *, tell: Callable[[str], None]) -> None:
-    """Collect into `out/data`, train into `out/run`. `options`: those of the command. Raises AvatarError for whatever cannot be used."""
+    """Collect into `out/data`, train into `out/run`. `options`: those of the command. Raises AvatarError for whatever cannot be used.
+
+    Where a launcher has started several processes, the first one collects, speaks and writes.
+    """
     _check(options)
     name, source = options.name or out.resolve().name, f"avatar train {out.resolve()}"
     if options.consent is not None:
         personas.check_new(name, options.consent, source=source)
-    data = open_dataset(out / DATA) if options.stage == "train" else collect(videos, out / DATA, progress=_collecting(tell))
+    made = preset(options.preset or (preset_of(options.start) if options.start else "compact"))
+    together = crew(options.device)
+    tell = tell if together.main else _silent
+
+    def collected() -> None:
+        if options.stage != "train":
+            collect(videos, out / DATA, size=made.size, progress=_collecting(tell))
+
+    together.first(collected)
+    data = open_dataset(out / DATA)
     for sentence in data.report.get("sentences", ()):
         tell(str(sentence))
     if options.stage == "data":
-        if options.consent is not None:
+        if options.consent is not None and together.main:
             keep_puppet(data, out / PUPPET, name=name, source=source, consent=options.consent, tell=tell)
         return
-    from exporters.learner import Settings
     from exporters.train import Budget, train
 
-    settings = Settings(
-        recipe=options.recipe, steps=options.steps, preset=options.preset, precision=options.precision, reference=options.start is not None
-    )
-    if options.rate is not None:
-        settings = replace(settings, rate=options.rate)
+    settings = _settings(options, made)
     minutes = options.minutes if options.minutes is not None or options.updates is not None else MINUTES
     judged = train(
         data,
@@ -56,11 +68,17 @@ def teach(videos: Sequence[Path], out: Path, options: argparse.Namespace, *, tel
         settings=settings,
         start=options.start,
         teacher=options.teacher,
+        recogniser=options.recogniser,
         device=options.device,
         progress=_Training(out, tell),
     )
+    together.close()
+    if not together.main:
+        return
     for sentence in _verdict(data, judged):
         tell(sentence)
+    if options.recogniser is not None:
+        tell(_recognised(judged))
     if options.consent is None:
         _how_on(data, out, tell)
     else:
@@ -76,6 +94,41 @@ def _check(options: argparse.Namespace) -> None:
         raise AvatarError("Training takes some time: give --minutes or --updates above 0.")
     if options.rate is not None and options.rate <= 0:
         raise AvatarError("The learning rate must be above 0; leave --rate out to use the one that was found good.")
+    if options.identity is not None and (options.recogniser is None or not 0 <= options.identity < math.inf):
+        raise AvatarError("The identity loss needs a recogniser and a weight of 0 or more: give --recogniser FILE, or leave --identity out.")
+    if options.recogniser is not None and options.stage != "data":
+        from exporters import identity
+
+        identity.load(options.recogniser)
+    if options.accumulate < 1 or (options.longest is not None and options.longest < 1):
+        raise AvatarError("An update sees at least one batch of one frame: give --accumulate and --longest 1 or more.")
+
+
+def _settings(options: argparse.Namespace, made: Preset) -> Settings:
+    """Of the run that the command asks for."""
+    from exporters.learner import Settings
+
+    settings = Settings(
+        recipe=options.recipe,
+        steps=options.steps,
+        preset=made.name,
+        precision=options.precision,
+        reference=options.start is not None,
+        learn=options.learn,
+        accumulate=options.accumulate,
+        checkpointing=options.checkpointing,
+    )
+    if options.rate is not None:
+        settings = replace(settings, rate=options.rate)
+    if options.identity is not None:
+        settings = replace(settings, weights=replace(settings.weights, identity=options.identity))
+    if options.longest is not None:
+        settings = replace(settings, patterns=tuple(replace(one, frames=min(one.frames, options.longest)) for one in settings.patterns))
+    return settings
+
+
+def _silent(text: str) -> None:
+    """A process that does not speak."""
 
 
 def _collecting(tell: Callable[[str], None]) -> Callable[[str, int, int], None]:
@@ -122,6 +175,15 @@ def _verdict(data: Dataset, judged: Judged) -> list[str]:
         features, crop = best.features_db - alone.features_db, best.crop_db - alone.crop_db
         told.append(f"Over the puppet alone: {features:+.1f} dB mouth and eyes, {crop:+.1f} dB picture.")
     return told
+
+
+def _recognised(judged: Judged) -> str:
+    """How like the person the held-out faces are to the recogniser."""
+    named = {"puppet": judged.puppet, **{f"{steps} step{'s' * (steps > 1)}": one for steps, one in sorted(judged.made.items())}}
+    told = [f"{name} {one.identity:.3f}" for name, one in named.items() if one.identity is not None]
+    if not told:
+        return "The recogniser saw no whole face in the held-out frames, so it taught and measured little; film with more room around the head."
+    return f"Held-out faces to the recogniser, 1 for the person: {', '.join(told)}."
 
 
 def _how_on(data: Dataset, out: Path, tell: Callable[[str], None]) -> None:

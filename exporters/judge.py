@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -14,12 +14,12 @@ import torch
 from engine.generators.diffusion.autoencoder import to_pixels
 from engine.generators.diffusion.networks import Networks
 from engine.generators.diffusion.sampler import levels
-from engine.generators.diffusion.stream import shown
 from engine.generators.diffusion.trust import Trust, blend
 from engine.types import FloatArray, UInt8Array
-from exporters.batches import Batch, Batches, spans
+from exporters.batches import Batch, Batches, spans, unit
+from exporters.identity import IdentityLoss
 from exporters.losses import sharpness
-from exporters.objectives import rollout, scene
+from exporters.objectives import rollout, scene, seen
 from exporters.regions import mouth
 
 RUN, RUNS = 20, 3
@@ -27,6 +27,9 @@ RUN, RUNS = 20, 3
 PIECE, PIECES = 25, 24
 """Frames of a run where all that was held out is judged, each of which begins with an empty window, as a session does; and how many of them at
 most, evenly spread: two megabytes a frame are held."""
+
+FACE_EVERY = 5
+"""Frames of a run from one face to the next that a recogniser looks at: it takes longer than a small generator does."""
 
 PEAK = 255.0
 """Of a picture's values."""
@@ -40,6 +43,7 @@ class Run:
     points: FloatArray  # [N, 478, 2] px of the puppet's face
     confidence: FloatArray  # [N, 3] see `trust`
     mouth: FloatArray  # [N, H, W] 0..1, in the real pictures
+    puppet: UInt8Array  # [N, H, W, 3] its frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,7 @@ class Figures:
     mouth_db: float  # of the mouth alone
     crop_db: float  # PSNR of the whole picture
     sharp: float  # high-frequency energy of the face, truth = 1
+    identity: float | None = None  # mean cosine between a recogniser's vectors of it and of the real face; None where there is no recogniser
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,25 +89,22 @@ def _run(batches: Batches, trust: Trust, number: int, start: int, stop: int) -> 
     clip, size = batches.data.clips[number], batches.data.size
     confidence = np.stack([trust.confidence(motion) for motion in clip.motion[start:stop]])
     masks = np.stack([mouth(face, size) for face in clip.face[start:stop]])
-    return Run(batches.take(number, start, stop), clip.points[start:stop], confidence, masks)
+    return Run(batches.take(number, start, stop), clip.points[start:stop], confidence, masks, clip.coarse[start:stop])
 
 
 @torch.no_grad()
 def generate(networks: Networks, run: Run, steps: int) -> UInt8Array:
-    """All steps of a run of frames, as streamed and shown: where they cannot be believed it is the puppet -> [N, H, W, 3]."""
+    """All steps of a run of frames, as streamed and shown: where they cannot be believed it is the puppet, if that is their condition
+    -> [N, H, W, 3]."""
     device = next(networks.parameters()).device
     batch = run.batch.to(device)
     at = levels(networks.preset.noise, steps).to(device)
     clean = rollout(networks, at, scene(networks, batch), exit=steps - 1)
-    made = to_pixels(shown(networks, clean, batch.coarse)).cpu().numpy()
-    each = zip(made, _coarse(run), run.points, run.confidence, strict=True)
+    made = to_pixels(seen(networks, clean, batch)).cpu().numpy()
+    if networks.preset.condition != "puppet":
+        return np.asarray(made, np.uint8)
+    each = zip(made, run.puppet, run.points, run.confidence, strict=True)
     return np.stack([blend(picture, puppet, points, believed) for picture, puppet, points, believed in each])
-
-
-def _coarse(run: Run) -> UInt8Array:
-    """[N, H, W, 3]"""
-    found: UInt8Array = run.batch.coarse[..., :3].cpu().numpy()
-    return found
 
 
 def _truth(runs: Sequence[Run]) -> UInt8Array:
@@ -124,18 +126,35 @@ def figures(made: Sequence[UInt8Array], runs: Sequence[Run]) -> Figures:
     return Figures(features_db, mouth_db, crop_db, float(sharp[0] / max(sharp[1], 1e-6)))
 
 
-def judge(networks: Networks, runs: Sequence[Run], steps: Sequence[int]) -> tuple[Judged, dict[int, list[UInt8Array]]]:
+def judge(
+    networks: Networks, runs: Sequence[Run], steps: Sequence[int], *, identity: IdentityLoss | None = None
+) -> tuple[Judged, dict[int, list[UInt8Array]]]:
     """-> (figures, the pictures they are of)."""
     made = {count: [generate(networks, run, count) for run in runs] for count in steps}
-    puppet = figures([_coarse(run) for run in runs], runs)
-    return Judged(puppet, {count: figures(pictures, runs) for count, pictures in made.items()}), made
+    every = [[run.puppet for run in runs], *made.values()]
+    puppet, *others = (figures(pictures, runs) for pictures in every)
+    if identity is not None:
+        puppet, *others = (replace(one, identity=alike) for one, alike in zip((puppet, *others), alikeness(every, runs, identity), strict=True))
+    return Judged(puppet, dict(zip(made, others, strict=True))), made
+
+
+@torch.no_grad()
+def alikeness(every: Sequence[Sequence[UInt8Array]], runs: Sequence[Run], identity: IdentityLoss) -> list[float | None]:
+    """Of several makings of the runs -> `Figures.identity` of each, over every FACE_EVERYth face that is whole; None where there is none."""
+    found: list[list[float]] = [[] for _ in every]
+    for run, *made in zip(runs, *every, strict=True):
+        truth, fits = (held[::FACE_EVERY].to(identity.device) for held in (run.batch.truth, run.batch.fits))
+        for cosines, one in zip(found, identity.compared([unit(pictures[::FACE_EVERY]).to(truth) for pictures in made], truth, fits), strict=True):
+            cosines += one.tolist()
+    return [sum(cosines) / len(cosines) if cosines else None for cosines in found]
 
 
 def sheet(path: Path, runs: Sequence[Run], made: dict[int, list[UInt8Array]], *, columns: int = 8) -> None:
-    """A picture for people: rows puppet, every number of steps, truth; columns evenly over the runs."""
-    truth, coarse = _truth(runs), np.concatenate([_coarse(run) for run in runs])
+    """A picture for people: rows puppet, condition where that is another, every number of steps, truth; columns evenly over the runs."""
+    truth, puppet = _truth(runs), np.concatenate([run.puppet for run in runs])
+    asked = np.concatenate([run.batch.coarse[..., :3].cpu().numpy() for run in runs])
     picks = np.linspace(0, len(truth) - 1, min(columns, len(truth))).astype(int)
-    rows: list[tuple[str, npt.NDArray[np.uint8]]] = [("puppet", coarse)]
+    rows: list[tuple[str, npt.NDArray[np.uint8]]] = [("puppet", puppet)] + [("condition", asked)] * (not np.array_equal(asked, puppet))
     rows += [(f"{count} step{'s' * (count > 1)}", np.concatenate(pictures)) for count, pictures in sorted(made.items())]
     rows.append(("truth", truth))
     lines = []
@@ -150,4 +169,4 @@ def sheet(path: Path, runs: Sequence[Run], made: dict[int, list[UInt8Array]], *,
     beside.replace(path)
 
 
-__all__ = ["Figures", "Judged", "Run", "figures", "generate", "held_out", "judge", "sheet"]
+__all__ = ["Figures", "Judged", "Run", "alikeness", "figures", "generate", "held_out", "judge", "sheet"]

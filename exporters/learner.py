@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,17 +13,27 @@ from engine.backends import pytorch  # before torch: see there
 from engine.generators.diffusion import networks as weights_of
 from engine.generators.diffusion.networks import Networks
 from engine.generators.diffusion.presets import preset as preset_named
+from engine.generators.diffusion.temporal import MotionModule
 from engine.types import AvatarError
 from exporters.batches import PATTERNS, Batch, Chances, Pattern
+from exporters.crew import crew
+from exporters.identity import IdentityLoss
 from exporters.losses import Critic, Weights
+from exporters.memory import recomputed
 from exporters.objectives import CRITIC_EVERY, Appearance, Consistency, Denoise, Matching, Objective
 
 import torch  # isort: skip
 from torch import Tensor, nn  # isort: skip
 
 Recipe = Literal["teacher", "appearance", "consistency", "matching"]
+Learnt = Literal["all", "spatial", "temporal"]
+"""Which part learns: what sees single pictures (Animate Anyone's first stage), what carries motion on (its second), or both."""
 WARM_UP = 20
 """Updates until the full learning rate."""
+CRITIC_AFTER = 0.4
+"""Share of the budget before the critic joins in: first the shape, then the texture."""
+LOUD, QUIET = 4.0, 0.1
+"""Of the guider's last and the denoiser's first convolution, where learning begins afresh: about as much of the picture as of the noise."""
 CRITIC_RATE = 0.5
 """Learning rate of critic and follower, of the generator's."""
 
@@ -34,13 +45,16 @@ class Settings:
     recipe: Recipe = "appearance"
     steps: int = 2  # of the student, a frame
     preset: str = "compact"
-    rate: float = 5e-4  # at 2e-3 half as much is learnt, at 8e-3 nothing is
+    rate: float = 3e-4  # at 2e-3 half as much is learnt, at 8e-3 nothing is
     average: float = 0.995  # of the weights' moving average, reached as (1 + n) / (10 + n)
     reference: bool = False  # whether the reference network learns; one person's portrait never changes, so that it costs and gives nothing
     clip: float = 1.0  # norm of the gradients
     decay: float = 0.01
     seed: int = 0
     precision: Literal["no", "bf16", "fp16"] = "no"
+    learn: Learnt = "all"
+    accumulate: int = 1  # batches an update, one after another; each process has as many
+    checkpointing: bool | None = None  # whether what is between is computed again on the way back, which takes less memory; None: where it is large
     weights: Weights = field(default_factory=Weights)
     chances: Chances = field(default_factory=Chances)
     patterns: tuple[Pattern, ...] = PATTERNS
@@ -49,18 +63,24 @@ class Settings:
 class Teach(nn.Module):
     """Everything that learns, behind one call, so that it can be spread over devices."""
 
-    def __init__(self, networks: Networks, objective: Objective, weights: Weights, *, seed: int) -> None:
+    def __init__(self, networks: Networks, objective: Objective, weights: Weights, *, seed: int, identity: IdentityLoss | None = None) -> None:
         super().__init__()
         self.networks, self.critic = networks, None
         if weights.critic:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 self.critic = Critic()
-        self._objective, self._weights = objective, weights
+        self._objective, self._weights, self._identity = objective, weights, identity if weights.identity else None
 
     def forward(self, batch: Batch, step: int, *, texture: bool) -> tuple[dict[str, Tensor], Tensor | None]:
         """(terms of the generator's loss; the critic's own loss where it takes part)."""
-        terms, made = self._objective.loss(self.networks, batch, step)
+        terms, show = self._objective.loss(self.networks, batch, step)
+        texture = texture and self.critic is not None
+        if not texture and self._identity is None:
+            return terms, None
+        made = show()
+        if self._identity is not None:
+            terms["identity"] = self._weights.identity * self._identity(made, batch.truth, batch.fits)
         if self.critic is None or not texture:
             return terms, None
         coarse = batch.coarse[..., :3].permute(0, 3, 1, 2).to(made) / 127.5 - 1
@@ -80,16 +100,40 @@ def _face(pictures: Tensor, batch: Batch) -> Tensor:
 class Learner:
     """A run's networks and optimisers on their device."""
 
-    def __init__(self, settings: Settings, size: tuple[int, int], *, start: Path | None, teacher: Path | None, device: str | None) -> None:
-        """`start`: weights to go on from; `teacher`: weights that consistency and matching learn from. Raises AvatarError for what is missing."""
+    def __init__(
+        self,
+        settings: Settings,
+        size: tuple[int, int],
+        *,
+        start: Path | Networks | None,
+        teacher: Path | None,
+        device: str | None,
+        recogniser: Path | None = None,
+    ) -> None:
+        """`start`: weights to go on from; `teacher`: weights that consistency and matching learn from; `recogniser`: see `IdentityLoss`. Raises
+        AvatarError for what is missing."""
         from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
 
-        self.settings = settings
-        self.accelerator = Accelerator(cpu=pytorch.device(device).type == "cpu", mixed_precision=settings.precision)
+        self.settings, self.crew = settings, crew(device)
+        on_cpu = pytorch.device(device).type == "cpu"
+        if on_cpu and settings.precision == "fp16":
+            raise AvatarError("A CPU does not train in fp16; use --precision bf16, or leave it out.")
+        AcceleratorState._reset_state()  # a learner before this one may have had another precision; which processes there are stays
+        self.accelerator = Accelerator(cpu=on_cpu, mixed_precision=settings.precision)
         self.networks = _networks(settings, size, start)
-        self.average = copy.deepcopy(self.networks).eval().requires_grad_(False)
+        self.average = self.networks  # where nobody asks for it: it takes as much room as the networks
+        if self.crew.main or settings.recipe == "consistency":
+            shared = {id(one): one for one in self.networks.parameters() if not one.requires_grad}
+            self.average = copy.deepcopy(self.networks, shared).eval().requires_grad_(False)
         objective, self.follower = _objective(settings, self.average, teacher)
-        self.module = Teach(self.networks, objective, settings.weights, seed=settings.seed)
+        weights = settings.weights
+        if settings.recipe != "appearance" and self.networks.preset.latent != "pixel":
+            weights = replace(weights, critic=0.0)  # these learn from latents: pictures for the critic alone would cost more than all the rest
+        self.identity = None if recogniser is None else IdentityLoss(recogniser).to(self.accelerator.device)
+        self.module = Teach(self.networks, objective, weights, seed=settings.seed, identity=self.identity)
+        still = [name for name, one in self.module.named_parameters() if not one.requires_grad]
+        self._frozen = frozenset([*still, *(name.removeprefix("networks.") for name in still)])
         generator = [p for name, p in self.module.named_parameters() if p.requires_grad and not name.startswith("critic.")]
         second = settings.rate * CRITIC_RATE
         self.optimisers: dict[str, Any] = {"generator": torch.optim.AdamW(generator, lr=settings.rate, weight_decay=settings.decay, fused=True)}
@@ -98,70 +142,112 @@ class Learner:
         if self.follower is not None:
             self.optimisers["follower"] = torch.optim.AdamW(self.follower.follower.parameters(), lr=second, betas=(0.0, 0.999))
             self.follower.to(self.accelerator.device)
+        recomputed(self.networks, settings.checkpointing)
+        if self.follower is not None:
+            recomputed(self.follower.follower, settings.checkpointing)
+        self.module.to(self.accelerator.device)
         self.average.to(self.accelerator.device)
-        self._banks: dict[int, list[Tensor]] = {}
-        self._wrapped = self.accelerator.prepare(self.module)
+        self._banks: dict[int, tuple[list[Tensor], Tensor | None]] = {}
         self.optimisers = {name: self.accelerator.prepare(optimiser) for name, optimiser in self.optimisers.items()}
 
     def state(self) -> dict[str, Any]:
         """All that a checkpoint needs."""
-        parts = {"module": self.module.state_dict(), "average": self.average.state_dict()}
+        parts = {name: _learnt(module, self._frozen) for name, module in self._kept().items()}
         if self.follower is not None:
             parts["follower"] = self.follower.follower.state_dict()
         return {**parts, "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()}}
 
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
-        self.module.load_state_dict(state["module"])
-        self.average.load_state_dict(state["average"])
+        for name, module in self._kept().items():
+            missing, more = module.load_state_dict(state[name], strict=False)
+            assert not more
+            assert self._frozen.issuperset(missing)
         if self.follower is not None:
             self.follower.follower.load_state_dict(state["follower"])
         for name, optimiser in self.optimisers.items():
             optimiser.load_state_dict(state["optimisers"][name])
 
-    def update(self, batch: Batch, number: int, *, texture: bool) -> dict[str, float]:
-        """Everything learns from a batch once -> what is logged. `texture`: the critic takes part."""
+    def _kept(self) -> dict[str, nn.Module]:
+        """What a checkpoint holds. An average that is none of its own is the networks, and neither written nor read."""
+        return {"module": self.module} | ({"average": self.average} if self.average is not self.networks else {})
+
+    def update(self, parts: Sequence[tuple[int, Batch]], number: int, *, texture: bool) -> dict[str, float]:
+        """Everything learns once, from batches with their own numbers -> what is logged, over all processes. `texture`: the critic takes part."""
         generator, critic = self.optimisers["generator"], self.optimisers.get("critic")
-        batch.bank = self._bank(batch)
         for group in generator.param_groups:
             group["lr"] = self.settings.rate * min(1.0, (number + 1) / WARM_UP)
-        with self.accelerator.autocast():
-            terms, judged = self._wrapped(batch, number, texture=texture and critic is not None)
-        loss = torch.stack(list(terms.values())).sum()
-        generator.zero_grad(set_to_none=True)
-        self.accelerator.backward(loss)
-        norm = self.accelerator.clip_grad_norm_([p for group in generator.param_groups for p in group["params"]], self.settings.clip)
-        told = {"loss": float(loss.detach()), "gradient": float(norm), **{name: float(term.detach()) for name, term in terms.items()}}
+        texture = texture and critic is not None
+        told = dict[str, float]()
+        for optimiser in (generator, critic):
+            if optimiser is not None:
+                optimiser.zero_grad(set_to_none=True)
+        for own, batch in parts:
+            for name, value in self._backward(batch, own, 1 / len(parts), texture=texture).items():
+                told[name] = told.get(name, 0.0) + value / len(parts)
+        self._together(generator)
+        norm = self.accelerator.clip_grad_norm_(_parameters(generator), self.settings.clip)
+        told = dict(zip(told, self.crew.mean(list(told.values())), strict=True))
+        told = {"loss": told.pop("loss"), "gradient": float(norm), **told}
         if not math.isfinite(told["loss"]):
             return told  # the run ends here, with weights that are still good
         generator.step()
-        if judged is not None and critic is not None:
-            critic.zero_grad(set_to_none=True)
-            self.accelerator.backward(judged)
+        if texture and critic is not None:
+            self._together(critic)
             critic.step()
         if self.follower is not None:
-            self._follow(self.follower, batch, number)
-        _blend(self.average, self.networks, min(self.settings.average, (1 + number) / (10 + number)))
+            self._follow(self.follower, parts)
+        if self.average is not self.networks:
+            _blend(self.average, self.networks, min(self.settings.average, (1 + number) / (10 + number)))
         return told
 
+    def _backward(self, batch: Batch, number: int, share: float, *, texture: bool) -> dict[str, float]:
+        """Add a batch's `share` of the gradients -> its loss, and the terms of it."""
+        batch.bank, batch.tokens = self._bank(batch)
+        with self.accelerator.autocast():
+            terms, judged = self.module(batch, number, texture=texture)
+        loss = torch.stack([term.float() for term in terms.values()]).sum()
+        self.accelerator.backward(loss * share)
+        if judged is not None:
+            self.accelerator.backward(judged.float() * share)
+        return {"loss": float(loss.detach()), **{name: float(term.detach()) for name, term in terms.items()}}
+
+    def _together(self, optimiser: Any) -> None:
+        """What all processes learnt, on each of them."""
+        self.crew.average(_parameters(optimiser))
+
     @torch.no_grad()
-    def _bank(self, batch: Batch) -> list[Tensor] | None:
-        """What the reference network makes of the batch's portrait, where it never changes: each is looked at once."""
+    def _bank(self, batch: Batch) -> tuple[list[Tensor] | None, Tensor | None]:
+        """What reference network and image encoder make of the batch's portrait, where it never changes: each is looked at once."""
         networks = self.networks
-        if self.settings.reference or networks.image is not None:
-            return None
+        readers = [networks.reference] if networks.image is None else [networks.reference, networks.image]
+        if any(one.requires_grad for reader in readers for one in reader.parameters()):
+            return None, None
         if batch.view not in self._banks:
-            self._banks[batch.view] = networks.reference(networks.autoencoder.encode(batch.portrait) * networks.preset.gain, [])
+            self._banks[batch.view] = networks.read(batch.portrait)
         return self._banks[batch.view]
 
-    def _follow(self, matching: Matching, batch: Batch, number: int) -> None:
+    def _follow(self, matching: Matching, parts: Sequence[tuple[int, Batch]]) -> None:
         """Keep the follower close to the student."""
         optimiser = self.optimisers["follower"]
         for again in range(CRITIC_EVERY):
-            loss = matching.follow(self.networks, batch, number * CRITIC_EVERY + again)
             optimiser.zero_grad(set_to_none=True)
-            self.accelerator.backward(loss)
+            for own, batch in parts:
+                with self.accelerator.autocast():
+                    loss = matching.follow(self.networks, batch, own * CRITIC_EVERY + again)
+                self.accelerator.backward(loss.float() / len(parts))
+            self._together(optimiser)
             optimiser.step()
+
+
+def _parameters(optimiser: Any) -> list[Any]:
+    """That an optimiser changes."""
+    return [one for group in optimiser.param_groups for one in group["params"]]
+
+
+def _learnt(module: nn.Module, frozen: frozenset[str]) -> dict[str, Any]:
+    """A module's state without what never changes: that comes with the weights a run starts from."""
+    return {name: value for name, value in module.state_dict().items() if name not in frozen}
 
 
 @torch.no_grad()
@@ -171,10 +257,15 @@ def _blend(average: nn.Module, networks: nn.Module, keep: float) -> None:
     torch._foreach_lerp_([mine for mine, _ in learnt], [theirs for _, theirs in learnt], 1.0 - keep)
 
 
-def _networks(settings: Settings, size: tuple[int, int], start: Path | None) -> Networks:
+def _networks(settings: Settings, size: tuple[int, int], start: Path | Networks | None) -> Networks:
     """Fresh ones, or those to go on from, ready to learn."""
-    networks = weights_of.build(preset_named(settings.preset), seed=settings.seed) if start is None else weights_of.load(start)
+    if isinstance(start, Networks):
+        networks = start
+    else:
+        networks = weights_of.build(preset_named(settings.preset), seed=settings.seed) if start is None else weights_of.load(start)
     made = networks.preset
+    if made.name != settings.preset:
+        raise AvatarError(f"The weights in {start} are for the preset '{made.name}', not '{settings.preset}'; leave --preset out.")
     if made.size != size:
         raise AvatarError(f"The dataset's pictures are {size[1]} x {size[0]} px, the preset's {made.size[1]} x {made.size[0]}; collect it anew.")
     if start is None:
@@ -182,12 +273,31 @@ def _networks(settings: Settings, size: tuple[int, int], start: Path | None) -> 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             networks.guider.conv_out.reset_parameters()
-    networks.train().requires_grad_(True)
+        if made.residual:  # else the picture is a twentieth of the noise where the two are added
+            networks.guider.conv_out.weight.mul_(LOUD)
+            networks.denoiser.conv_in.weight.mul_(QUIET)
+    return chosen(networks.float(), settings)
+
+
+def chosen(networks: Networks, settings: Settings) -> Networks:
+    """Ready to learn: which of the parameters do."""
+    made, spatial = networks.preset, settings.learn != "temporal"
+    networks.train().requires_grad_(spatial)
     networks.autoencoder.requires_grad_(False)
-    networks.reference.requires_grad_(settings.reference)
+    networks.reference.requires_grad_(settings.reference and spatial)
     if networks.image is not None:
-        networks.image.requires_grad_(made.image_encoder == "pooled")
+        networks.image.requires_grad_(made.image_encoder == "pooled" and spatial)
+    for module in networks.denoiser.modules():
+        if isinstance(module, MotionModule):
+            module.requires_grad_(settings.learn != "spatial")
+            module.register_forward_pre_hook(_with_gradient)
     return networks
+
+
+def _with_gradient(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A norm that learns from an input that does not is what PyTorch 2.13 crashes at on a CPU (channels last): the input gets a gradient too."""
+    x, *rest = given
+    return (x if x.requires_grad or not torch.is_grad_enabled() else x.detach().requires_grad_(), *rest)
 
 
 def _objective(settings: Settings, average: Networks, teacher: Path | None) -> tuple[Objective, Matching | None]:
@@ -207,4 +317,4 @@ def _objective(settings: Settings, average: Networks, teacher: Path | None) -> t
     return matching, matching
 
 
-__all__ = ["Learner", "Recipe", "Settings", "Teach"]
+__all__ = ["CRITIC_AFTER", "Learner", "Learnt", "Recipe", "Settings", "Teach", "chosen"]

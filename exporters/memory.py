@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -61,10 +61,11 @@ class Forgetful(dict[int, Any]):
 class Peak(TorchDispatchMode):
     """Bytes of all tensors that are made while it is on and live at once, at their highest."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+        """`known`: tensors that were there before and stay."""
         super().__init__()
         self.now = self.most = 0
-        self._held: set[int] = set()
+        self._held: set[int] = {one.untyped_storage()._cdata for one in known}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))

@@ -9,6 +9,7 @@ are pushed to where the teacher finds them likelier than a critic does that foll
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -19,13 +20,14 @@ from torch.nn import functional
 from engine.generators.diffusion.attention import KeyValue, Sources
 from engine.generators.diffusion.autoencoder import to_unit
 from engine.generators.diffusion.budget import slots
-from engine.generators.diffusion.networks import Cache, Networks
+from engine.generators.diffusion.networks import Networks
 from engine.generators.diffusion.presets import Preset
 from engine.generators.diffusion.sampler import LEVELS, Levels, advance, clean_and_noise, levels
 from engine.generators.diffusion.stream import heard_and_seen, noise_of, shown
 from engine.generators.diffusion.temporal import Places, Window, places
 from exporters.batches import Batch
-from exporters.losses import Weights, pictures, weigh
+from exporters.losses import Weights, even, pictures, weigh
+from exporters.memory import Forgetful, one_by_one
 
 TEACHER_STEPS = 50
 """Of the path that consistency is taught along, and SKIP of them a stride (20 levels each of 1000)."""
@@ -36,6 +38,8 @@ LEAST, MOST = 0.02, 0.98
 """Noise levels, as a share of all, that matching compares at."""
 
 Terms = dict[str, Tensor]
+Show = Callable[[], Tensor]
+"""The pictures [N, 3, H, W] -1..1 that were made."""
 
 
 @dataclass(slots=True)
@@ -51,14 +55,14 @@ class Scene:
 
     def window(self, length: int) -> Window:
         """Banded-causal attention over the batch's frames: exactly what streaming them one by one does."""
-        return Window(self.at, length, self.batch.frames, None, {})
+        return Window(self.at, length, self.batch.frames, None, Forgetful())
 
 
 def scene(networks: Networks, batch: Batch) -> Scene:
     """With gradients to the guider, the speech tokens and the reference network where they are on."""
     made, rows = networks.preset, batch.rows
     hint, spoken = heard_and_seen(networks, batch.coarse, batch.speech, batch.truth.dtype)
-    cache = networks.look(batch.portrait) if batch.bank is None else Cache(networks.project(batch.bank), [])
+    cache = networks.look(batch.portrait) if batch.bank is None else networks.cached(batch.bank, batch.tokens)
     reference, identity = ([(k.expand(rows, -1, -1), v.expand(rows, -1, -1)) for k, v in kept] for kept in (cache.reference, cache.identity))
     at = places(torch.zeros(rows, dtype=torch.int64, device=batch.truth.device), batch.frames, made)
     past = slots(made)  # an empty ring, which nothing is read from
@@ -75,8 +79,16 @@ def answer(networks: Networks, view: Scene, x: Tensor, t: Tensor) -> Tensor:
 def encode(networks: Networks, batch: Batch) -> Tensor:
     """The truth as clean latents [N, C, h, w]."""
     wanted = batch.truth - to_unit(batch.coarse[..., :3]).to(batch.truth) if networks.preset.residual else batch.truth
-    clean: Tensor = networks.autoencoder.encode(wanted) * networks.preset.gain
+    halves = networks.autoencoder.encode
+    clean: Tensor = (halves(wanted) if networks.preset.latent == "pixel" else one_by_one(halves, wanted)) * networks.preset.gain
     return clean
+
+
+def seen(networks: Networks, latents: Tensor, batch: Batch) -> Tensor:
+    """Clean latents [N, C, h, w] -> the pictures [N, 3, H, W] about -1..1 that are shown of them."""
+    if networks.preset.latent == "pixel":
+        return shown(networks, latents, batch.coarse)
+    return one_by_one(lambda part: shown(networks, part, batch.coarse), latents)
 
 
 def first_noise(made: Preset, batch: Batch) -> Tensor:
@@ -108,19 +120,20 @@ def seeded(seed: int, step: int) -> torch.Generator:
 class Objective(Protocol):
     """One way of teaching."""
 
-    def loss(self, networks: Networks, batch: Batch, step: int) -> tuple[Terms, Tensor]:
-        """(terms, whose sum is minimised; the pictures [N, 3, H, W] -1..1 for a critic)."""
+    def loss(self, networks: Networks, batch: Batch, step: int) -> tuple[Terms, Show]:
+        """(terms, whose sum is minimised; the pictures for a critic, which cost a decoder: ask once, and only if there is one)."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Denoise:
-    """The teacher: any noise level, drawn anew for every row."""
+    """The teacher: any noise level, drawn anew for every row. An autoencoder's latents are compared as they are: through its decoder a step would
+    take twice as long, and its weights were trained so."""
 
     weights: Weights
     seed: int
 
-    def loss(self, networks: Networks, batch: Batch, step: int) -> tuple[Terms, Tensor]:
+    def loss(self, networks: Networks, batch: Batch, step: int) -> tuple[Terms, Show]:
         """As `Objective`."""
         generator = seeded(self.seed, step)
         whole = levels(networks.preset.noise, LEVELS).to(batch.truth.device)
@@ -130,8 +143,12 @@ class Denoise:
         x = _column(whole.alpha, index) * clean + _column(whole.sigma, index) * noise
         said = answer(networks, scene(networks, batch), x, whole.t[index])
         found = clean_and_noise(whole, index, x, said)[0]
-        made = shown(networks, found, batch.coarse)
-        return pictures(made, batch.truth, weigh(batch.areas, self.weights), self.weights), made
+        if networks.preset.latent != "pixel":
+            weight = weigh(functional.avg_pool2d(batch.areas, networks.preset.patch), self.weights)
+            square = (weight * (said.float() - _goal(whole, index, clean, noise)).square()).mean()
+            return {"latents": square}, lambda: seen(networks, found, batch)
+        made = seen(networks, found, batch)
+        return pictures(made, batch.truth, _weight(networks, batch, self.weights), self.weights), lambda: made
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,12 +159,12 @@ class Appearance:
     weights: Weights
     seed: int
 
-    def loss(self, networks: Networks, batch: Batch, step: int) -> tuple[Terms, Tensor]:
+    def loss(self, networks: Networks, batch: Batch, step: int) -> tuple[Terms, Show]:
         """As `Objective`."""
         at = levels(networks.preset.noise, self.steps).to(batch.truth.device)
         exit = int(torch.randint(self.steps, (), generator=seeded(self.seed, step)))
-        made = shown(networks, rollout(networks, at, scene(networks, batch), exit=exit), batch.coarse)
-        return pictures(made, batch.truth, weigh(batch.areas, self.weights), self.weights), made
+        made = seen(networks, rollout(networks, at, scene(networks, batch), exit=exit), batch)
+        return pictures(made, batch.truth, _weight(networks, batch, self.weights), self.weights), lambda: made
 
 
 class Consistency:
@@ -157,7 +174,7 @@ class Consistency:
         self.teacher, self.target, self.seed = teacher.eval().requires_grad_(False), target, seed
         self.path = levels(teacher.preset.noise, TEACHER_STEPS)
 
-    def loss(self, networks: Networks, batch: Batch, step: int) -> tuple[Terms, Tensor]:
+    def loss(self, networks: Networks, batch: Batch, step: int) -> tuple[Terms, Show]:
         """As `Objective`."""
         generator = seeded(self.seed, step)
         path = self.path.to(batch.truth.device)
@@ -171,8 +188,7 @@ class Consistency:
             goal = self._consistent(self.target, batch, nearer, index + 1, path)
         found = self._consistent(networks, batch, x, index, path)
         apart = found - goal
-        made = shown(networks, found, batch.coarse)
-        return {"consistency": (torch.sqrt(apart.square() + HUBER**2) - HUBER).mean()}, made
+        return {"consistency": (torch.sqrt(apart.square() + HUBER**2) - HUBER).mean()}, lambda: seen(networks, found, batch)
 
     @staticmethod
     def _consistent(networks: Networks, batch: Batch, x: Tensor, index: Tensor, path: Levels) -> Tensor:
@@ -190,7 +206,7 @@ class Matching(nn.Module):
         self.follower = copy.deepcopy(teacher).train().requires_grad_(True)
         self.steps, self.seed = steps, seed
 
-    def loss(self, networks: Networks, batch: Batch, step: int) -> tuple[Terms, Tensor]:
+    def loss(self, networks: Networks, batch: Batch, step: int) -> tuple[Terms, Show]:
         """As `Objective`: 0.5 |x - sg(x - grad)|², grad = (follower - teacher) / mean |x - teacher|, sample by sample."""
         at = levels(networks.preset.noise, self.steps).to(batch.truth.device)
         exit = int(torch.randint(self.steps, (), generator=seeded(self.seed, step)))
@@ -200,7 +216,7 @@ class Matching(nn.Module):
             teacher = clean_and_noise(whole, index, x, answer(self.teacher, scene(self.teacher, batch), x, whole.t[index]))[0]
             follower = clean_and_noise(whole, index, x, answer(self.follower.eval(), scene(self.follower, batch), x, whole.t[index]))[0]
             push = matching_gradient(mine.detach(), teacher, follower)
-        return {"matching": 0.5 * functional.mse_loss(mine, (mine - push).detach())}, shown(networks, mine, batch.coarse)
+        return {"matching": 0.5 * functional.mse_loss(mine, (mine - push).detach())}, lambda: seen(networks, mine, batch)
 
     def follow(self, networks: Networks, batch: Batch, step: int) -> Tensor:
         """The critic's own loss: to denoise what the student makes."""
@@ -227,6 +243,22 @@ def matching_gradient(made: Tensor, teacher: Tensor, follower: Tensor) -> Tensor
     return torch.nan_to_num((follower - teacher) / size)
 
 
+def _goal(at: Levels, index: Tensor, clean: Tensor, noise: Tensor) -> Tensor:
+    """[N, C, h, w]: what a network should answer."""
+    alpha, sigma = _column(at.alpha, index), _column(at.sigma, index)
+    if at.prediction == "x0":
+        return clean
+    if at.prediction == "v":
+        return alpha * noise - sigma * clean
+    return noise if at.prediction == "epsilon" else noise - clean
+
+
+def _weight(networks: Networks, batch: Batch, weights: Weights) -> Tensor:
+    """[N, 1, H, W] how much each pixel counts."""
+    weight = weigh(batch.areas, weights)
+    return even(weight, to_unit(batch.coarse[..., :3]).to(weight), batch.truth) if networks.preset.residual else weight
+
+
 def _column(values: Tensor, index: Tensor) -> Tensor:
     return values[index].view(-1, 1, 1, 1)
 
@@ -238,6 +270,7 @@ __all__ = [
     "Matching",
     "Objective",
     "Scene",
+    "Show",
     "answer",
     "encode",
     "first_noise",
@@ -245,4 +278,5 @@ __all__ = [
     "rollout",
     "scene",
     "seeded",
+    "seen",
 ]

@@ -74,10 +74,25 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--updates", type=int, help="of the weights, instead of minutes")
     parser.add_argument("--recipe", choices=["appearance", "teacher", "consistency", "matching"], default="appearance", help="see the README")
     parser.add_argument("--steps", type=int, default=2, help="denoising steps a frame of what is trained (default: 2)")
-    parser.add_argument("--preset", default="compact", help="size of the generator (default: compact)")
+    parser.add_argument("--preset", help="size of the generator (default: that of --start, else compact)")
     parser.add_argument("--start", type=Path, metavar="DIR", help="weights to go on from, trained or imported")
     parser.add_argument("--teacher", type=Path, metavar="DIR", help="weights that consistency and matching learn from")
     parser.add_argument("--rate", type=float, help="learning rate")
+    parser.add_argument(
+        "--recogniser",
+        type=Path,
+        metavar="FILE",
+        help="a face recogniser of ArcFace's kind (ONNX, TorchScript, or an iresnet's weights): its loss keeps the face the person's",
+    )
+    parser.add_argument("--identity", type=float, metavar="WEIGHT", help="of that loss (default: 0.1); 0 only measures")
+    parser.add_argument(
+        "--learn", choices=["all", "spatial", "temporal"], default="all", help="what sees single pictures, what carries motion on, or all"
+    )
+    parser.add_argument("--accumulate", type=int, default=1, metavar="N", help="batches an update, one after another (default: 1)")
+    parser.add_argument(
+        "--checkpointing", action=argparse.BooleanOptionalAction, help="less memory, a third more time (default: for large generators)"
+    )
+    parser.add_argument("--longest", type=int, metavar="N", help="frames a batch has at most (default: 20); fewer take less memory")
     parser.add_argument("--precision", choices=["no", "bf16", "fp16"], default="no", help="of the arithmetic; bf16 where the hardware has it")
     parser.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda where there is one)")
     kept = parser.add_argument_group("of the persona that is kept at the end")

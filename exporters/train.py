@@ -13,19 +13,20 @@ from typing import Any
 from engine.generators.diffusion import networks as weights_of
 from engine.generators.diffusion.taught import Taught
 from engine.generators.puppet.assets import pack as pack_assets
-from engine.types import AvatarError
+from engine.recogniser import digest
 from exporters import runs
-from exporters.batches import Batches
+from exporters.batches import Batch, Batches, Pattern
+from exporters.crew import Stop
 from exporters.dataset import Dataset
 from exporters.judge import Judged, held_out, judge, sheet
 from exporters.keep import seen_by
-from exporters.learner import Learner, Recipe, Settings
+from exporters.learner import CRITIC_AFTER, Learner, Recipe, Settings
 
 CHECKPOINT_SECONDS, LOOK_SECONDS = 60.0, 150.0
+CHECKPOINT_TIMES = 20.0
+"""Times as long as it takes to write a checkpoint until the next one: a large one takes minutes."""
 WORSE, RECENT = 4.0, 40
 """A run has diverged when the mean loss of the RECENT updates is WORSE times as high as it ever was."""
-CRITIC_AFTER = 0.4
-"""Share of the budget before the critic joins in: first the shape, then the texture."""
 PREVIEW = "preview.jpg"
 
 
@@ -45,7 +46,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a person who waits is told after every update."""
+    """What a person who waits is told after every update; each process is."""
 
     updates: int
     share: float  # 0..1 of the budget
@@ -61,19 +62,31 @@ def train(
     settings: Settings | None = None,
     start: Path | None = None,
     teacher: Path | None = None,
+    recogniser: Path | None = None,
     device: str | None = None,
     progress: Callable[[Report], None] | None = None,
 ) -> Judged:
     """Train on `data` into the folder `out` (checkpoint, log, previews, and at the end `weights/`) -> figures of the averaged weights.
 
-    Called again with the same settings it goes on where it was killed. `start`: weights to go on from (an import, or a teacher); `teacher`:
-    weights that consistency and matching learn from. Raises AvatarError where it cannot go on; the last checkpoint is kept.
+    Called again with the same settings it goes on where it was killed; half as many processes that accumulate twice as many batches are the
+    same. Every process calls it, and all get the answer. `start`: weights to go on from (an import, or a teacher); `teacher`: weights that
+    consistency and matching learn from; `recogniser`: see `IdentityLoss`. Raises AvatarError where it cannot go on; the last checkpoint is kept.
     """
     settings = settings or Settings()
-    known = _known(settings, data, start, teacher)
-    learner = Learner(settings, data.size, start=start, teacher=teacher, device=device)
+    known = _known(settings, data, start, teacher, recogniser)
+    learner = Learner(settings, data.size, start=start, teacher=teacher, device=device, recogniser=recogniser)
+    known["batches"] = settings.accumulate * learner.crew.count
     made = learner.networks.preset
-    batches = Batches(data, seed=settings.seed, channels=made.channels, depth=made.depth, patterns=settings.patterns, chances=settings.chances)
+    batches = Batches(
+        data,
+        seed=settings.seed,
+        channels=made.channels,
+        depth=made.depth,
+        patterns=_patterns(settings),
+        chances=settings.chances,
+        condition=made.condition,
+        hears=made.unet.speech_dim > 0,
+    )
     done = runs.Progress()
     if (state := runs.load(out, settings=known)) is not None:
         done = runs.Progress(int(state.pop("updates")), float(state.pop("seconds")))
@@ -85,10 +98,7 @@ def train(
         run.keep()
         raise
     run.keep()
-    judged = run.look(all_of_it=True)
-    if learner.accelerator.is_main_process:
-        run.publish(judged)
-    return judged
+    return learner.crew.first(run.finish)
 
 
 class _Run:
@@ -98,30 +108,47 @@ class _Run:
         self.data, self.out, self.learner, self.batches, self.done, self.known = data, out, learner, batches, done, known
         self.trust = seen_by(data)
         self.held = held_out(batches, self.trust)
-        self.log, self.board = runs.Log(out, updates=done.updates), _board(out)
+        self.main = learner.crew.main
+        self.log: Callable[..., None] = runs.Log(out, updates=done.updates) if self.main else _silent
+        self.board = _board(out) if self.main else _silent
         self.watch, self.since = _Watch(), time.monotonic()
         self.saved = self.looked = done.seconds
+        self.took = 0.0  # s to write the last checkpoint
+        self.whole = True  # whether no update is half done
 
     def until(self, budget: Budget, progress: Callable[[Report], None]) -> None:
         """Update after update."""
-        accelerator, done = self.learner.accelerator, self.done
-        while budget.share(done) < 1.0:
-            number = done.updates * accelerator.num_processes + accelerator.process_index
-            batch = self.batches.at(number).to(accelerator.device)
-            told = self.learner.update(batch, done.updates, texture=budget.share(done) >= CRITIC_AFTER)
-            if complaint := self.watch(told["loss"]):
-                raise AvatarError(f"{complaint} at update {done.updates}; the last checkpoint is kept in {self.out}. Try a lower --rate.")
-            self.log(done.updates, **told)
-            self.board(done.updates, **told)
-            done.updates += 1
-            self.stop_clock()
-            judged = None
-            if done.seconds - self.looked > LOOK_SECONDS:
-                judged, self.looked = self.look(), done.seconds
-                self.since = time.monotonic()  # looking is not training
-            progress(Report(done.updates, budget.share(done), told["loss"], judged))
-            if done.seconds - self.saved > CHECKPOINT_SECONDS:
-                self.keep()
+        crew, done = self.learner.crew, self.done
+        with Stop() as stop:
+            while True:
+                share, ended = crew.agree(budget.share(done), bool(stop))
+                if ended:
+                    raise KeyboardInterrupt
+                if share >= 1.0:
+                    return
+                self.whole = False
+                told = self.learner.update(self.parts(), done.updates, texture=share >= CRITIC_AFTER)
+                if complaint := self.watch(told["loss"]):
+                    raise crew.fail(f"{complaint} at update {done.updates}; the last checkpoint is kept in {self.out}. Try a lower --rate.")
+                self.log(done.updates, **told)
+                self.board(done.updates, **told)
+                done.updates += 1
+                self.whole = True
+                self.stop_clock()
+                judged = None
+                if self.main and done.seconds - self.looked > LOOK_SECONDS:
+                    judged, self.looked = self.look(), done.seconds
+                    self.since = time.monotonic()  # looking is not training
+                progress(Report(done.updates, budget.share(done), told["loss"], judged))
+                if done.seconds - self.saved > max(CHECKPOINT_SECONDS, CHECKPOINT_TIMES * self.took):
+                    self.keep()
+
+    def parts(self) -> list[tuple[int, Batch]]:
+        """This process's batches of the next update, with their numbers. Neighbours have neighbouring ones, so that it does not matter who has
+        which; all have the same pattern, so that nobody waits."""
+        crew, update, each = self.learner.crew, self.done.updates, self.learner.settings.accumulate
+        numbers = [(update * each + k) * crew.count + crew.rank for k in range(each)]
+        return [(number, self.batches.at(number, turn=update).to(self.learner.accelerator.device)) for number in numbers]
 
     def stop_clock(self) -> None:
         """Add the time since the last call to the run's seconds."""
@@ -129,20 +156,27 @@ class _Run:
         self.done.seconds, self.since = self.done.seconds + now - self.since, now
 
     def keep(self) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint, unless an update was broken off: then the one before is the newest that is exact."""
         self.saved = self.done.seconds
-        if self.learner.accelerator.is_main_process:
+        if self.main and self.whole:
+            since = time.monotonic()
             runs.save(self.out, {**self.learner.state(), "updates": self.done.updates, "seconds": self.done.seconds}, settings=self.known)
+            self.took = time.monotonic() - since
 
     def look(self, *, all_of_it: bool = False) -> Judged:
-        """Held-out frames through the averaged weights, in figures and as a picture."""
+        """Held-out frames through the averaged weights, in figures and as a picture. Only the first process has them."""
         settings = self.learner.settings
         held = held_out(self.batches, self.trust, all_of_it=True) if all_of_it else self.held
         counts = [settings.steps] if settings.recipe == "teacher" else sorted({1, settings.steps})
-        judged, made = judge(self.learner.average, held, counts)
-        if self.learner.accelerator.is_main_process:
-            sheet(self.out / PREVIEW, held, made)
-            self.board(self.done.updates, **_told(judged))
+        judged, made = judge(self.learner.average, held, counts, identity=self.learner.identity)
+        sheet(self.out / PREVIEW, held, made)
+        self.board(self.done.updates, **_told(judged))
+        return judged
+
+    def finish(self) -> Judged:
+        """Judge and publish."""
+        judged = self.look(all_of_it=True)
+        self.publish(judged)
         return judged
 
     def publish(self, judged: Judged) -> None:
@@ -152,7 +186,9 @@ class _Run:
         if settings.recipe == "teacher":
             origin |= {"made_for": f"{settings.steps} steps", "steps": str(settings.steps)}
         origin |= {name: f"{value:.3f}" for name, value in _told(judged).items()}
-        taught = Taught(self.data.portrait, {} if self.data.assets is None else pack_assets(self.data.assets), self.trust)
+        taught = None  # a painted condition has no puppet behind it
+        if self.learner.networks.preset.condition == "puppet":
+            taught = Taught(self.data.portrait, {} if self.data.assets is None else pack_assets(self.data.assets), self.trust)
         weights_of.save(self.learner.average, self.out / "weights", origin=origin, taught=taught)
 
 
@@ -174,11 +210,25 @@ class _Watch:
         return f"The loss has diverged ({mean:.3g}, it was {self.best:.3g})" if mean > WORSE * self.best else ""
 
 
-def _known(settings: Settings, data: Dataset, start: Path | None, teacher: Path | None) -> dict[str, Any]:
+def _known(settings: Settings, data: Dataset, start: Path | None, teacher: Path | None, recogniser: Path | None) -> dict[str, Any]:
     """What must be the same for a run to go on."""
-    flat: dict[str, Any] = {key: repr(value) for key, value in asdict(settings).items()}
+    # Not what changes no number, and `accumulate` together with how many processes there are.
+    flat: dict[str, Any] = {key: repr(value) for key, value in asdict(settings).items() if key not in ("checkpointing", "accumulate")}
     hashes = {name: weights_of.load(path).origin if path else "" for name, path in (("start", start), ("teacher", teacher))}
+    hashes["recogniser"] = digest(recogniser) if recogniser else ""
     return {**flat, **hashes, "dataset": str(data.report.get("key", data.folder))}
+
+
+def _patterns(settings: Settings) -> tuple[Pattern, ...]:
+    """Those that the learning part can learn from: of single pictures nothing of how they follow each other, and that alone of runs."""
+    if settings.learn == "all":
+        return settings.patterns
+    chosen = tuple(one for one in settings.patterns if (one.frames > 1) == (settings.learn == "temporal"))
+    return chosen or settings.patterns
+
+
+def _silent(update: int, **values: float) -> None:
+    """The log of a process that does not write."""
 
 
 def _board(out: Path) -> Callable[..., None]:
@@ -199,7 +249,7 @@ def _board(out: Path) -> Callable[..., None]:
 def _told(judged: Judged) -> dict[str, float]:
     """Flat, for curves."""
     every = {"puppet": judged.puppet, **{f"steps_{count}": one for count, one in judged.made.items()}}
-    return {f"held_out/{name}/{key}": value for name, one in every.items() for key, value in asdict(one).items()}
+    return {f"held_out/{name}/{key}": value for name, one in every.items() for key, value in asdict(one).items() if value is not None}
 
 
 __all__ = ["Budget", "Recipe", "Report", "Settings", "train"]

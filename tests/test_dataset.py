@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
+import avatar
 from engine.composite import Fit
 from engine.drivers.rigid import RIGID
 from engine.drivers.speech import LOG_FLOOR
@@ -478,9 +479,10 @@ def test_the_command_keeps_the_taught_puppet_as_a_persona(made: Dataset, tmp_pat
     from exporters import command
 
     monkeypatch.setenv("AVATAR_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(command, "collect", lambda videos, folder, progress: replace(made, folder=folder))
+    monkeypatch.setattr(command, "collect", lambda videos, folder, *, size, progress: replace(made, folder=folder))
     shutil.copytree(made.folder, tmp_path / "me" / "data")
-    options = argparse.Namespace(stage="data", minutes=None, updates=None, rate=None, consent="I am the person in the video.", name=None)
+    words = ["train", "--video", "a.mp4", "--out", "me", "--stage", "data", "--consent", "I am the person in the video."]
+    options = avatar._parser().parse_args(words)
     told: list[str] = []
     for _ in range(2):  # asked again it replaces its own
         command.teach([Path("a.mp4")], tmp_path / "me", options, tell=told.append)

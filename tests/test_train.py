@@ -33,7 +33,7 @@ from exporters import objectives, runs  # noqa: E402
 from exporters.batches import Batches, Chances, Pattern  # noqa: E402
 from exporters.dataset import Clip, Dataset  # noqa: E402
 from exporters.judge import Run, figures, generate, held_out  # noqa: E402
-from exporters.losses import Critic, Weights, pictures, psnr, regions, sharpness, weigh  # noqa: E402
+from exporters.losses import Critic, Weights, even, pictures, psnr, regions, sharpness, weigh  # noqa: E402
 from exporters.train import Budget, Recipe, Report, Settings, train  # noqa: E402
 
 SIZE = presets.TINY.size
@@ -86,7 +86,7 @@ def test_a_student_learns_what_the_puppet_lacks_and_its_weights_serve(data: Data
     residual = replace(presets.TINY, residual=True, noise=presets.COMPACT.noise, scale=presets.COMPACT.scale)
     monkeypatch.setitem(presets.PRESETS, "tiny", residual)
     held = held_out(Batches(data, seed=0, depth=8), Trust.of(data.clips[0].motion))
-    puppet = figures([run.batch.coarse.numpy() for run in held], held)
+    puppet = figures([run.puppet for run in held], held)
     begun = figures([generate(weights_of.build(residual), run, 2) for run in held], held)
     assert begun.crop_db == pytest.approx(puppet.crop_db, abs=0.1)
     run(data, tmp_path, 40, rate=6e-3, weights=Weights(critic=0.0))
@@ -97,7 +97,7 @@ def test_a_student_learns_what_the_puppet_lacks_and_its_weights_serve(data: Data
 
 def test_the_rollout_is_what_a_live_stream_does(data: Dataset) -> None:
     made, batch = networks(), Batches(data, seed=0, depth=8).take(0, 0, 9)
-    seen = Run(batch, data.clips[0].points[:9], np.ones((9, 3), np.float32), np.ones((9, *SIZE), np.float32))
+    seen = Run(batch, data.clips[0].points[:9], np.ones((9, 3), np.float32), np.ones((9, *SIZE), np.float32), data.clips[0].coarse[:9])
     at = levels(made.preset.noise, 2)
     recipe = stream.Recipe(made, at, False, torch.float32, torch.device("cpu"))
     cache = made.remember(batch.portrait)
@@ -183,6 +183,22 @@ def test_an_error_in_the_mouth_counts_more() -> None:
     squares = [float(pictures(made, truth, weight, Weights())["square"]) for made in (inside, outside)]
     assert squares[0] == pytest.approx(10 * squares[1], rel=1e-4)
     assert all(float(term) == 0 for term in pictures(truth, truth, weight, Weights()).values())
+
+
+def test_a_condition_far_off_does_not_outshout_the_others() -> None:
+    truth = torch.zeros(3, 3, 8, 8)
+    coarse = torch.stack([torch.full((3, 8, 8), off) for off in (0.1, 0.2, 2.0)])
+    share = even(torch.ones(3, 1, 8, 8), coarse, truth).mean((1, 2, 3))
+    assert share.tolist() == pytest.approx([1.0, 1.0, 0.01], rel=1e-4)
+    assert even(torch.ones(3, 1, 8, 8), truth, truth).isfinite().all()
+
+
+def test_a_guider_of_the_puppets_frame_reads_around_zero() -> None:
+    guider = weights_of.build(presets.COMPACT).guider
+    seen = list[torch.Tensor]()
+    guider.conv_in.register_forward_hook(lambda module, given, made: seen.append(given[0]))
+    guider(torch.full((1, 6, 32, 32), 0.75))
+    assert float(seen[0].min()) == float(seen[0].max()) == 0.5
 
 
 def test_figures_know_blur_from_sharpness() -> None:

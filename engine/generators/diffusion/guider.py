@@ -14,6 +14,7 @@ class PoseGuider(nn.Module):
     def __init__(self, made: Preset) -> None:
         super().__init__()
         widths, self.fold = made.guider, made.fold
+        self.centred = made.residual  # published guiders read 0..1; around 0 half as many updates teach as much
         self.conv_in = nn.Conv2d(made.channels * made.fold**2, widths[0], 3, padding=1)
         blocks: list[nn.Module] = []
         for above, below in zip(widths[:-1], widths[1:], strict=True):
@@ -23,6 +24,7 @@ class PoseGuider(nn.Module):
 
     def forward(self, picture: Tensor) -> Tensor:
         """[N, K, H, W] 0..1 -> [N, C0, h, w]"""
+        picture = 2 * picture - 1 if self.centred else picture
         x = functional.silu(self.conv_in(functional.pixel_unshuffle(picture, self.fold)))
         for block in self.blocks:
             x = functional.silu(block(x))
