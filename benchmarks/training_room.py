@@ -33,6 +33,8 @@ ADAM = 2
 """Moments of a parameter."""
 NARROWER = 8
 """Times the networks that stand for those of an autoencoder's latents are narrower, where their channels allow it."""
+FEW = 4
+"""Frames of a run that stand for a longer one: each takes as much."""
 CLIP = 303_966_208
 """Parameters of the image encoder, which is not built for this."""
 HALVES = (16, 32, 64, 64)
@@ -65,9 +67,13 @@ def room(made: Preset, settings: Settings, pattern: Pattern) -> Room:
     copied = sum(one.numel() for part in (networks.denoiser, networks.reference, networks.guider) for one in part.parameters())
     again = settings.checkpointing
     again = sum(one.numel() for one in networks.denoiser.parameters()) >= LARGE if again is None else again
-    batch = through_networks(made, settings, pattern, again=again)
+    few = replace(pattern, frames=min(FEW, pattern.frames))
+    batch = through_networks(made, settings, few, again=again)
     if made.latent != "pixel" and settings.recipe == "appearance":
-        batch += through_decoder(made, settings) + through_pictures(made, settings, pattern)
+        batch += through_pictures(made, settings, few)
+    batch *= pattern.frames / few.frames
+    if made.latent != "pixel" and settings.recipe == "appearance":
+        batch += through_decoder(made, settings)
     return Room(WORD * every, WORD * learnt, WORD * ADAM * learnt, WORD * learnt, 2.0 * half * copied, batch)
 
 
