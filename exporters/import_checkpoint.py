@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -89,7 +89,7 @@ def import_animate_anyone(
         hashes = {}
         for part in parts:
             given = [(each, match) for each, match in zip(sources, matches, strict=True) if each.table.part == part]
-            hashes[part] = _write(folder / f"{part}.safetensors", given, precision)
+            hashes[part] = write(folder / f"{part}.safetensors", given, precision)
             tell(f"{part}: written")
         tell("Hashing what was read ...")
         origin = {"system": keys.SYSTEM, "precision": precision, "made_for": keys.MADE_FOR, "steps": str(keys.STEPS)}
@@ -212,11 +212,13 @@ def check_room(folder: Path, needed: int) -> None:
         raise AvatarError(f"The weights need {needed / 1e9:.1f} GB, and {folder.parent} has room for {free / 1e9:.1f}; make room or write elsewhere.")
 
 
-def _write(path: Path, given: list[tuple[Source, Match]], precision: Precision) -> str:
+def write(
+    path: Path, given: Sequence[tuple[Source, Match]], precision: Precision, *, open_file: Callable[[Path], Mapping[str, Tensor]] = read
+) -> str:
     """One network's tensors from its files -> sha256 of what was written. Read anew and mapped: one network at a time is held at most."""
     tensors: dict[str, Tensor] = {}
     for source, match_ in given:
-        held = read(source.path)
+        held = open_file(source.path)
         tensors |= {ours: held[theirs].to(KINDS[precision]).contiguous() for ours, theirs in match_.pairs.items()}
     try:
         save_file(tensors, path)
@@ -225,4 +227,4 @@ def _write(path: Path, given: list[tuple[Source, Match]], precision: Precision) 
     return sha256(path)
 
 
-__all__ = ["KINDS", "Match", "Precision", "Source", "check_room", "import_animate_anyone", "match", "report"]
+__all__ = ["KINDS", "Match", "Precision", "Source", "check_room", "import_animate_anyone", "match", "report", "write"]

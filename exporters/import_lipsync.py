@@ -10,11 +10,10 @@ from typing import Any, cast
 
 from engine.types import AvatarError
 from exporters.files import find, fresh_folder, read, read_config, sha256
-from exporters.import_checkpoint import KINDS, Match, Precision, Source, check_room, match, report
+from exporters.import_checkpoint import KINDS, Match, Precision, Source, check_room, match, report, write
 from exporters.keys import Table, later, same
 
 try:
-    from safetensors.torch import save_file
     from torch import Tensor
 
     from engine.generators.lipsync.musetalk import BANDS, unet_config, vae_config
@@ -141,7 +140,7 @@ def _import(sources: Sequence[Source], out: Path, *, made: Size, system: str, pr
         check_room(folder, count * KINDS[precision].itemsize)
         hashes = {}
         for each, found in zip(sources, matches, strict=True):
-            hashes[each.table.part] = _write(folder / f"{each.table.part}.safetensors", each, found, precision)
+            hashes[each.table.part] = write(folder / f"{each.table.part}.safetensors", [(each, found)], precision)
             tell(f"{each.table.part}: written")
         tell("Hashing what was read ...")
         origin = {"system": system, "precision": precision} | {each.name: sha256(each.path) for each in sources}
@@ -172,17 +171,6 @@ def _kept(held: Mapping[str, Tensor], table: Table, tell: Tell = lambda line: No
     if dropped := len(kept) - len(ours):
         tell(f"  {dropped} left out, Whisper's decoder, which writes text")
     return ours
-
-
-def _write(path: Path, each: Source, found: Match, precision: Precision) -> str:
-    """One network's tensors -> sha256 of what was written. Read anew and mapped: one network at a time is held at most."""
-    held = read(each.path)
-    tensors = {ours: held[theirs].to(KINDS[precision]).contiguous() for ours, theirs in found.pairs.items()}
-    try:
-        save_file(tensors, path)
-    except Exception as error:  # the library has its own kinds, even for a full disk
-        raise AvatarError(f"{path.name} cannot be written ({str(error).splitlines()[0]}); check the room on the disk.") from error
-    return sha256(path)
 
 
 __all__ = ["import_musetalk", "import_wav2lip"]

@@ -5,15 +5,15 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from engine.types import AvatarError
 from exporters.files import find, fresh_folder, read, sha256
-from exporters.import_checkpoint import KINDS, Match, Precision, Source, check_room, match, report
+from exporters.import_checkpoint import KINDS, Precision, Source, check_room, match, report, write
 from exporters.keys import Table, same
 
 try:
-    from safetensors.torch import save_file
     from torch import Tensor
 
     from engine.generators.reenact.networks import MANIFEST, empty, kept, write_manifest
@@ -91,7 +91,7 @@ def import_liveportrait(
         hashes = {}
         for (part, each), found in zip(sources, matches, strict=True):
             name = part.table.part
-            hashes[name] = _write(folder / f"{name}.safetensors", part, each, found, precision)
+            hashes[name] = write(folder / f"{name}.safetensors", [(each, found)], precision, open_file=partial(_opened, part))
             tell(f"{name}: written")
         tell("Hashing what was read ...")
         files = {f"{each.table.folder}/{each.path.name}": each.path for _, each in sources}
@@ -166,15 +166,8 @@ def _folders(source: Path, folder: str) -> Iterator[Path]:
     yield from (source / above / folder for above in ABOVE)
 
 
-def _write(path: Path, part: Part, source: Source, found: Match, precision: Precision) -> str:
-    """One network's tensors -> sha256 of what was written. Read anew: one network at a time is held at most."""
-    held = plain(read(source.path, part=part.inside), source.path)
-    tensors = {ours: held[theirs].to(KINDS[precision]).contiguous() for ours, theirs in found.pairs.items()}
-    try:
-        save_file(tensors, path)
-    except Exception as error:  # the library has its own kinds, even for a full disk
-        raise AvatarError(f"{path.name} cannot be written ({str(error).splitlines()[0]}); check the room on the disk.") from error
-    return sha256(path)
+def _opened(part: Part, path: Path) -> dict[str, Tensor]:
+    return plain(read(path, part=part.inside), path)
 
 
 __all__ = ["PARTS", "SYSTEM", "import_liveportrait", "plain"]

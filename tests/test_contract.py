@@ -116,8 +116,6 @@ def test_a_released_row_is_nobody_s_and_given_away_once(made: tuple[Generator, I
 def test_a_signal_without_motion_shows_the_portrait_at_rest(made: tuple[Generator, Identity]) -> None:
     generator, identity = made
     spec = generator.spec
-    if not set(spec.needs) <= {"motion", "speech", "pcm"}:
-        pytest.skip("needs more than motion")
     state = generator.allocate(1)
     generator.admit(state, 0, identity)
     bare = generator.step(state, [[Signal(time=0.0)] * spec.chunk])[0]

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.backends import half_the_cores, pytorch  # before torch: see there
+from engine.backends.artifact import sha256
 from engine.drivers.portrait import find_face
 from engine.drivers.speech import LOOK_AHEAD
 from engine.generators import load as load_generator
@@ -278,8 +279,7 @@ def _hash(path: Path | None) -> str:
     if path is None:
         return ""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256(path)
     except OSError as error:
         raise AvatarError(f"The loop {path} cannot be read ({error.strerror or error}); check the path and its permissions.") from error
 

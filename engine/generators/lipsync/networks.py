@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from engine.backends.artifact import sha256
 from engine.generators.lipsync.musetalk import MuseTalk
 from engine.generators.lipsync.sizes import MODELS, Size, size_of
 from engine.generators.lipsync.wav2lip import Wav2Lip
@@ -59,7 +60,7 @@ def load(folder: Path) -> Networks:
     networks = empty(size_of(str(told["model"])))
     for name, module in networks.parts.items():
         path = folder / f"{name}.safetensors"
-        if path.is_file() and _sha256(path) != told["sha256"].get(name):
+        if path.is_file() and sha256(path) != told["sha256"].get(name):
             raise AvatarError(f"{path} is not the file that its {MANIFEST} names; import the weights again.")
         try:
             # Read, not mapped: a file that is written again must not change what runs.
@@ -88,11 +89,6 @@ def _manifest(folder: Path) -> tuple[str, dict[str, Any]]:
     if model not in MODELS:
         raise AvatarError(f"The weights in {folder} are for the model '{model}', which this version does not know; {how}.")
     return text, told
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 __all__ = ["COUNTS", "MANIFEST", "UNTRAINED", "Networks", "build", "empty", "load"]

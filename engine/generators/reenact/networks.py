@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from engine.backends.artifact import sha256
 from engine.generators.reenact import sampling
 from engine.generators.reenact.blocks import SLOPE, Down, Hourglass, Modulated, Residual3d, Same
 from engine.generators.reenact.motion import Extractor
@@ -191,7 +192,7 @@ def save(networks: Networks, folder: Path, *, origin: dict[str, str]) -> None:
     for name, module in networks.parts().items():
         path = folder / f"{name}.safetensors"
         save_file({key: value.contiguous() for key, value in kept(module).items()}, path)
-        hashes[name] = _sha256(path)
+        hashes[name] = sha256(path)
     write_manifest(folder, networks.preset, hashes, origin)
 
 
@@ -214,7 +215,7 @@ def load(folder: Path) -> Networks:
     hashes = dict(manifest["sha256"])
     for part, module in networks.parts().items():
         path = folder / f"{part}.safetensors"
-        if path.is_file() and _sha256(path) != hashes.get(part):
+        if path.is_file() and sha256(path) != hashes.get(part):
             raise AvatarError(f"{path} is not the file that its {MANIFEST} names; import the weights again.")
         try:
             # Read, not mapped: a file that is written again must not change what runs.
@@ -235,7 +236,7 @@ def release(folder: Path) -> str | None:
         return None
     for name, digest in dict(manifest["sha256"]).items():
         path = folder / f"{name}.onnx"
-        if not path.is_file() or _sha256(path) != digest:
+        if not path.is_file() or sha256(path) != digest:
             raise AvatarError(f"{path} is missing, or not the file that its {MANIFEST} names; import the files again.")
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -251,11 +252,6 @@ def _manifest(folder: Path) -> tuple[str, dict[str, Any]]:
     if manifest.get("system") != SYSTEM:
         raise AvatarError(f"The weights in {folder} ('{known[0]}') are another generator's; choose that one with --generator, or other weights.")
     return text, manifest
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 __all__ = ["MANIFEST", "UNTRAINED", "Networks", "build", "empty", "kept", "load", "release", "save", "write_manifest"]
