@@ -17,7 +17,7 @@ from engine.generators import load
 from engine.generators.diffusion.taught import Taught, save_alone
 from engine.generators.diffusion.trust import Trust
 from engine.generators.puppet.assets import pack as pack_assets
-from engine.types import Generator
+from engine.types import AvatarError, Generator
 from exporters.dataset import Dataset
 from exporters.storage import SCENE
 
@@ -48,7 +48,10 @@ def keep_puppet(data: Dataset, weights: Path, *, name: str, source: str, consent
 
 
 def as_persona(generator: Generator, data: Dataset, weights: Path, *, name: str, source: str, consent: str, tell: Tell) -> personas.Persona:
-    """Kept; an earlier one of that name, of the same folder as was checked, is replaced, and its engines stay where its weights are the same."""
+    """Kept; an earlier one of that name, of the same folder as was checked, is replaced, and its engines stay where its weights are the same.
+
+    Raises AvatarError where it cannot be kept; the earlier one is then as it was.
+    """
     from engine.picture import read_picture
 
     picture, home = read_picture(data.folder / SCENE), personas.personas_folder()
@@ -56,9 +59,8 @@ def as_persona(generator: Generator, data: Dataset, weights: Path, *, name: str,
         return personas.make_persona(generator, picture, name=name, consent=consent, source=source, folder=home, weights=weights)
     with tempfile.TemporaryDirectory(dir=home, prefix=".") as aside:  # the earlier one goes when the new one is whole
         personas.make_persona(generator, picture, name=name, consent=consent, source=source, folder=Path(aside), weights=weights)
-        left = _engines(home / name / personas.WEIGHTS, Path(aside) / name / personas.WEIGHTS)
-        personas.remove(name)
-        (Path(aside) / name).rename(home / name)
+        left = carry_engines(home / name / personas.WEIGHTS, Path(aside) / name / personas.WEIGHTS)
+        _exchange(home / name, Path(aside) / name)
     if left:
         these = f"The {left} engines" if left > 1 else "The engine"
         again = f"avatar export --persona {shlex.quote(name)} --backend NAME"
@@ -66,7 +68,24 @@ def as_persona(generator: Generator, data: Dataset, weights: Path, *, name: str,
     return personas.load_persona(generator, name)
 
 
-def _engines(before: Path, weights: Path) -> int:
+def _exchange(place: Path, new: Path) -> None:
+    """The new folder in place of the earlier one, which stays beside where the new one was. Deleting takes long: nothing is deleted in between."""
+    earlier = new.with_name(f".{place.name}")  # no persona's name begins so
+    try:
+        place.rename(earlier)
+        try:
+            new.rename(place)
+        except BaseException:
+            earlier.rename(place)
+            raise
+    except OSError as error:
+        why = error.strerror or error
+        raise AvatarError(
+            f"The persona cannot be kept in {place.parent} ({why}); mend that and start again. The earlier one is still there as it was."
+        ) from error
+
+
+def carry_engines(before: Path, weights: Path) -> int:
     """Engines of the same weights come along -> how many do not, as they are of others."""
     there = before / engines.HOME
     found = [folder for folder in sorted(there.iterdir()) if folder.is_dir() and not folder.name.startswith(".")] if there.is_dir() else []
@@ -87,4 +106,4 @@ def _linked(source: str, target: str) -> str:
     return target
 
 
-__all__ = ["as_persona", "keep_network", "keep_puppet", "seen_by"]
+__all__ = ["as_persona", "carry_engines", "keep_network", "keep_puppet", "seen_by"]

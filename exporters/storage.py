@@ -89,10 +89,10 @@ def workplace(folder: Path, plan: dict[str, Any]) -> Iterator[bool]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise AvatarError(f"Something else is writing {folder} just now; wait for it, or choose another folder.") from error
-        with told(folder):
-            for left in folder.rglob(f".*{ASIDE}"):
-                left.unlink(missing_ok=True)
         _settle(folder, plan)
+        with told(folder):
+            for left in folder.rglob(f".*{ASIDE}"):  # not before it is known that the folder is ours
+                left.unlink(missing_ok=True)
         yield (folder / INDEX).exists()
     finally:
         os.close(lock)
@@ -101,7 +101,7 @@ def workplace(folder: Path, plan: dict[str, Any]) -> Iterator[bool]:
 def _settle(folder: Path, plan: dict[str, Any]) -> None:
     """Bring the folder to where work on this plan can begin or go on."""
     if not (folder / PLAN).exists():
-        if any(folder.iterdir()):
+        if not all(path.match(f".{PLAN}.*{ASIDE}") for path in folder.iterdir()):  # killed in the plan's own file: still ours
             raise AvatarError(f"{folder} holds other files; choose an empty folder for the data set.")
         write_json(folder / PLAN, plan)
         return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import subprocess
 import sys
@@ -111,16 +113,29 @@ def test_engines_stay_with_weights_that_are_the_same_and_go_with_others(data: Da
     assert told[0].endswith("avatar export --persona me --backend NAME")
 
 
-def test_an_earlier_persona_stays_whole_where_the_new_one_cannot_be_kept(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "raised"), [(OSError(errno.ENOSPC, "No space left on device"), AvatarError), (KeyboardInterrupt(), KeyboardInterrupt)]
+)
+@pytest.mark.parametrize("step", ["the earlier one goes aside", "the new one comes"])
+def test_an_earlier_persona_stays_whole_where_the_new_one_cannot_be_kept(
+    step: str, error: BaseException, raised: type[BaseException], data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home, _ = kept(data, tmp_path / "weights", "{}")
     (home / "openvino-a").mkdir(parents=True)
     (home / "openvino-a" / "step.bin").write_text("graph")
+    place, rename = tmp_path / "home" / "personas" / "me", Path.rename
 
-    def full(name: str) -> None:
-        raise AvatarError("The disk is full.")
+    def breaks(path: Path, target: Path) -> Path:
+        if path == place if step.startswith("the earlier") else (path.name, target) == ("me", place):
+            raise error
+        return rename(path, target)
 
-    monkeypatch.setattr(personas, "remove", full)
-    with pytest.raises(AvatarError, match="disk is full"):
-        kept(data, tmp_path / "weights", "{}")
+    with monkeypatch.context() as disk:
+        disk.setattr(Path, "rename", breaks)
+        with pytest.raises(raised, match="is still there as it was" if raised is AvatarError else None):
+            kept(data, tmp_path / "weights", "{}")
     assert (home / "openvino-a" / "step.bin").read_text() == "graph"
-    assert [path.name for path in (tmp_path / "home" / "personas").iterdir()] == ["me"], "nothing else is left"
+    assert [path.name for path in place.parent.iterdir()] == ["me"], "nothing else is left"
+    kept(data, tmp_path / "weights", '{"updates": 2}')
+    assert json.loads((place / personas.WEIGHTS / engines.WEIGHTS).read_text()) == {"updates": 2}
+    assert [path.name for path in place.parent.iterdir()] == ["me"]

@@ -84,3 +84,34 @@ def test_what_is_there_already_needs_no_room_again(tmp_path: Path, monkeypatch: 
         with_room(need)
         with pytest.raises(AvatarError, match="free some space and start again"):
             with_room(need - 1)
+
+
+# -- whose folder ---------------------------------------------------------------------------------------------------------
+
+
+def lying(folder: Path) -> list[str]:
+    """Names in it."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_folder_of_other_files_is_refused_and_keeps_them_all(tmp_path: Path) -> None:
+    for name in (".mine.part", "other.txt"):
+        (tmp_path / name).write_text("not ours")
+    with pytest.raises(AvatarError, match="holds other files"), storage.workplace(tmp_path, {"format": 1}):
+        pass
+    assert lying(tmp_path) == [".mine.part", "other.txt"]
+    (tmp_path / "other.txt").unlink()
+    with pytest.raises(AvatarError, match="holds other files"), storage.workplace(tmp_path, {"format": 1}):
+        pass
+    assert lying(tmp_path) == [".mine.part"]
+
+
+def test_half_files_of_our_own_go(tmp_path: Path) -> None:
+    (tmp_path / ".plan.json.0123.part").write_text("{")  # killed in the very first file
+    with storage.workplace(tmp_path, {"format": 1}) as whole:
+        assert not whole
+        assert lying(tmp_path) == [storage.PLAN]
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / ".frames.npy.0123.part").write_bytes(b"half")
+    with storage.workplace(tmp_path, {"format": 1}):
+        assert lying(tmp_path / "clips") == []
