@@ -28,11 +28,12 @@ import torch  # noqa: E402
 from engine.generators.diffusion import networks as weights_of  # noqa: E402
 from engine.generators.diffusion import presets, stream  # noqa: E402
 from engine.generators.diffusion.autoencoder import to_unit  # noqa: E402
-from engine.generators.diffusion.sampler import levels  # noqa: E402
+from engine.generators.diffusion.sampler import Levels, levels  # noqa: E402
 from exporters import objectives, runs  # noqa: E402
 from exporters.batches import Batches, Chances, Pattern  # noqa: E402
 from exporters.dataset import Clip, Dataset  # noqa: E402
 from exporters.judge import Run, figures, generate, held_out  # noqa: E402
+from exporters.learner import Learner  # noqa: E402
 from exporters.losses import Critic, Weights, even, pictures, psnr, regions, sharpness, weigh  # noqa: E402
 from exporters.train import Budget, Recipe, Report, Settings, train  # noqa: E402
 
@@ -120,14 +121,30 @@ def test_only_the_exit_step_carries_gradients(data: Dataset) -> None:
     assert [grad for _, grad in told] == [False, False, True]
 
 
-def test_every_exit_is_drawn(data: Dataset) -> None:
-    drawn = {int(torch.randint(4, (), generator=objectives.seeded(3, step))) for step in range(60)}
-    assert drawn == {0, 1, 2, 3}
+def test_every_exit_is_drawn(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """About as often as the others, and by an update's number alone."""
+    exits = list[int]()
+
+    def spy(made: weights_of.Networks, at: Levels, view: objectives.Scene, *, exit: int) -> torch.Tensor:
+        assert len(at) == 4
+        exits.append(exit)
+        return objectives.first_noise(made.preset, view.batch)
+
+    monkeypatch.setattr(objectives, "rollout", spy)
+    made, batch = networks(), Batches(data, seed=0, depth=8).take(0, 0, 1)
+    taught = objectives.Appearance(4, Weights(), seed=3)
+    view = objectives.scene(made, batch)
+    monkeypatch.setattr(objectives, "scene", lambda *_: view)
+    for update in (*range(60), 7, 8, 9):
+        taught.loss(made, batch, update)
+    assert exits[60:] == exits[7:10]
+    assert min(exits[:60].count(exit) for exit in range(4)) >= 6
+    assert set(exits) == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize("recipe", ["teacher", "consistency", "matching"])
-def test_every_recipe_learns(data: Dataset, tmp_path: Path, recipe: Recipe) -> None:
-    """The teacher's loss falls; both ways of following it change the student and stay finite."""
+def test_every_recipe_changes_the_weights_and_stays_finite(data: Dataset, tmp_path: Path, recipe: Recipe) -> None:
+    """And leaves the weights it starts from as they are."""
     weights_of.save(networks(), tmp_path / "begin", origin={"made_by": "a test"})
     begin = tmp_path / "begin"
     out = tmp_path / recipe
@@ -138,6 +155,25 @@ def test_every_recipe_learns(data: Dataset, tmp_path: Path, recipe: Recipe) -> N
     before, after = weights_of.load(begin), weights_of.load(out / "weights")
     assert not torch.equal(before.denoiser.conv_out.weight, after.denoiser.conv_out.weight)
     assert torch.equal(before.denoiser.conv_out.weight, weights_of.load(begin).denoiser.conv_out.weight)
+
+
+def test_a_teacher_learns_to_denoise(data: Dataset) -> None:
+    """The same pictures at the same noise levels, before and after."""
+    settings = replace(QUICK, recipe="teacher", rate=6e-3, weights=Weights(critic=0.0), patterns=(Pattern(3, 1, halved=True),))
+    learner, batches = (
+        Learner(settings, SIZE, start=networks(), teacher=None, device="cpu"),
+        Batches(data, seed=0, depth=8, patterns=settings.patterns),
+    )
+    asked, judge = [batches.at(1000 + k) for k in range(4)], objectives.Denoise(settings.weights, seed=1)
+
+    @torch.no_grad()
+    def loss() -> float:
+        return sum(float(term) for k, batch in enumerate(asked) for term in judge.loss(learner.networks, batch, k)[0].values())
+
+    before = loss()
+    for update in range(10):
+        learner.update([(update, batches.at(update))], update, texture=False)
+    assert loss() < 0.7 * before
 
 
 def test_a_recipe_without_its_teacher_says_so(data: Dataset, tmp_path: Path) -> None:
@@ -151,11 +187,52 @@ def test_matching_pushes_nothing_where_teacher_and_follower_agree() -> None:
     assert objectives.matching_gradient(x, same, same + 1).abs().min() > 0
 
 
-def test_consistency_is_met_by_whoever_already_agrees(data: Dataset) -> None:
-    """At the boundary a consistency function is the picture itself: noise level 0 asks nothing of a network."""
-    path = levels(replace(presets.TINY.noise, prediction="flow"), 50)
-    assert float(path.skip[-1]) < 1
-    assert float(path.skip[-1]) > float(path.skip[0])
+class Knowing:
+    """Instead of `objectives.answer`: a network that knows the clean latents, and tells them in its `prediction`, `off` by so much."""
+
+    def __init__(self, clean: torch.Tensor, path: Levels, off: float) -> None:
+        self.clean, self.path, self.off = clean, path, off
+        self.noise: torch.Tensor | None = None  # what the teacher, who is asked first, sees
+
+    def __call__(self, made: weights_of.Networks, view: objectives.Scene, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        index = (t[:, None] - self.path.t).abs().argmin(1)
+        alpha, sigma = (share[index].view(-1, 1, 1, 1) for share in (self.path.alpha, self.path.sigma))
+        if self.noise is None:
+            self.noise = (x - alpha * self.clean) / sigma
+            return self.told(alpha, sigma, self.clean)
+        return self.told(alpha, sigma, self.clean + self.off * t.view(-1, 1, 1, 1) / 1000)
+
+    def told(self, alpha: torch.Tensor, sigma: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+        """The answer that says `clean`."""
+        assert self.noise is not None
+        return {"v": alpha * self.noise - sigma * clean, "x0": clean, "flow": self.noise - clean}[self.path.prediction]
+
+
+@pytest.mark.parametrize("prediction", ["v", "x0", "flow"])
+def test_consistency_is_met_by_whoever_knows_the_picture(data: Dataset, monkeypatch: pytest.MonkeyPatch, prediction: Any) -> None:
+    """At every noise level: from there the teacher's step leads to where the same picture is behind the next one. Another answer at each is not."""
+    made = networks()
+    made.preset = replace(made.preset, noise=replace(made.preset.noise, prediction=prediction))
+    batch, taught = Batches(data, seed=0, depth=8, patterns=(Pattern(8, 1),)).at(0), objectives.Consistency(made, made, seed=0)
+    monkeypatch.setattr(objectives, "scene", lambda *_: None)
+    asked = dict[float, float]()
+    for off in (0.0, 5.0):
+        monkeypatch.setattr(objectives, "answer", Knowing(objectives.encode(made, batch), taught.path, off))
+        asked[off] = float(taught.loss(made, batch, 4)[0]["consistency"])
+    assert asked[0.0] < 1e-6
+    assert asked[5.0] > 1e-3
+
+
+@pytest.mark.xfail(strict=True, reason="The path ends at level 19 of 1000, not at the picture: nothing ties what a student says to it.")
+def test_consistency_is_not_met_by_saying_nothing(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A student that says the same of everything agrees with itself; the end of the teacher's path, which is the picture, tells it apart."""
+    noise = replace(presets.TINY.noise, prediction="x0")
+    silent, teacher = (weights_of.build(replace(presets.TINY, noise=noise)) for _ in range(2))
+    batch, taught = Batches(data, seed=0, depth=8, patterns=(Pattern(24, 1),)).at(0), objectives.Consistency(teacher, silent, seed=0)
+    monkeypatch.setattr(objectives, "scene", lambda *_: None)
+    clean = objectives.encode(teacher, batch)
+    monkeypatch.setattr(objectives, "answer", lambda made, view, x, t: clean if made is teacher else torch.zeros_like(x))
+    assert sum(float(taught.loss(silent, batch, update)[0]["consistency"]) for update in range(20)) > 1e-3
 
 
 # -- what it is judged by -----------------------------------------------------------------------------------------------------
