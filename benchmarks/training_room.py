@@ -170,7 +170,7 @@ def _scaled(bytes_at: Callable[[tuple[int, int]], int], made: Preset, *, parts: 
 
 def _peak(loss: Callable[[], Any], settings: Settings, networks: Any) -> int:
     """Bytes at their highest, on the way there and back, without those of the networks and their gradients."""
-    half = torch.float16 if settings.precision == "fp16" else torch.bfloat16
+    half = torch.bfloat16
     known = [one.detach() for one in (*networks.parameters(), *networks.buffers())]
     for one in networks.parameters():
         if one.requires_grad:

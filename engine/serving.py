@@ -16,9 +16,8 @@ from typing import Any
 
 from engine.backends import backend, engines
 from engine.built_in import BUILT_IN
-from engine.generators.diffusion.taught import has_networks
+from engine.generators.diffusion.taught import has_networks, preset_of
 from engine.persona import own_weights
-from engine.types import AvatarError
 
 DEFAULT = "puppet"
 TAUGHT = "diffusion"
@@ -114,20 +113,6 @@ def _backend(weights: Path, options: Mapping[str, Any]) -> tuple[dict[str, Any],
     return {}, (*told, "Backend: pytorch, on the CPU.")
 
 
-def preset_of(weights: Path) -> Any:
-    """The preset of a folder of weights, by its manifest. Raises AvatarError for a folder without, and where there is no network."""
-    from engine.generators.diffusion.presets import preset
-
-    engines.origin_of(weights)
-    try:
-        name = json.loads((weights / engines.WEIGHTS).read_text())["preset"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise AvatarError(f"{weights} holds no weights of this engine: its {engines.WEIGHTS} cannot be read; import or train them first.") from error
-    if name is None:
-        raise AvatarError(f"{weights} holds what a clip taught the puppet and no network; use --generator puppet, or train without --stage.")
-    return preset(str(name))
-
-
 def _is_light(options: Mapping[str, Any]) -> bool:
     """Whether it is LIGHT that the lips generator is asked for; weights that cannot be read are its own to complain of."""
     if "weights" not in options:
@@ -147,4 +132,4 @@ def _cuda() -> bool:
     return bool(torch.cuda.is_available())
 
 
-__all__ = ["Choice", "choose", "preset_of", "weights_of"]
+__all__ = ["Choice", "choose", "weights_of"]

@@ -32,10 +32,11 @@ class Pattern:
     halved: bool = False  # whether only a part half as high and wide of each is seen, mostly of the face: four times the faces at the same cost
 
 
-LOOKS, RUN = Pattern(4, 1, halved=True), Pattern(1, 4, halved=True)
-PATTERNS = (*(LOOKS, LOOKS, RUN) * 3, Pattern(2, 1), *(LOOKS, LOOKS, RUN) * 3, Pattern(1, 4), *(LOOKS, LOOKS, RUN) * 3, Pattern(1, 20))
-"""Of the steps in turn: many different faces teach looks, runs of frames teach the window, whole pictures what lies around the face. The last is
-longer than the window, so that its oldest frames fall out of it as they do live."""
+LOOKS, RUN = Pattern(8, 1, halved=True), Pattern(2, 6, halved=True)
+PATTERNS = (*(*(LOOKS,) * 4, RUN) * 2, Pattern(2, 1), *(LOOKS,) * 4, Pattern(1, 20, halved=True))
+"""Of the steps in turn: many different faces teach looks, runs of frames teach the window, whole pictures what lies around the face. Few rows are
+rare: their gradients say more of themselves than of the person, and where half of the steps had them a network died. The last is longer than the
+window, so that its oldest frames fall out of it as they do live."""
 ASIDE = 0.25
 """Share of halved pictures that are taken from anywhere, not from where the face is."""
 JITTER = 0.12

@@ -28,6 +28,9 @@ if TYPE_CHECKING:  # PyTorch is for training: whoever only collects needs none
 
 DATA, RUN, PUPPET, WEIGHTS = "data", "run", "puppet", "weights"
 MINUTES = 15.0
+MOST_STEPS = 1000
+"""Denoising steps a frame: as many as there are noise levels."""
+LEARN_FROM_A_TEACHER = ("consistency", "matching")
 QUIET = 10.0
 """s between two lines of progress."""
 
@@ -41,7 +44,7 @@ def teach(videos: Sequence[Path], out: Path, options: argparse.Namespace, *, tel
     name, source = options.name or out.resolve().name, f"avatar train {out.resolve()}"
     if options.consent is not None:
         personas.check_new(name, options.consent, source=source)
-    made = preset(options.preset or (preset_of(options.start) if options.start else "compact"))
+    made = preset_of(options.start) if options.start and not options.preset else preset(options.preset or "compact")
     together = crew(options.device)
     tell = tell if together.main else _silent
 
@@ -92,16 +95,36 @@ def _check(options: argparse.Namespace) -> None:
         raise AvatarError(f"Training networks needs PyTorch, which is not installed: make torch. Or leave them out: {without}.")
     if options.minutes is not None and options.minutes <= 0 or options.updates is not None and options.updates <= 0:
         raise AvatarError("Training takes some time: give --minutes or --updates above 0.")
-    if options.rate is not None and options.rate <= 0:
+    if options.rate is not None and not 0 < options.rate < math.inf:
         raise AvatarError("The learning rate must be above 0; leave --rate out to use the one that was found good.")
+    if not 1 <= options.steps <= MOST_STEPS:
+        raise AvatarError(f"A frame takes 1 to {MOST_STEPS} denoising steps; give such a number to --steps, or leave it out.")
     if options.identity is not None and (options.recogniser is None or not 0 <= options.identity < math.inf):
         raise AvatarError("The identity loss needs a recogniser and a weight of 0 or more: give --recogniser FILE, or leave --identity out.")
     if options.recogniser is not None and options.stage != "data":
         from exporters import identity
 
         identity.load(options.recogniser)
+    if options.learn == "temporal" and options.longest == 1:
+        raise AvatarError("What carries motion on learns from several frames: give --longest 2 or more, or leave it out.")
+    if options.stage != "data":
+        _check_weights(options)
     if options.accumulate < 1 or (options.longest is not None and options.longest < 1):
         raise AvatarError("An update sees at least one batch of one frame: give --accumulate and --longest 1 or more.")
+
+
+def _check_weights(options: argparse.Namespace) -> None:
+    """Those that a run goes on from or learns from, by their manifests, and the device. Raises AvatarError."""
+    from engine.backends.pytorch import device
+
+    device(options.device)
+    if options.recipe in LEARN_FROM_A_TEACHER and options.teacher is None:
+        how = "train one with --recipe teacher and give its weights with --teacher"
+        raise AvatarError(f"The recipe '{options.recipe}' learns from a teacher; {how}.")
+    for weights in (options.start, options.teacher):
+        theirs = "" if weights is None else preset_of(weights).name
+        if theirs and options.preset not in (None, theirs):
+            raise AvatarError(f"The weights in {weights} are for the preset '{theirs}', not '{options.preset}'; leave --preset out.")
 
 
 def _settings(options: argparse.Namespace, made: Preset) -> Settings:
@@ -170,6 +193,9 @@ def _verdict(data: Dataset, judged: Judged) -> list[str]:
     """What all held-out frames say: over the puppet that the clip taught, and over the puppet alone."""
     puppet, alone = judged.puppet, data.stages.get("puppet")
     told = [f"Held-out frames: puppet {puppet.features_db:.1f} dB mouth and eyes, {puppet.crop_db:.1f} dB picture; {_gains(judged)}."]
+    each = {"puppet": puppet, **{f"{steps} step{'s' * (steps > 1)}": judged.made[steps] for steps in sorted(judged.made)}}
+    fine = ", ".join(f"{name} {one.mouth_db:.1f} dB, {one.sharp:.2f}" for name, one in each.items())
+    told.append(f"The mouth alone, and how sharp the face is (the truth is 1): {fine}.")
     if alone is not None:
         best = judged.made[max(judged.made)]
         features, crop = best.features_db - alone.features_db, best.crop_db - alone.crop_db

@@ -7,6 +7,7 @@ room, with wrinkles, made-up lids, other teeth and a book shelf behind. None of 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import shutil
 import subprocess
 import tempfile
@@ -20,16 +21,13 @@ import numpy as np
 from engine.drivers.idle import IdleDriver, smoothstep
 from engine.drivers.resample import RATE
 from engine.drivers.speech import SpeechDriver
-from engine.generators.diffusion.taught import Taught, save_alone
 from engine.generators.puppet import topology
-from engine.generators.puppet.assets import pack as pack_assets
 from engine.generators.puppet.generator import Puppet, State
 from engine.media import Writer, audio_samples
 from engine.persona import demo_portrait
 from engine.pose import rotation
 from engine.types import AudioChunk, AvatarError, FloatArray, Motion, Signal, UInt8Array, VideoFrame
-from exporters.dataset import collect
-from exporters.keep import seen_by
+from exporters.dataset import Dataset, collect
 from exporters.storage import SCENE
 
 SIDE, FPS, SECONDS, QUALITY = 512, 25, 72.0, 14
@@ -40,6 +38,8 @@ SPEECH = (
     "What a beautiful evening. Please show me the other picture, the one with the boat. Oh, very good. Who would have thought of that?"
 )
 VOICE, WORDS_PER_MINUTE = "en-us+f3", "165"
+MINUTES, TOLD_EVERY = 15.0, 0.05
+"""Of training the network, and the share of them from one line of progress to the next."""
 ACT = 8.0
 """s: speaking and acting take turns."""
 
@@ -243,8 +243,11 @@ def film(out: Path) -> None:
             writer.write_audio(AudioChunk(sound[start : start + RATE // FPS], RATE, time))
 
 
-def build(out: Path, *, tell: Callable[[str], None] = print) -> Path:
-    """The film, a data set of it, and what that teaches the puppet -> the folder to put into `engine/assets`. Goes on where it was stopped."""
+def build(out: Path, *, minutes: float = MINUTES, tell: Callable[[str], None] = print) -> Path:
+    """The film, a data set of it, and what that teaches the puppet and a network -> the folder to put into `engine/assets`. Goes on where it was
+    stopped."""
+    if importlib.util.find_spec("torch") is None:
+        raise AvatarError("Her network needs PyTorch, which is not installed: make torch.")
     video, home = out / "demo.mp4", out / "taught"
     out.mkdir(parents=True, exist_ok=True)
     if not video.exists():
@@ -254,18 +257,45 @@ def build(out: Path, *, tell: Callable[[str], None] = print) -> Path:
     data = collect([video], out / "data")
     for sentence in data.report["sentences"]:
         tell(sentence)
-    taught = Taught(data.portrait, {} if data.assets is None else pack_assets(data.assets), seen_by(data))
     told = {name: f"{one.crop_db:.1f} / {one.features_db:.1f} dB" for name, one in data.stages.items()}
-    save_alone(home / "weights", taught, origin={"made_by": "python -m exporters.demo", "footage": "exporters/demo.py", **told})
+    origin = {"made_by": "python -m exporters.demo", "footage": "exporters/demo.py", **told}
+    _network(data, out, home / "weights", origin, minutes=minutes, tell=tell)
     shutil.copy(out / "data" / SCENE, home / "portrait.png")
     return home
+
+
+def _network(data: Dataset, out: Path, weights: Path, origin: dict[str, str], *, minutes: float, tell: Callable[[str], None]) -> None:
+    """Train it in `out` and put its weights, with what the puppet was taught and where both come from, into `weights`."""
+    from engine.generators.diffusion import networks
+    from exporters.train import Budget, Report, train
+
+    told = [0.0]
+
+    def progress(report: Report) -> None:
+        if report.judged is not None or report.share - told[0] >= TOLD_EVERY:
+            told[0] = report.share
+            tell(f"{report.share:4.0%}  update {report.updates}, loss {report.loss:.4f}")
+
+    tell(f"Training the network for {minutes:g} minutes ...")
+    judged = train(data, out / "run", budget=Budget(minutes=minutes), progress=progress)
+    trained = networks.load(out / "run" / "weights")
+    found = {f"after {count} step{'s' * (count > 1)}": f"{one.crop_db:.1f} / {one.features_db:.1f} dB" for count, one in judged.made.items()}
+    shutil.rmtree(weights, ignore_errors=True)
+    networks.save(trained, weights, origin={**origin, "steps": str(trained.preset.steps), **found}, taught=trained.taught)
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m exporters.demo", description="Make the demo persona: its footage, and what that teaches.")
     parser.add_argument("out", type=Path, help="a folder for all of it; its 'taught' goes into engine/assets")
-    print(f"Wrote {build(parser.parse_args().out)}.")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help=f"of training the network (default: {MINUTES:g})")
+    options = parser.parse_args()
+    try:
+        print(f"Wrote {build(options.out, minutes=options.minutes)}.")
+    except AvatarError as error:
+        raise SystemExit(str(error)) from None
+    except KeyboardInterrupt:
+        raise SystemExit("Stopped; the same command goes on from here.") from None
 
 
 if __name__ == "__main__":

@@ -22,8 +22,9 @@ from exporters.losses import sharpness
 from exporters.objectives import rollout, scene, seen
 from exporters.regions import mouth
 
-RUN, RUNS = 20, 3
-"""Frames of a run that is judged now and then, and how many runs of each clip: evenly spread over what was held out."""
+RUN, RUNS = 17, 6
+"""Frames of a run that is judged now and then, just longer than the window, and how many runs of each clip: evenly spread over what was held
+out, as three places may all be hard ones."""
 PIECE, PIECES = 25, 24
 """Frames of a run where all that was held out is judged, each of which begins with an empty window, as a session does; and how many of them at
 most, evenly spread: two megabytes a frame are held."""
@@ -107,7 +108,8 @@ def generate(networks: Networks, run: Run, steps: int) -> UInt8Array:
     return np.stack([blend(picture, puppet, points, believed) for picture, puppet, points, believed in each])
 
 
-def _truth(runs: Sequence[Run]) -> UInt8Array:
+def real(runs: Sequence[Run]) -> UInt8Array:
+    """Their true pictures, one after another [N, H, W, 3]."""
     return np.concatenate([to_pixels(run.batch.truth).cpu().numpy() for run in runs])
 
 
@@ -115,7 +117,7 @@ def figures(made: Sequence[UInt8Array], runs: Sequence[Run]) -> Figures:
     """Over all runs together."""
     squares, weights, sharp = np.zeros(3), np.zeros(3), np.zeros(2)
     for pictures, run in zip(made, runs, strict=True):
-        truth = _truth([run])
+        truth = real([run])
         square = ((pictures.astype(np.float32) - truth.astype(np.float32)) ** 2).mean(-1)
         features, face = run.batch.areas.cpu().numpy().transpose(1, 0, 2, 3)
         for k, where in enumerate((features, run.mouth, np.ones_like(features))):
@@ -151,7 +153,7 @@ def alikeness(every: Sequence[Sequence[UInt8Array]], runs: Sequence[Run], identi
 
 def sheet(path: Path, runs: Sequence[Run], made: dict[int, list[UInt8Array]], *, columns: int = 8) -> None:
     """A picture for people: rows puppet, condition where that is another, every number of steps, truth; columns evenly over the runs."""
-    truth, puppet = _truth(runs), np.concatenate([run.puppet for run in runs])
+    truth, puppet = real(runs), np.concatenate([run.puppet for run in runs])
     asked = np.concatenate([run.batch.coarse[..., :3].cpu().numpy() for run in runs])
     picks = np.linspace(0, len(truth) - 1, min(columns, len(truth))).astype(int)
     rows: list[tuple[str, npt.NDArray[np.uint8]]] = [("puppet", puppet)] + [("condition", asked)] * (not np.array_equal(asked, puppet))
@@ -169,4 +171,4 @@ def sheet(path: Path, runs: Sequence[Run], made: dict[int, list[UInt8Array]], *,
     beside.replace(path)
 
 
-__all__ = ["Figures", "Judged", "Run", "alikeness", "figures", "generate", "held_out", "judge", "sheet"]
+__all__ = ["Figures", "Judged", "Run", "alikeness", "figures", "generate", "held_out", "judge", "real", "sheet"]

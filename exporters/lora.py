@@ -28,7 +28,7 @@ try:
 
     from engine.generators.diffusion.adapters import WEIGHT, Adapter, Factors, told
     from engine.generators.diffusion.networks import Networks, empty
-    from engine.serving import preset_of
+    from engine.generators.diffusion.taught import preset_of
 except ImportError as error:
     raise AvatarError(f"A LoRA needs PyTorch and diffusers ({error}); pip install 'avatar-engine[torch]'.") from error
 

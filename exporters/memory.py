@@ -16,12 +16,13 @@ from torch.utils.checkpoint import checkpoint
 
 from engine.generators.diffusion.attention import SpatialTransformer
 from engine.generators.diffusion.networks import Networks
+from engine.generators.diffusion.plain import PlainBlock
 from engine.generators.diffusion.presets import Preset
 from engine.generators.diffusion.temporal import MotionModule
 
 LARGE = 50_000_000
 """Parameters of a denoiser from which memory is worth more than the third of a step that it costs."""
-BLOCKS = (ResnetBlock2D, SpatialTransformer, MotionModule)
+BLOCKS = (ResnetBlock2D, PlainBlock, SpatialTransformer, MotionModule)
 
 
 def recomputed(networks: Networks, wanted: bool | None = None) -> bool:

@@ -178,21 +178,23 @@ class Consistency:
         """As `Objective`."""
         generator = seeded(self.seed, step)
         path = self.path.to(batch.truth.device)
-        index = torch.randint(0, TEACHER_STEPS - 1, (batch.rows,), generator=generator).repeat_interleave(batch.frames).to(batch.truth.device)
+        index = torch.randint(0, TEACHER_STEPS, (batch.rows,), generator=generator).repeat_interleave(batch.frames).to(batch.truth.device)
         clean = encode(networks, batch)
         noise = torch.randn(clean.shape, generator=generator).to(clean)
         x = _column(path.alpha, index) * clean + _column(path.sigma, index) * noise
         with torch.no_grad():
             mine = scene(self.teacher, batch)
             nearer = advance(replace(path, stepper="euler"), index, x, answer(self.teacher, mine, x, path.t[index]), noise)
-            goal = self._consistent(self.target, batch, nearer, index + 1, path)
+            goal = self._consistent(self.target, batch, nearer, (index + 1).clamp(max=TEACHER_STEPS - 1), path)
+            # The last step of the path ends at the picture itself: what ties all the others to it.
+            goal = torch.where((index + 1 == TEACHER_STEPS).view(-1, 1, 1, 1), nearer, goal)
         found = self._consistent(networks, batch, x, index, path)
         apart = found - goal
         return {"consistency": (torch.sqrt(apart.square() + HUBER**2) - HUBER).mean()}, lambda: seen(networks, found, batch)
 
     @staticmethod
     def _consistent(networks: Networks, batch: Batch, x: Tensor, index: Tensor, path: Levels) -> Tensor:
-        """f(x, t) = skip · x + out · clean; at the end of the path it is x itself."""
+        """f(x, t) = skip · x + out · clean."""
         clean = clean_and_noise(path, index, x, answer(networks, scene(networks, batch), x, path.t[index]))[0]
         return _column(path.skip, index) * x + _column(path.out, index) * clean
 

@@ -93,7 +93,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         "--checkpointing", action=argparse.BooleanOptionalAction, help="less memory, a third more time (default: for large generators)"
     )
     parser.add_argument("--longest", type=int, metavar="N", help="frames a batch has at most (default: 20); fewer take less memory")
-    parser.add_argument("--precision", choices=["no", "bf16", "fp16"], default="no", help="of the arithmetic; bf16 where the hardware has it")
+    parser.add_argument("--precision", choices=["no", "bf16"], default="no", help="of the arithmetic; bf16 where the hardware has it")
     parser.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda where there is one)")
     kept = parser.add_argument_group("of the persona that is kept at the end")
     kept.add_argument("--consent", help="who agreed to what, such as 'I am the person in the video'; without it no persona is kept")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import fcntl
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,26 @@ class Progress:
 
     updates: int = 0
     seconds: float = 0.0  # of training, over all its sessions
+    critic_from: int = -1  # the update at which the critic joined in; -1: it has not
+    best: float = math.inf  # the lowest mean loss there was
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """The folder of a run, for this program alone. Raises AvatarError where another one trains in it, or where it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise AvatarError(f"{folder} cannot be used ({error}); choose another folder.") from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise AvatarError(f"Something else is training in {folder} just now; wait for it, or choose another folder.") from error
+        yield
+    finally:
+        os.close(lock)
 
 
 def save(folder: Path, state: dict[str, Any], *, settings: dict[str, Any]) -> None:
@@ -96,7 +119,9 @@ class Log:
                         kept.append(line)
                 except (ValueError, KeyError):
                     break  # a line half written
-        self.path.write_text("".join(line + "\n" for line in kept))
+        beside = folder / f".{LOG}"
+        beside.write_text("".join(line + "\n" for line in kept))
+        beside.replace(self.path)
 
     def __call__(self, update: int, **values: float) -> None:
         """Append."""

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
+from engine.backends.engines import origin_of
 from engine.generators.diffusion import networks as weights_of
 from engine.generators.diffusion.taught import Taught
 from engine.generators.puppet.assets import pack as pack_assets
 from engine.recogniser import digest
+from engine.types import AvatarError
 from exporters import runs
 from exporters.batches import Batch, Batches, Pattern
 from exporters.crew import Stop
 from exporters.dataset import Dataset
 from exporters.judge import Judged, held_out, judge, sheet
-from exporters.keep import seen_by
+from exporters.keep import carry_engines, seen_by
 from exporters.learner import CRITIC_AFTER, Learner, Recipe, Settings
 
 CHECKPOINT_SECONDS, LOOK_SECONDS = 60.0, 150.0
@@ -87,18 +93,19 @@ def train(
         condition=made.condition,
         hears=made.unet.speech_dim > 0,
     )
-    done = runs.Progress()
-    if (state := runs.load(out, settings=known)) is not None:
-        done = runs.Progress(int(state.pop("updates")), float(state.pop("seconds")))
-        learner.restore(state)
-    run = _Run(data, out, learner, batches, done, known)
-    try:
-        run.until(budget, progress or (lambda report: None))
-    except KeyboardInterrupt:
+    with runs.alone(out) if learner.crew.main else nullcontext():
+        done = runs.Progress()
+        if (state := runs.load(out, settings=known)) is not None:
+            done = runs.Progress(**state.pop("progress"))
+            learner.restore(state)
+        run = _Run(data, out, learner, batches, done, known)
+        try:
+            run.until(budget, progress or (lambda report: None))
+        except KeyboardInterrupt:
+            run.keep()
+            raise
         run.keep()
-        raise
-    run.keep()
-    return learner.crew.first(run.finish)
+        return learner.crew.first(run.finish)
 
 
 class _Run:
@@ -110,8 +117,8 @@ class _Run:
         self.held = held_out(batches, self.trust)
         self.main = learner.crew.main
         self.log: Callable[..., None] = runs.Log(out, updates=done.updates) if self.main else _silent
-        self.board = _board(out) if self.main else _silent
-        self.watch, self.since = _Watch(), time.monotonic()
+        self.board = _board(out, done.updates) if self.main else _silent
+        self.watch, self.since, self.rate = _Watch(done), time.monotonic(), learner.settings.rate
         self.saved = self.looked = done.seconds
         self.took = 0.0  # s to write the last checkpoint
         self.whole = True  # whether no update is half done
@@ -127,9 +134,13 @@ class _Run:
                 if share >= 1.0:
                     return
                 self.whole = False
-                told = self.learner.update(self.parts(), done.updates, texture=share >= CRITIC_AFTER)
-                if complaint := self.watch(told["loss"]):
-                    raise crew.fail(f"{complaint} at update {done.updates}; the last checkpoint is kept in {self.out}. Try a lower --rate.")
+                if done.critic_from < 0 and share >= CRITIC_AFTER:
+                    done.critic_from = done.updates  # and stays, however long the run is made later
+                told = self.learner.update(self.parts(), done.updates, texture=done.critic_from >= 0)
+                # Without the critic's term, which may be below zero, and with a gradient that must be a number.
+                if complaint := self.watch(told["loss"] - told.get("critic", 0.0) + 0.0 * told["gradient"]):
+                    again = f"remove {self.out} (what was collected from the clips is kept) and train again with a lower --rate than {self.rate:g}"
+                    raise crew.fail(f"{complaint} at update {done.updates}; {again}.")
                 self.log(done.updates, **told)
                 self.board(done.updates, **told)
                 done.updates += 1
@@ -160,7 +171,7 @@ class _Run:
         self.saved = self.done.seconds
         if self.main and self.whole:
             since = time.monotonic()
-            runs.save(self.out, {**self.learner.state(), "updates": self.done.updates, "seconds": self.done.seconds}, settings=self.known)
+            runs.save(self.out, {**self.learner.state(), "progress": asdict(self.done)}, settings=self.known)
             self.took = time.monotonic() - since
 
     def look(self, *, all_of_it: bool = False) -> Judged:
@@ -183,21 +194,40 @@ class _Run:
         """The averaged weights with where they come from."""
         settings = self.learner.settings
         origin = {"made_by": "avatar train", "recipe": settings.recipe, "dataset": str(self.known["dataset"]), "updates": str(self.done.updates)}
+        origin["steps"] = str(settings.steps)
         if settings.recipe == "teacher":
-            origin |= {"made_for": f"{settings.steps} steps", "steps": str(settings.steps)}
+            origin["made_for"] = f"{settings.steps} steps"
         origin |= {name: f"{value:.3f}" for name, value in _told(judged).items()}
         taught = None  # a painted condition has no puppet behind it
         if self.learner.networks.preset.condition == "puppet":
             taught = Taught(self.data.portrait, {} if self.data.assets is None else pack_assets(self.data.assets), self.trust)
-        weights_of.save(self.learner.average, self.out / "weights", origin=origin, taught=taught)
+        _publish(self.out / "weights", lambda folder: weights_of.save(self.learner.average, folder, origin=origin, taught=taught))
+
+
+def _publish(weights: Path, write: Callable[[Path], None]) -> None:
+    """A folder that lands whole, in place of an earlier one; engines of the same weights stay. Raises AvatarError for a full disk."""
+    aside, before = (weights.with_name(f".{weights.name}.{what}") for what in ("new", "old"))
+    for left in (aside, before):
+        shutil.rmtree(left, ignore_errors=True)
+    try:
+        write(aside)
+        if weights.exists():
+            carry_engines(weights, aside)
+            weights.rename(before)
+        aside.rename(weights)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        kept = "the checkpoint is kept: make room and start the same command again"
+        raise AvatarError(f"The weights could not be written to {weights} ({error}); {kept}.") from error
+    shutil.rmtree(before, ignore_errors=True)
 
 
 class _Watch:
     """Notices a loss that is no number, or that has run away."""
 
-    def __init__(self) -> None:
+    def __init__(self, done: runs.Progress) -> None:
         self.recent: deque[float] = deque(maxlen=RECENT)
-        self.best = math.inf
+        self.done = done
 
     def __call__(self, loss: float) -> str:
         """What is wrong, or nothing."""
@@ -205,16 +235,17 @@ class _Watch:
             return "The loss is no number any more"
         self.recent.append(loss)
         mean = sum(self.recent) / len(self.recent)
-        if len(self.recent) == RECENT:
-            self.best = min(self.best, mean)
-        return f"The loss has diverged ({mean:.3g}, it was {self.best:.3g})" if mean > WORSE * self.best else ""
+        if len(self.recent) < RECENT:
+            return ""
+        self.done.best = min(self.done.best, mean)
+        return f"The loss has diverged ({mean:.3g}, it was {self.done.best:.3g})" if mean > WORSE * self.done.best else ""
 
 
 def _known(settings: Settings, data: Dataset, start: Path | None, teacher: Path | None, recogniser: Path | None) -> dict[str, Any]:
     """What must be the same for a run to go on."""
     # Not what changes no number, and `accumulate` together with how many processes there are.
     flat: dict[str, Any] = {key: repr(value) for key, value in asdict(settings).items() if key not in ("checkpointing", "accumulate")}
-    hashes = {name: weights_of.load(path).origin if path else "" for name, path in (("start", start), ("teacher", teacher))}
+    hashes = {name: origin_of(path) if path else "" for name, path in (("start", start), ("teacher", teacher))}
     hashes["recogniser"] = digest(recogniser) if recogniser else ""
     return {**flat, **hashes, "dataset": str(data.report.get("key", data.folder))}
 
@@ -224,20 +255,22 @@ def _patterns(settings: Settings) -> tuple[Pattern, ...]:
     if settings.learn == "all":
         return settings.patterns
     chosen = tuple(one for one in settings.patterns if (one.frames > 1) == (settings.learn == "temporal"))
-    return chosen or settings.patterns
+    if not chosen:
+        raise AvatarError("What carries motion on learns from several frames: give --longest 2 or more, or leave it out.")
+    return chosen
 
 
 def _silent(update: int, **values: float) -> None:
     """The log of a process that does not write."""
 
 
-def _board(out: Path) -> Callable[..., None]:
-    """Where TensorBoard is installed, the same as the log, for its curves; else nothing: the log has it all."""
+def _board(out: Path, updates: int) -> Callable[..., None]:
+    """Where TensorBoard is installed, the same as the log, for its curves; else nothing: the log has it all. What is done again is told once."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return lambda update, **values: None
-    writer = SummaryWriter(str(out / "tensorboard"))
+    writer = SummaryWriter(str(out / "tensorboard"), purge_step=updates)
 
     def write(update: int, **values: float) -> None:
         for name, value in values.items():

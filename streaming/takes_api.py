@@ -155,7 +155,8 @@ async def take_finish(request: web.Request) -> web.Response:
     made, body = _take(request), await json_body(request)
     pieces, size = (_whole_number(body.get(name), name, most=2**40) for name in ("pieces", "bytes"))
     saved = await in_thread(request, partial(request.app[TAKES].finish, made, pieces=pieces, size=size))
-    command = f"avatar train --video {shlex.quote(saved['folder'])} --out {shlex.quote(made.name)}"
+    agreed = saved["consent"]["statement"]  # without it training keeps no persona
+    command = shlex.join(["avatar", "train", "--video", saved["folder"], "--out", made.name, "--consent", agreed])
     told = {key: saved[key] for key in ("path", "video", "seconds", "seconds_of_use", "pictures", "dropped", "size", "sound", "missing")}
     return web.json_response({**told, "bytes": made.bytes, "command": command})
 

@@ -53,6 +53,7 @@ ALLOWED: dict[str, set[str]] = {
     "streaming": {"engine"},
     "exporters": {"engine"},
     "benchmarks": {"engine", "streaming"},
+    "benchmarks.trained": {"engine", "exporters", "benchmarks"},
     "benchmarks.training": {"engine", "exporters", "benchmarks"},
     "benchmarks.training_room": {"engine", "exporters", "benchmarks"},
     "avatar": {"engine", "streaming", "exporters", "benchmarks"},

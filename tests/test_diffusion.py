@@ -22,6 +22,7 @@ if found("torch") and found("diffusers"):
     from engine.generators.diffusion.graphs import denoiser_spec
     from engine.generators.diffusion.networks import Cache, Networks, build
     from engine.generators.diffusion.offline import sample, windows
+    from engine.generators.diffusion.plain import PlainBlock, PlainDown, PlainUp
     from engine.generators.diffusion.sampler import advance, alphas, clean_and_noise, levels, noised
     from engine.generators.diffusion.temporal import Window, places, whole
 
@@ -29,6 +30,9 @@ pytestmark = pytest.mark.torch
 SAME = 1e-5
 """Relative error, fp32."""
 FRAMES = 24
+PLAIN = replace(TINY, name="plain", unet=replace(TINY.unet, plain=True, attention=(False, False), motion=(False, False)))
+"""With the trunk that `compact` has."""
+TRUNKS = pytest.mark.parametrize("made", [TINY, PLAIN], ids=["tiny", "plain"])
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -90,14 +94,18 @@ def run(made: streams.Recipe, stream: streams.Stream, row: int, condition: Any, 
     return torch.cat([seen[row] for seen in latents.seen[first:]])
 
 
-@pytest.mark.parametrize("batched", [False, True], ids=["in-turn", "stream-batch"])
-@pytest.mark.parametrize("steps", [1, 2, 4])
-@pytest.mark.parametrize("chunk", [1, 2, 3])
-def test_streaming_equals_the_whole_clip(chunk: int, steps: int, batched: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = replace(TINY, chunk=chunk, steps=steps)
+EVERY = [(TINY, chunk, steps, batched) for chunk in (1, 2, 3) for steps in (1, 2, 4) for batched in ((False, True) if steps > 1 else (False,))]
+SOME = [(PLAIN, 1, 1, False), (PLAIN, 1, 2, True), (PLAIN, 2, 2, False), (PLAIN, 3, 2, True)]
+
+
+@pytest.mark.parametrize(
+    ("trunk", "chunk", "steps", "batched"), [pytest.param(*one, id="-".join(map(str, (one[0].name, *one[1:])))) for one in EVERY + SOME]
+)
+def test_streaming_equals_the_whole_clip(trunk: Preset, chunk: int, steps: int, batched: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = replace(trunk, chunk=chunk, steps=steps)
     networks = seeded(made)
     portrait, condition, speech = clip(made)
-    cache, how = networks.remember(portrait), recipe(networks, batched=batched and steps > 1)
+    cache, how = networks.remember(portrait), recipe(networks, batched=batched)
     want = streams.whole_clip(how, cache, condition, speech)
     stream = streams.open_stream(how, 3, cache)
     streams.seat(stream, 1, cache)
@@ -106,10 +114,11 @@ def test_streaming_equals_the_whole_clip(chunk: int, steps: int, batched: bool, 
     assert error(got[delay:], want[: FRAMES - delay]) < SAME
 
 
+@TRUNKS
 @pytest.mark.parametrize("sinks", [0, 2])
-def test_the_window_is_what_is_seen_and_no_more(sinks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_window_is_what_is_seen_and_no_more(sinks: int, made: Preset) -> None:
     """A frame that has left the window changes nothing any more; a pinned one still does; a later one never does."""
-    made = replace(TINY, window=5, sinks=sinks, steps=1, unet=replace(TINY.unet, motion=(False, False), motion_middle=True))
+    made = replace(made, window=5, sinks=sinks, steps=1, unet=replace(made.unet, motion=(False, False), motion_middle=True))
     networks = seeded(made)
     portrait, condition, speech = clip(made)
     cache, how = networks.remember(portrait), recipe(networks)
@@ -127,24 +136,26 @@ def test_the_window_is_what_is_seen_and_no_more(sinks: int, monkeypatch: pytest.
             assert differs == list(range(changed, changed + reach + 1)) or (sinks and differs[0] == changed), "and the others as long as the window"
 
 
-def test_later_input_never_changes_earlier_output(monkeypatch: pytest.MonkeyPatch) -> None:
-    networks = seeded(TINY)
-    portrait, condition, speech = clip(TINY)
+@TRUNKS
+def test_later_input_never_changes_earlier_output(made: Preset, monkeypatch: pytest.MonkeyPatch) -> None:
+    networks = seeded(made)
+    portrait, condition, speech = clip(made)
     cache, how = networks.remember(portrait), recipe(networks)
     latents = Latents(networks, monkeypatch)
-    made = []
+    outputs = []
     for cut in (FRAMES, FRAMES // 2):
         stream = streams.open_stream(how, 1, cache)
         streams.seat(stream, 0, cache)
         other = torch.cat([condition[:cut], 255 - condition[cut:]])
-        made.append(run(how, stream, 0, other, speech, latents))
-    assert torch.equal(made[0][: FRAMES // 2], made[1][: FRAMES // 2])
-    assert not torch.equal(made[0][FRAMES // 2], made[1][FRAMES // 2])
+        outputs.append(run(how, stream, 0, other, speech, latents))
+    assert torch.equal(outputs[0][: FRAMES // 2], outputs[1][: FRAMES // 2])
+    assert not torch.equal(outputs[0][FRAMES // 2], outputs[1][FRAMES // 2])
 
 
-def test_the_cached_reference_equals_recomputing_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    networks = seeded(TINY)
-    portrait, condition, speech = clip(TINY)
+@TRUNKS
+def test_the_cached_reference_equals_recomputing_it(made: Preset, monkeypatch: pytest.MonkeyPatch) -> None:
+    networks = seeded(made)
+    portrait, condition, speech = clip(made)
     cache, how = networks.remember(portrait), recipe(networks)
     latents = Latents(networks, monkeypatch)
     kept, anew = streams.open_stream(how, 1, cache), streams.open_stream(how, 1, cache)
@@ -159,11 +170,11 @@ def test_the_cached_reference_equals_recomputing_it(monkeypatch: pytest.MonkeyPa
     assert error(*pair) > 1e-3, "another portrait is another picture"
 
 
-@pytest.mark.parametrize("batched", [False, True], ids=["in-turn", "stream-batch"])
-def test_rows_join_and_leave_while_others_stream(batched: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("made", "batched"), [(TINY, False), (TINY, True), (PLAIN, True)], ids=["in-turn", "stream-batch", "plain"])
+def test_rows_join_and_leave_while_others_stream(made: Preset, batched: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three rows: one from the start, one that joins late, one that pauses; each equals itself alone."""
-    networks = seeded(TINY)
-    portrait, condition, speech = clip(TINY)
+    networks = seeded(made)
+    portrait, condition, speech = clip(made)
     cache, stranger, how = networks.remember(portrait), networks.remember(-portrait), recipe(networks, batched=batched)
     latents = Latents(networks, monkeypatch)
     together = streams.open_stream(how, 3, cache)
@@ -190,9 +201,10 @@ def test_rows_join_and_leave_while_others_stream(batched: bool, monkeypatch: pyt
         assert error(torch.cat(got[row]), want) < SAME
 
 
-def test_forgetting_equals_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    networks = seeded(TINY)
-    portrait, condition, speech = clip(TINY)
+@TRUNKS
+def test_forgetting_equals_fresh(made: Preset, monkeypatch: pytest.MonkeyPatch) -> None:
+    networks = seeded(made)
+    portrait, condition, speech = clip(made)
     cache, how = networks.remember(portrait), recipe(networks, batched=True)
     latents = Latents(networks, monkeypatch)
     used, fresh = streams.open_stream(how, 1, cache), streams.open_stream(how, 1, cache)
@@ -219,11 +231,11 @@ def test_nothing_grows_with_the_length_of_a_stream() -> None:
     assert int(stream.count[0]) == 60
 
 
-@pytest.mark.parametrize("batched", [False, True], ids=["in-turn", "stream-batch"])
-def test_a_traced_step_is_the_step_for_every_row(batched: bool) -> None:
+@pytest.mark.parametrize(("made", "batched"), [(TINY, False), (TINY, True), (PLAIN, True)], ids=["in-turn", "stream-batch", "plain"])
+def test_a_traced_step_is_the_step_for_every_row(made: Preset, batched: bool) -> None:
     """One trace, made on copies, serves rows it was not made from; pictures are the same but for rounding."""
-    networks = seeded(TINY)
-    portrait, condition, speech = clip(TINY)
+    networks = seeded(made)
+    portrait, condition, speech = clip(made)
     how = recipe(networks, batched=batched)
     cache, stranger = networks.remember(portrait), networks.remember(-portrait)
     plain, traced = streams.open_stream(how, 2, cache), streams.open_stream(how, 2, cache)
@@ -415,6 +427,33 @@ def test_untrained_compact_is_the_puppet_itself() -> None:
     assert torch.equal(stream.out, stream.condition[..., :3])
 
 
+def test_a_plain_block_begins_as_the_identity_and_learns_from_the_noise_level_too() -> None:
+    block, x, level = PlainBlock(8, 12), torch.randn(2, 8, 6, 6), torch.randn(2, 12)
+    assert torch.equal(block(x, level), x)
+    torch.nn.init.normal_(block.conv2.weight)
+    assert not torch.allclose(block(x, level), block(x, -level))
+
+
+def test_a_plain_trunk_sees_a_part_as_it_sees_the_whole() -> None:
+    """What lies more than its reach away from the edge: nothing is normalised over the picture."""
+    torch.manual_seed(0)
+    blocks: list[PlainDown | PlainUp] = [PlainDown(8, 16, 12), PlainUp(16, 8, 12)]
+    for one in blocks:
+        torch.nn.init.normal_(one.block.conv2.weight, std=0.1)
+    level, sources = torch.randn(1, 12), Sources()
+
+    def seen(x: torch.Tensor) -> torch.Tensor:
+        skips: list[torch.Tensor] = []
+        for one in blocks:
+            x = one(x, level, sources, None, skips)
+        assert not skips
+        return x
+
+    picture = torch.randn(1, 8, 32, 32)
+    whole, part = seen(picture), seen(picture[..., 8:, 8:])
+    assert torch.allclose(whole[..., 20:, 20:], part[..., 12:, 12:], atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
@@ -424,6 +463,7 @@ def test_untrained_compact_is_the_puppet_itself() -> None:
         ({"guider": (8,)}, "guider"),
         ({"residual": True, "condition": "skeleton"}, "residual"),
         ({"image_encoder": "none"}, "encoder"),
+        ({"unet": replace(TINY.unet, plain=True)}, "plain trunk attends in the middle"),
     ],
 )
 def test_a_preset_that_contradicts_itself_is_refused(changes: dict[str, Any], complaint: str) -> None:
@@ -508,9 +548,9 @@ def test_distilled_guidance_is_told_to_the_network() -> None:
         check(replace(TINY, guidance=2.0))
 
 
-@pytest.mark.parametrize("batched", [False, True], ids=["in-turn", "stream-batch"])
-def test_half_precision_is_near_the_whole(batched: bool) -> None:
-    made, (portrait, condition, speech) = TINY, clip(TINY)
+@pytest.mark.parametrize(("made", "batched"), [(TINY, False), (TINY, True), (PLAIN, True)], ids=["in-turn", "stream-batch", "plain"])
+def test_half_precision_is_near_the_whole(made: Preset, batched: bool) -> None:
+    portrait, condition, speech = clip(made)
     pictures = []
     for kind in (torch.float32, torch.bfloat16):
         networks = seeded(made).to(kind)

@@ -215,9 +215,7 @@ def test_bf16_stays_close(data: Dataset, imported: Path) -> None:
     assert terms[1]["loss"] != terms[0]["loss"], "the arithmetic is another"
 
 
-def test_what_a_cpu_cannot_do_is_said(imported: Path) -> None:
-    with pytest.raises(AvatarError, match="use --precision bf16"):
-        learner(imported, precision="fp16")
+def test_weights_of_another_preset_are_refused(imported: Path) -> None:
     with pytest.raises(AvatarError, match=f"are for the preset '{SMALL.name}', not 'compact'"):
         learner(imported, preset="compact")
 

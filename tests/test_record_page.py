@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import shlex
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import dataclass
@@ -46,6 +47,21 @@ ONLY_PICTURE = """navigator.mediaDevices.getUserMedia = async ({ video }) => {
   return canvas.captureStream(25);
 }"""
 """A camera that shows one picture, and no microphone."""
+WHOLE = "(({ clientWidth, scrollWidth, clientHeight, scrollHeight }) => scrollWidth <= clientWidth && scrollHeight <= clientHeight)(command)"
+"""Whether nothing of the command is scrolled out of sight."""
+NO_TASKS = """const ask = fetch;
+window.cut = true;
+window.fetch = (path, ...rest) => (cut && String(path) === '/studio/tasks' ? Promise.reject(new TypeError('no')) : ask(path, ...rest));"""
+"""A line that is cut just where the page asks for its tasks."""
+ENDINGS = """const set = setTimeout, clear = clearTimeout;
+window.endings = new Set();
+window.setTimeout = (then, after, ...rest) => {
+  const ends = after === 1200, id = set(then, ends ? 1e6 : after, ...rest); // DONE_MS in studio.js; never while the test runs
+  if (ends) endings.add(id);
+  return id;
+};
+window.clearTimeout = (id) => (endings.delete(id), clear(id));"""
+"""Keeps count of the recordings that are about to end by themselves."""
 
 
 @dataclass
@@ -142,9 +158,17 @@ def test_a_minute_is_guided_kept_and_ready_to_train_from(place: Place) -> None:
         assert "Look straight" not in await page.text("#lacking-list")
         await page.evaluate("navigator.clipboard.writeText = async (text) => { window.copied = text }")
         await page.click("#copy")
-        assert await page.evaluate("copied") == f"avatar train --video {place.folder}/recordings/me --out me"
+        agreed = await page.text("#consent-text")
+        train = ["avatar", "train", "--video", f"{place.folder}/recordings/me", "--out", "me", "--consent", agreed]
+        assert shlex.split(await page.evaluate("copied")) == train
+        assert await page.evaluate(WHOLE), "the whole command is seen"
         assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         await page.screenshot("record-done", whole=True)
+        await page.call("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=1, mobile=False)
+        assert await page.evaluate(WHOLE), "on a phone too"
+        assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        await page.screenshot("record-done-phone", whole=True)
+        await page.call("Emulation.clearDeviceMetricsOverride")
         await page.click("#again")
         await page.wait(f"{STATE} === 'recording'", seconds=30)
         assert {"rest", "left"} <= set(await page.evaluate(DONE)), "what is there is not asked again"
@@ -185,6 +209,55 @@ def test_a_camera_that_does_not_open_is_explained(place: Place, name: str, error
     before = place.left()
     place.run(story())
     assert place.left() == before
+
+
+def test_tasks_that_did_not_come_are_asked_for_again(place: Place) -> None:
+    async def story() -> None:
+        page = await place.browser.open(place.url + "/studio", before=NO_TASKS)
+        await page.wait(f"{STATE} === 'failed'")
+        assert "cannot be reached" in await page.text("#card-title")
+        await page.click("#consent")
+        await page.click("#record")
+        await page.wait("document.querySelector('#card-action').textContent === 'Try again' && !document.querySelector('#card').hidden")
+        assert await page.evaluate(STATE) == "failed", "it does not record without knowing what to ask for"
+        assert "cannot be reached" in await page.text("#card-title")
+        await page.evaluate("window.cut = false")
+        await page.click("#card-action")
+        await page.wait(f"{STATE} === 'recording'", seconds=30)
+        assert await page.evaluate("document.querySelectorAll('#tasks li').length") == len(KEYS)
+        assert "straight" in await page.text("#say-text")
+        await page.click("#discard")
+        assert page.errors == []
+
+    place.run(story())
+
+
+def test_tasks_that_did_not_come_need_no_consent_to_be_asked_for(place: Place) -> None:
+    async def story() -> None:
+        page = await place.browser.open(place.url + "/studio", before=NO_TASKS)
+        await page.wait(f"{STATE} === 'failed'")
+        await page.evaluate("window.cut = false")
+        await page.click("#card-action")
+        await page.wait("document.querySelectorAll('#tasks li').length")
+        assert await page.evaluate(STATE) == "setup", "nobody has agreed to be recorded"
+        assert await page.text("#card-title") == ""
+        assert page.errors == []
+
+    place.run(story())
+
+
+def test_a_recording_that_is_discarded_ends_no_later_one(place: Place) -> None:
+    async def story() -> None:
+        page = await place.open(before=ENDINGS)
+        await begin(page)
+        await page.evaluate(f"for (let skipped = 0; skipped < {len(KEYS)}; skipped++) document.querySelector('#pass').click()")
+        await page.wait("endings.size")
+        assert "all but what was skipped" in await page.text("#say-text")
+        await page.click("#discard")
+        assert await page.evaluate("endings.size") == 0
+        assert page.errors == []
+
+    place.run(story())
 
 
 def test_a_second_person_and_a_missing_microphone_are_told(place: Place) -> None:

@@ -7,6 +7,7 @@ import fcntl
 import io
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -371,7 +372,7 @@ def test_a_recording_over_http(settings: ServerSettings, film: bytes, tmp_path: 
             assert "Record a minute" in page
             status, _, tasks = await ask(home, "GET", "/studio/tasks")
             assert [task["key"] for task in tasks] == list(KEYS)
-            status, made = await begin(home, name="Zoë B.")
+            status, made = await begin(home, name="Zoë B.", consent=" It's me. ")
             assert (status, made["name"], made["missing"]) == (200, "Zoë-B", list(KEYS))
             at = f"/studio/takes/{made['id']}"
             for _ in range(3):
@@ -386,7 +387,7 @@ def test_a_recording_over_http(settings: ServerSettings, film: bytes, tmp_path: 
             assert status == 200
             folder = tmp_path / "recordings" / "Zoë-B"
             assert saved["path"] == str(folder / "Zoë-B-1.webm")
-            assert saved["command"] == f"avatar train --video '{folder}' --out 'Zoë-B'"
+            assert shlex.split(saved["command"]) == ["avatar", "train", "--video", str(folder), "--out", "Zoë-B", "--consent", "It's me."]
             assert saved["missing"] == list(KEYS)
             assert left(home.app[TAKES]) == ["Zoë-B-1.json", "Zoë-B-1.webm"]
             status, _ = await begin(home)

@@ -11,12 +11,12 @@ const ARROWS = { left: "←", right: "→", up: "↑", down: "↓" }; // as the 
 const DONE_MS = 1200; // how long "that is all" stands before the recording ends by itself
 const BEST = { width: { ideal: 1280 }, height: { ideal: 720 }, frameRate: { ideal: 30 } };
 const SLOW = 22; // pictures a second from which the training will say so, too
-const TEACH = "It collects what is good in the folder, says what it left out and why, and trains for about a quarter of an hour.";
+const TEACH = "It collects what is good in the folder, says what it left out and why, trains for about a quarter of an hour, and keeps the persona with your statement.";
 const STATUS = { setup: "Ready", opening: "Opening", recording: "Recording", saving: "Saving", done: "Saved", failed: "Not recorded" };
 const LIGHTS = { opening: "connecting", saving: "connecting", recording: "live", failed: "failed" };
 const DEVICES = [["camera-device", "videoinput", "camera"], ["mic-device", "audioinput", "microphone"]];
 
-const app = { state: "setup", take: null, tracks: {}, tasks: [], passed: new Set(), current: "", missing: [], most: 0 };
+const app = { state: "setup", take: null, tracks: {}, tasks: [], asked: null, passed: new Set(), current: "", missing: [], most: 0 };
 
 // -- what is said -------------------------------------------------------------------------------------------------------------
 
@@ -53,7 +53,10 @@ function become(state) {
   for (const id of ["say", "chip-time", "chip-use"]) $(id).hidden = !recording;
   $("setup").hidden = recording || state === "saving";
   $("invite").hidden = busy || state === "failed";
-  if (!recording) hint();
+  if (!recording) {
+    clearTimeout(app.ending); // it would end the next one
+    hint();
+  }
   mayBegin();
 }
 
@@ -66,15 +69,16 @@ function mayBegin() {
   $("why-not").textContent = idle ? lacks : "";
 }
 
-function fail(error) {
+/** What went wrong, in words, and a way on: `again`. */
+function fail(error, again = record) {
   if (!(error instanceof Trouble)) {
     console.error(error);
     error = new Trouble("server", "It did not work", "Try again. If it stays like this, load the page again.");
   }
   closeDevices();
   become("failed");
-  const again = error.kind === "token" ? ["Enter token", () => askToken(record)] : ["Try again", record];
-  card(error.title, error.text, { action: again, other: ["Close", () => (card(""), become("setup"))] });
+  const action = error.kind === "token" ? ["Enter token", () => askToken(again)] : ["Try again", again];
+  card(error.title, error.text, { action, other: ["Close", () => (card(""), become("setup"))] });
   $("card-action").focus();
 }
 
@@ -141,6 +145,32 @@ async function listDevices() {
   }
 }
 
+// -- what to ask for -----------------------------------------------------------------------------------------------------------
+
+/** The tasks, asked for once, and again where they did not come. Raises Trouble. */
+function learnTasks() {
+  app.asked ||= request("/studio/tasks").then((tasks) => {
+    app.tasks = tasks;
+    drawTasks();
+  }).catch((trouble) => {
+    app.asked = null;
+    throw trouble;
+  });
+  return app.asked;
+}
+
+async function prepare() {
+  try {
+    await learnTasks();
+    if (app.state === "failed") {
+      card("");
+      become("setup");
+    }
+  } catch (trouble) {
+    if (app.state !== "opening") fail(trouble, prepare); // a recording that waits for them says it itself
+  }
+}
+
 // -- recording -----------------------------------------------------------------------------------------------------------------
 
 async function record() {
@@ -150,6 +180,7 @@ async function record() {
   app.note = "";
   try {
     kindOf();
+    await learnTasks(); // before the camera is asked for
     await openDevices();
     const take = new Take($("self"), app.tracks);
     app.take = take;
@@ -238,7 +269,6 @@ function discard() {
 async function finish() {
   const { take } = app;
   if (app.state !== "recording") return;
-  clearTimeout(app.ending);
   become("saving");
   card("Saving", "The last pieces are on their way to the server's disk.", { spinner: true });
   try {
@@ -333,10 +363,7 @@ addEventListener("pageshow", () => {
 
 readToken();
 listDevices().catch(() => {});
-request("/studio/tasks").then((tasks) => {
-  app.tasks = tasks;
-  drawTasks();
-}, fail);
 become("setup");
+prepare();
 pageStarted();
 if (await asksForToken()) card("An access token is needed", "This server asks for an access token. Paste the one that its operator gave you.", { action: ["Enter token", () => askToken(() => card(""))] });

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from engine.generators.diffusion.attention import KeyValue
 from engine.generators.diffusion.autoencoder import KL, Tiny, TinyDecoded, autoencoder
 from engine.generators.diffusion.guider import PoseGuider
-from engine.generators.diffusion.presets import Decoder, Preset, check, preset
+from engine.generators.diffusion.presets import Decoder, Preset, check, preset_in
 from engine.generators.diffusion.tokens import SpeechTokens, image_encoder
 from engine.generators.diffusion.unet import Denoiser, ReferenceNet, spatial_blocks
 from engine.types import AvatarError
@@ -159,13 +159,11 @@ def load(folder: Path, *, decoder: Decoder | None = None) -> Networks:
     try:
         text = (folder / MANIFEST).read_text()
         manifest = json.loads(text)
-        name, hashes, origin = manifest["preset"], dict(manifest["sha256"]), dict(manifest["origin"])
+        hashes, origin = dict(manifest["sha256"]), dict(manifest["origin"])
         made_for, made_steps = str(origin.get("made_for", "")), int(origin.get("steps", 0))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AvatarError(f"{folder} holds no weights of this engine: it has no readable {MANIFEST}; import or train them first.") from error
-    if name is None:
-        raise AvatarError(f"{folder} holds what a clip taught the puppet and no network; use --generator puppet, or train without --stage.")
-    networks = empty(preset(name))
+    networks = empty(preset_in(manifest, folder))
     _check_decoder(networks.preset, decoder)
     parts, tiny = networks.parts(), None
     if decoder == "tiny":
@@ -182,7 +180,8 @@ def load(folder: Path, *, decoder: Decoder | None = None) -> Networks:
             # Read, not mapped: a file that is written again must not change what runs.
             module.load_state_dict(load_file(folder / f"{part}.safetensors", backend="pread"), assign=True)
         except Exception as error:  # whatever a broken file raises
-            raise AvatarError(f"{folder / part}.safetensors is missing, damaged or of another preset than '{name}'; import it again.") from error
+            what = f"{folder / part}.safetensors is missing, damaged or of another version of '{networks.preset.name}'"
+            raise AvatarError(f"{what}; import or train it again.") from error
     if tiny is not None:
         networks.decode_by(tiny)
     _number(networks)

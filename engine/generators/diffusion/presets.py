@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
 from engine.types import AvatarError
 
@@ -19,7 +21,7 @@ Stepper = Literal["euler", "lcm"]
 
 @dataclass(frozen=True, slots=True)
 class UNet:
-    """Shape of the denoiser and of the reference network beside it; keys and layout are those of Stable Diffusion 1.5."""
+    """Shape of the denoiser and of the reference network beside it; keys and layout are those of Stable Diffusion 1.5, or `plain`'s."""
 
     in_channels: int
     channels: tuple[int, ...]  # of every level
@@ -32,6 +34,7 @@ class UNet:
     image_dim: int = 0  # width of the identity's tokens that attn2 reads; 0 for none
     guidance_dim: int = 0  # width of the guidance scale's embedding, for weights into which guidance was distilled; 0 for none
     speech_dim: int = 0  # width of the speech tokens that a third attention reads; 0 for none
+    plain: bool = False  # a quick trunk without norms, one block a level, which attends in the middle alone
 
     @property
     def time_dim(self) -> int:
@@ -141,12 +144,13 @@ COMPACT = Preset(
     unet=UNet(
         in_channels=_pixels(4),
         channels=(24, 32, 64, 96),
-        attention=(False, False, False, True),
-        motion=(False, False, False, True),
+        attention=(False, False, False, False),
+        motion=(False, False, False, False),
         layers=1,
         heads=4,
         groups=8,
         speech_dim=64,
+        plain=True,
     ),
     guider=(24,),
     fold=4,
@@ -187,11 +191,26 @@ def preset(name: str) -> Preset:
     return PRESETS[name]
 
 
+def preset_in(manifest: Mapping[str, Any], weights: Path) -> Preset:
+    """That of the networks in a folder of weights, by its manifest. A few-step student takes the steps that it was trained for, by default.
+
+    A teacher's steps (`made_for` says what it wants) are too many to live by. Raises AvatarError where there is no network.
+    """
+    name = manifest.get("preset")
+    if name is None:
+        raise AvatarError(f"{weights} holds what a clip taught the puppet and no network; use --generator puppet, or train without --stage.")
+    made, origin = preset(str(name)), manifest.get("origin")
+    told = origin.get("steps", "0") if isinstance(origin, dict) and not origin.get("made_for") else "0"
+    return replace(made, steps=int(told)) if str(told).isdecimal() and int(told) else made
+
+
 def check(made: Preset) -> None:
     """Raise AvatarError where the fields of a preset contradict each other."""
     unet, (height, width) = made.unet, made.size
+    bare = not any((*unet.attention, *unet.motion)) and unet.layers == 1
     rules = (
         (len(unet.attention) == len(unet.motion) == len(unet.channels), "attention and motion need one entry a level"),
+        (bare or not unet.plain, "a plain trunk attends in the middle alone, and has one block a level"),
         (height % made.depth == 0 and width % made.depth == 0, f"its size must be a multiple of {made.depth}"),
         (all(c % unet.groups == 0 and c % unet.heads == 0 for c in unet.channels), "groups and heads must divide every level's channels"),
         (0 <= made.sinks < made.window - 1, "it needs fewer pinned frames than its window has"),
@@ -208,4 +227,4 @@ def check(made: Preset) -> None:
             raise AvatarError(f"The preset '{made.name}' cannot be built: {complaint}.")
 
 
-__all__ = ["ANIMATE_ANYONE", "COMPACT", "PRESETS", "TINY", "Decoder", "Noise", "Preset", "UNet", "check", "preset"]
+__all__ = ["ANIMATE_ANYONE", "COMPACT", "PRESETS", "TINY", "Decoder", "Noise", "Preset", "UNet", "check", "preset", "preset_in"]

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from engine.generators.diffusion.presets import Preset, preset_in
 from engine.generators.diffusion.trust import Trust
 from engine.types import AvatarError, UInt8Array
 
@@ -78,12 +79,9 @@ def has_networks(weights: Path) -> bool:
     return bool(_manifest(weights).get("sha256"))
 
 
-def preset_of(weights: Path) -> str:
-    """Which preset the networks in a folder of weights are of, without loading them. Raises AvatarError where it has none."""
-    name = _manifest(weights).get("preset")
-    if not isinstance(name, str):
-        raise AvatarError(f"{weights} holds what a clip taught the puppet and no network; give weights that were trained or imported.")
-    return name
+def preset_of(weights: Path) -> Preset:
+    """The preset of the networks in a folder of weights, by its manifest alone. Raises AvatarError where it has none."""
+    return preset_in(_manifest(weights), weights)
 
 
 def beside(weights: Path) -> Taught | None:

@@ -1,4 +1,4 @@
-"""Denoiser and reference network: one definition for every preset, with the layout and key names of Stable Diffusion 1.5's UNet."""
+"""Denoiser and reference network: one definition for every preset. Layout and key names are those of Stable Diffusion 1.5's UNet, or plain."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from engine.generators.diffusion.attention import Sources, SpatialTransformer
+from engine.generators.diffusion.plain import PlainBlock, PlainDown, PlainUp
 from engine.generators.diffusion.presets import UNet
 from engine.generators.diffusion.temporal import MotionModule, Window
 
@@ -38,8 +39,10 @@ class _Counter:
         self.temporal += 1
         return MotionModule(width, self.config.heads, self.config.groups, index=self.temporal - 1)
 
-    def resnet(self, width_in: int, width: int) -> ResnetBlock2D:
+    def resnet(self, width_in: int, width: int) -> nn.Module:
         c = self.config
+        if c.plain:
+            return PlainBlock(width, c.time_dim)
         return ResnetBlock2D(in_channels=width_in, out_channels=width, temb_channels=c.time_dim, groups=c.groups, eps=NORM_EPS)
 
 
@@ -72,6 +75,32 @@ class Level(nn.Module):
         return x
 
 
+class Down(Level):
+    """On the way down: every resnet's product, and the smaller picture that follows, go onto `skips`."""
+
+    def forward(self, x: Tensor, level: Tensor, sources: Sources, window: Window | None, skips: list[Tensor]) -> Tensor:
+        """[N, C, h, w] -> [N, C', h / 2, w / 2], or the same size at the bottom."""
+        for k in range(len(self.resnets)):
+            x = self.run(k, x, level, sources, window)
+            skips.append(x)
+        if hasattr(self, "downsamplers"):
+            x = self.downsamplers[0](x)
+            skips.append(x)
+        return x
+
+
+class Up(Level):
+    """On the way up: every resnet reads one of `skips` beside what comes from below."""
+
+    def forward(self, x: Tensor, level: Tensor, sources: Sources, window: Window | None, skips: list[Tensor]) -> Tensor:
+        """[N, C', h, w] -> [N, C, 2 h, 2 w], or the same size at the top."""
+        for k in range(len(self.resnets)):
+            x = self.run(k, torch.cat([x, skips.pop()], 1), level, sources, window)
+        if hasattr(self, "upsamplers"):
+            x = self.upsamplers[0](x)
+        return x
+
+
 class Middle(Level):
     """Resnet, attention, motion module, resnet."""
 
@@ -87,42 +116,57 @@ class Backbone(nn.Module):
     def __init__(self, config: UNet, *, motion: bool, tail: bool) -> None:
         super().__init__()
         self.config = config
-        count = _Counter(config, motion=motion)
-        widths, layers = config.channels, config.layers
+        count, widths = _Counter(config, motion=motion), config.channels
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(widths[0], config.time_dim, cond_proj_dim=(tail and config.guidance_dim) or None)
         self.guidance = 1.0  # what a network with guidance distilled into it is told
         self.register_buffer("_told", None, persistent=False)
+        (self._plain if config.plain else self._stable_diffusion)(count)
+        if tail:
+            self.conv_norm_out = nn.Identity() if config.plain else nn.GroupNorm(config.groups, widths[0], eps=NORM_EPS)
+            self.conv_out = nn.Conv2d(widths[0], config.in_channels, 3, padding=1)
+        self.tail = tail
+        self.spatial_blocks, self.temporal_attentions = count.spatial, 2 * count.temporal
+
+    def _stable_diffusion(self, count: _Counter) -> None:
+        """The levels as published weights have them."""
+        config, widths, layers = self.config, self.config.channels, self.config.layers
         down: list[Level] = []
         skips = [widths[0]]
         for i, width in enumerate(widths):
             ins = [widths[max(0, i - 1)], *[width] * (layers - 1)]
-            level = Level([(a, width) for a in ins], count, attention=config.attention[i], motion=config.motion[i])
+            level: Level = Down([(a, width) for a in ins], count, attention=config.attention[i], motion=config.motion[i])
             skips += [width] * layers
             if i < len(widths) - 1:
                 level.downsamplers = nn.ModuleList([Downsample2D(width, use_conv=True, out_channels=width, name="op")])
                 skips.append(width)
             down.append(level)
         self.down_blocks = nn.ModuleList(down)
-        last = widths[-1]
-        # The second resnet comes after attention and motion, which belong to the first.
-        self.mid_block = Middle([(last, last)], count, attention=True, motion=config.motion_middle)
-        self.mid_block.resnets.append(count.resnet(last, last))
+        self._middle(count)
         up: list[Level] = []
-        below = last
+        below = widths[-1]
         for i, width in reversed(list(enumerate(widths))):
             ins = [(below if k == 0 else width) + skips.pop() for k in range(layers + 1)]
-            level = Level([(a, width) for a in ins], count, attention=config.attention[i], motion=config.motion[i])
+            level = Up([(a, width) for a in ins], count, attention=config.attention[i], motion=config.motion[i])
             if i > 0:
                 level.upsamplers = nn.ModuleList([Upsample2D(width, use_conv=True, out_channels=width)])
             up.append(level)
             below = width
         self.up_blocks = nn.ModuleList(up)
-        if tail:
-            self.conv_norm_out = nn.GroupNorm(config.groups, widths[0], eps=NORM_EPS)
-            self.conv_out = nn.Conv2d(widths[0], config.in_channels, 3, padding=1)
-        self.tail = tail
-        self.spatial_blocks, self.temporal_attentions = count.spatial, 2 * count.temporal
+
+    def _plain(self, count: _Counter) -> None:
+        """The levels of `plain`."""
+        widths, time = self.config.channels, self.config.time_dim
+        pairs = list(zip(widths, widths[1:], strict=False))
+        self.down_blocks = nn.ModuleList([*(PlainDown(width, below, time) for width, below in pairs), PlainDown(widths[-1], None, time)])
+        self._middle(count)
+        self.up_blocks = nn.ModuleList([PlainUp(below, width, time) for width, below in reversed(pairs)])
+
+    def _middle(self, count: _Counter) -> None:
+        last = self.config.channels[-1]
+        # The second resnet comes after attention and motion, which belong to the first.
+        self.mid_block = Middle([(last, last)], count, attention=True, motion=self.config.motion_middle)
+        self.mid_block.resnets.append(count.resnet(last, last))
 
     def body(self, x: Tensor, t: Tensor, hint: Tensor | None, sources: Sources, window: Window | None) -> Tensor:
         """x [N, C, h, w], t [N] noise levels 0..999, hint [N, C0, h, w] is added after the first convolution -> [N, C or C0, h, w]."""
@@ -135,18 +179,10 @@ class Backbone(nn.Module):
             x = x + hint
         skips = [x]
         for block in self.down_blocks:
-            for k in range(len(block.resnets)):
-                x = block.run(k, x, level, sources, window)
-                skips.append(x)
-            if hasattr(block, "downsamplers"):
-                x = block.downsamplers[0](x)
-                skips.append(x)
+            x = block(x, level, sources, window, skips)
         x = self.mid_block(x, level, sources, window)
         for block in self.up_blocks:
-            for k in range(len(block.resnets)):
-                x = block.run(k, torch.cat([x, skips.pop()], 1), level, sources, window)
-            if hasattr(block, "upsamplers"):
-                x = block.upsamplers[0](x)
+            x = block(x, level, sources, window, skips)
         if self.tail:
             x = self.conv_out(functional.silu(self.conv_norm_out(x)))
         return x
