@@ -80,7 +80,13 @@ def measured(options: argparse.Namespace, made: Preset, recipe: str, precision: 
                 seconds, peak = _timed(learner, batch, critic, options.seconds, device)
                 yield {**case.fields(), "seconds": seconds, "frames_s": pattern.rows * pattern.frames / seconds, "peak_gb": peak / GB, "error": None}
             except Exception as error:  # a kind that does not fit leaves the others
-                yield {**case.fields(), "seconds": None, "frames_s": None, "peak_gb": None, "error": str(error).splitlines()[0][:160]}
+                yield {
+                    **case.fields(),
+                    "seconds": None,
+                    "frames_s": None,
+                    "peak_gb": None,
+                    "error": (str(error) or type(error).__name__).splitlines()[0][:160],
+                }
                 _tidy(device)
 
 

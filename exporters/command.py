@@ -30,7 +30,6 @@ DATA, RUN, PUPPET, WEIGHTS = "data", "run", "puppet", "weights"
 MINUTES = 15.0
 MOST_STEPS = 1000
 """Denoising steps a frame: as many as there are noise levels."""
-LEARN_FROM_A_TEACHER = ("consistency", "matching")
 QUIET = 10.0
 """s between two lines of progress."""
 
@@ -116,11 +115,10 @@ def _check(options: argparse.Namespace) -> None:
 def _check_weights(options: argparse.Namespace) -> None:
     """Those that a run goes on from or learns from, by their manifests, and the device. Raises AvatarError."""
     from engine.backends.pytorch import device
+    from exporters.learner import check_teacher
 
     device(options.device)
-    if options.recipe in LEARN_FROM_A_TEACHER and options.teacher is None:
-        how = "train one with --recipe teacher and give its weights with --teacher"
-        raise AvatarError(f"The recipe '{options.recipe}' learns from a teacher; {how}.")
+    check_teacher(options.recipe, options.teacher)
     for weights in (options.start, options.teacher):
         theirs = "" if weights is None else preset_of(weights).name
         if theirs and options.preset not in (None, theirs):

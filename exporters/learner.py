@@ -298,12 +298,16 @@ def _with_gradient(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]
     return (x if x.requires_grad or not torch.is_grad_enabled() else x.detach().requires_grad_(), *rest)
 
 
+def check_teacher(recipe: Recipe, teacher: Path | None) -> None:
+    """Raise AvatarError where a recipe needs a teacher and none is given."""
+    if recipe in ("consistency", "matching") and teacher is None:
+        how = "train one with --recipe teacher and give its weights with --teacher"
+        raise AvatarError(f"The recipe '{recipe}' learns from a teacher; {how}.")
+
+
 def _objective(settings: Settings, average: Networks, teacher: Path | None) -> tuple[Objective, Matching | None]:
     """By the recipe's name. Raises AvatarError where it needs a teacher."""
-    if settings.recipe in ("consistency", "matching") and teacher is None:
-        raise AvatarError(
-            f"The recipe '{settings.recipe}' learns from a teacher; train one with --recipe teacher and give its weights with --teacher."
-        )
+    check_teacher(settings.recipe, teacher)
     if settings.recipe == "teacher":
         return Denoise(settings.weights, settings.seed), None
     if settings.recipe == "appearance":
@@ -315,4 +319,4 @@ def _objective(settings: Settings, average: Networks, teacher: Path | None) -> t
     return matching, matching
 
 
-__all__ = ["CRITIC_AFTER", "Learner", "Learnt", "Recipe", "Settings", "Teach", "chosen"]
+__all__ = ["CRITIC_AFTER", "Learner", "Learnt", "Recipe", "Settings", "Teach", "check_teacher", "chosen"]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import ast
-import fcntl
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,24 +28,6 @@ class Progress:
     seconds: float = 0.0  # of training, over all its sessions
     critic_from: int = -1  # the update at which the critic joined in; -1: it has not
     best: float = math.inf  # the lowest mean loss there was
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """The folder of a run, for this program alone. Raises AvatarError where another one trains in it, or where it cannot be made."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise AvatarError(f"{folder} cannot be used ({error}); choose another folder.") from error
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise AvatarError(f"Something else is training in {folder} just now; wait for it, or choose another folder.") from error
-        yield
-    finally:
-        os.close(lock)
 
 
 def save(folder: Path, state: dict[str, Any], *, settings: dict[str, Any]) -> None:

@@ -74,6 +74,25 @@ def identify(paths: Sequence[Path], tell: Callable[[str, int, int], None]) -> li
 
 
 @contextmanager
+def alone(folder: Path, *, doing: str) -> Iterator[None]:
+    """The folder, for this program alone; made where it is not there. `doing`: what another one is doing, before the folder's name.
+
+    Raises AvatarError where there is another, or where the folder cannot be made.
+    """
+    with told(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise AvatarError(f"Something else is {doing} {folder} just now; wait for it, or choose another folder.") from error
+        yield
+    finally:
+        os.close(lock)
+
+
+@contextmanager
 def workplace(folder: Path, plan: dict[str, Any]) -> Iterator[bool]:
     """The folder, locked, with its plan written -> whether the data set in it is whole already.
 
@@ -82,20 +101,12 @@ def workplace(folder: Path, plan: dict[str, Any]) -> Iterator[bool]:
     with told(folder):
         if folder.exists() and not folder.is_dir():
             raise AvatarError(f"'{folder}' is a file; name a folder for the data set.")
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise AvatarError(f"Something else is writing {folder} just now; wait for it, or choose another folder.") from error
+    with alone(folder, doing="writing"):
         _settle(folder, plan)
         with told(folder):
             for left in folder.rglob(f".*{ASIDE}"):  # not before it is known that the folder is ours
                 left.unlink(missing_ok=True)
         yield (folder / INDEX).exists()
-    finally:
-        os.close(lock)
 
 
 def _settle(folder: Path, plan: dict[str, Any]) -> None:

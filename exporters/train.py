@@ -27,6 +27,7 @@ from exporters.dataset import Dataset
 from exporters.judge import Judged, held_out, judge, sheet
 from exporters.keep import carry_engines, seen_by
 from exporters.learner import CRITIC_AFTER, Learner, Recipe, Settings
+from exporters.storage import alone
 
 CHECKPOINT_SECONDS, LOOK_SECONDS = 60.0, 150.0
 CHECKPOINT_TIMES = 20.0
@@ -93,7 +94,7 @@ def train(
         condition=made.condition,
         hears=made.unet.speech_dim > 0,
     )
-    with runs.alone(out) if learner.crew.main else nullcontext():
+    with alone(out, doing="training in") if learner.crew.main else nullcontext():
         done = runs.Progress()
         if (state := runs.load(out, settings=known)) is not None:
             done = runs.Progress(**state.pop("progress"))

@@ -22,7 +22,7 @@ from engine import serving  # noqa: E402
 from engine.backends import engines  # noqa: E402
 from engine.generators.diffusion import networks as weights_of  # noqa: E402
 from engine.generators.diffusion import presets  # noqa: E402
-from exporters import command, options, runs, train  # noqa: E402
+from exporters import command, options, runs, storage, train  # noqa: E402
 from tests.test_train import QUICK  # noqa: E402
 from tests.test_train import data as waves  # noqa: E402
 
@@ -86,9 +86,13 @@ def test_engines_of_the_same_weights_stay_beside_them_and_others_go(tmp_path: Pa
 
 
 def test_a_run_has_its_folder_for_itself(tmp_path: Path) -> None:
-    with runs.alone(tmp_path / "run"), pytest.raises(AvatarError, match="Something else is training in"), runs.alone(tmp_path / "run"):
+    with (
+        storage.alone(tmp_path / "run", doing="training in"),
+        pytest.raises(AvatarError, match="Something else is training in"),
+        storage.alone(tmp_path / "run", doing="training in"),
+    ):
         pass
-    with runs.alone(tmp_path / "run"):
+    with storage.alone(tmp_path / "run", doing="training in"):
         pass
 
 
