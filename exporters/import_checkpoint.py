@@ -32,7 +32,7 @@ PUBLISHED = "pretrained_weights"
 """The folder that the published download script makes, looked into as well."""
 SHOWN = 3
 """Names of each kind that a report spells out."""
-NOTICE = f"They were made for about {keys.MADE_FOR}; with the few steps of a live stream, which has none, expect a soft picture."
+NOTICE = "They were made for {}; with the few steps of a live stream, which has no guidance, expect a soft picture."
 CLOSE = 2e-3
 """Between sinusoids that are made again and those of a file, which may be in half precision."""
 
@@ -48,6 +48,7 @@ class Match:
     missing: list[str] = field(default_factory=list)  # our keys, without the prefix
     unexpected: list[str] = field(default_factory=list)
     unfit: list[str] = field(default_factory=list)  # each with what it is and what it should be
+    positions: int = 0  # that a motion module's file is to know
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ def import_animate_anyone(
     if tiny_vae is not None:
         with torch.device("meta"):
             parts[keys.TINY.part] = Tiny()
-    matches = [_checked(each, parts[each.table.part], tell) for each in sources]
+    matches = [_checked(each, parts[each.table.part], made, tell) for each in sources]
     with fresh_folder(out) as folder:
         count = sum(parameter.numel() for module in parts.values() for parameter in module.parameters())
         check_room(folder, count * KINDS[precision].itemsize)
@@ -92,25 +93,25 @@ def import_animate_anyone(
             hashes[part] = write(folder / f"{part}.safetensors", given, precision)
             tell(f"{part}: written")
         tell("Hashing what was read ...")
-        origin = {"system": keys.SYSTEM, "precision": precision, "made_for": keys.MADE_FOR, "steps": str(keys.STEPS)}
+        origin = {"system": keys.SYSTEM, "precision": precision, "made_for": made.sampling.told, "steps": str(made.sampling.steps)}
         origin |= {each.name: sha256(each.path) for each in sources}
         manifest = {"preset": made.name, "sha256": hashes, "origin": origin}
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         for part in hashes:  # the library makes files that only their owner may read
             shutil.copymode(folder / MANIFEST, folder / f"{part}.safetensors")
-    tell(f"{count / 1e6:,.1f} million values in {precision}. {NOTICE}")
+    tell(f"{count / 1e6:,.1f} million values in {precision}. {NOTICE.format(made.sampling.told)}")
 
 
-def match(table: Table, held: Mapping[str, Tensor], wanted: Mapping[str, Shape]) -> Match:
-    """Lay a file's tensors beside the shapes of our network, our keys with their prefix."""
-    made = Match()
+def match(table: Table, held: Mapping[str, Tensor], wanted: Mapping[str, Shape], *, positions: int = 0) -> Match:
+    """Lay a file's tensors beside the shapes of our network, our keys with their prefix. `positions`: how many a motion module's file knows."""
+    made = Match(positions=positions)
     open_keys = {key.removeprefix(table.prefix): shape for key, shape in wanted.items() if table.fills(key)}
     for key, tensor in held.items():
         drop = next((drop for drop in table.drops if key.endswith(drop.suffix)), None)
         if drop is not None:
             made.dropped.append(key)
-            if not _made_again(drop, tensor):
-                made.unfit.append(f"'{key}', which is not {drop.reason}")
+            if not _made_again(drop, tensor, positions):
+                made.unfit.append(f"'{key}', which is not {drop.reason.format(positions)}")
             continue
         shape = open_keys.pop(table.ours(key), None)
         if shape is None:
@@ -128,11 +129,11 @@ def _plain(tensor: Tensor) -> bool:
     return bool(tensor.is_floating_point() and tensor.layout == torch.strided and tensor.device.type == "cpu")
 
 
-def _made_again(drop: Drop, tensor: Tensor) -> bool:
+def _made_again(drop: Drop, tensor: Tensor, positions: int) -> bool:
     """Whether a tensor that is left out, [1, P, C] or [1, P], holds what will be made in its place."""
     if drop.again == "count":
         return bool(tensor.ndim == 2 and torch.equal(tensor[0].long(), torch.arange(tensor.shape[1])))
-    if tensor.ndim != 3 or tuple(tensor.shape[:2]) != (1, keys.POSITIONS):
+    if tensor.ndim != 3 or tuple(tensor.shape[:2]) != (1, positions):
         return False
     return bool(torch.allclose(tensor[0].float(), sinusoids(*tensor.shape[1:]), atol=CLOSE))
 
@@ -159,13 +160,13 @@ def _sources(source: Path, elsewhere: Mapping[str, Path | None]) -> list[Source]
     return found
 
 
-def _checked(source: Source, module: Any, tell: Callable[[str], None]) -> Match:
+def _checked(source: Source, module: Any, preset: Preset, tell: Callable[[str], None]) -> Match:
     """Raise AvatarError unless a file is what its table says of our network."""
     table = source.table
     if table.config:
         _check_config(source.path.parent, table, module.model.config)
     held = read(source.path)
-    made = match(table, held, {key: tuple(value.shape) for key, value in module.state_dict().items()})
+    made = match(table, held, {key: tuple(value.shape) for key, value in module.state_dict().items()}, positions=preset.unet.positions)
     report(source, made, held, tell)
     return made
 
@@ -185,7 +186,7 @@ def report(source: Source, made: Match, held: Mapping[str, Tensor], tell: Callab
     tell(f"{source.name}: {len(made.pairs)} tensors -> {source.table.part}, {values / 1e6:,.1f} million values")
     for drop in source.table.drops:
         if names := [key for key in made.dropped if key.endswith(drop.suffix)]:
-            tell(f"  {len(names)} left out, {drop.reason}: {_few(names)}")
+            tell(f"  {len(names)} left out, {drop.reason.format(made.positions)}: {_few(names)}")
     wrong = {"missing": made.missing, "unexpected": made.unexpected, "unfit": made.unfit}
     for kind, names in wrong.items():
         if names:

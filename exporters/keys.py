@@ -10,11 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 SYSTEM = "Moore-AnimateAnyone"
-STEPS = 30
-"""Of the published inference script, by default; its guidance has yet to be distilled into the weights."""
-MADE_FOR = f"{STEPS} steps with guidance 3.5"
-POSITIONS = 32
-"""That the published motion modules know. Other systems of the same layout have 24 or 128, and another noise schedule."""
 LATER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """How diffusers named an autoencoder's attention until 2023, and how it does now."""
 
@@ -25,7 +20,7 @@ class Drop:
 
     suffix: str  # of the keys
     again: Literal["sinusoids", "count"]  # what they hold
-    reason: str
+    reason: str  # {} stands for the number of positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +70,7 @@ MOTION = Table(
     "denoiser",
     same,
     temporal,
-    drops=(Drop(".pos_encoder.pe", "sinusoids", f"the sinusoids of {POSITIONS} positions, which are made again"),),
+    drops=(Drop(".pos_encoder.pe", "sinusoids", "the sinusoids of {} positions, which are made again"),),
 )
 REFERENCE = Table(("reference_unet",), "reference", same)
 GUIDER = Table(("pose_guider",), "guider", same)
@@ -179,7 +174,6 @@ __all__ = [
     "GUIDER",
     "IMAGE",
     "MOTION",
-    "POSITIONS",
     "REFERENCE",
     "SYSTEM",
     "TINY",

@@ -10,7 +10,7 @@ import pytest
 
 from engine.backends import backend, pytorch
 from engine.generators.diffusion.budget import budget
-from engine.generators.diffusion.presets import ANIMATE_ANYONE, COMPACT, TINY, Noise, Preset, check, preset
+from engine.generators.diffusion.presets import ANIMATE_ANYONE, COMPACT, TINY, Noise, Preset, Sampling, check, preset
 from engine.types import AvatarError
 from tests.conftest import found, require
 
@@ -498,9 +498,15 @@ def test_features_are_kept_in_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("frames", "size", "overlap"), [(5, 24, 4), (24, 24, 4), (25, 24, 4), (60, 24, 4), (13, 6, 2)])
 def test_windows_cover_every_frame(frames: int, size: int, overlap: int) -> None:
-    found = windows(frames, size=size, overlap=overlap)
+    found = windows(frames, Sampling(window=size, overlap=overlap))
     assert {number for window in found for number in window} == set(range(frames))
     assert all(len(window) == min(size, frames) == len(set(window)) for window in found)
+
+
+def test_open_windows_end_before_the_clip_begins_again() -> None:
+    # Published: starts 0, 44 of 92 frames, windows of 48 that share 4 (MusePose pads its clips so that they come out even).
+    assert [(window[0], window[-1]) for window in windows(92, Sampling(window=48, overlap=4, closed=False))] == [(0, 47), (44, 91)]
+    assert [window[0] for window in windows(92, Sampling(window=48, overlap=4))] == [0, 44, 88], "closed: the last goes on at the start"
 
 
 def test_one_window_without_guidance_is_plain_sampling() -> None:
@@ -509,7 +515,7 @@ def test_one_window_without_guidance_is_plain_sampling() -> None:
     portrait, condition, speech = clip(made)
     cache, how = networks.remember(portrait), recipe(networks)
     noise = torch.randn(8, made.unet.in_channels, *made.latent_size)
-    got = sample(how, cache, condition[:8], speech[:8], guidance=1.0, noise=noise)
+    got = sample(how, cache, condition[:8], speech[:8], sampling=Sampling(guidance=1.0), noise=noise)
     x, hint = noise, networks.guider(condition[:8].permute(0, 3, 1, 2) / 255)
     assert networks.speech is not None
     sources = Sources(8, cache.reference, cache.identity, speech=networks.speech(speech[:8]))
@@ -528,7 +534,8 @@ def test_guidance_is_away_from_what_knows_no_portrait() -> None:
     steps: list[int] = []
 
     def at(cache: Cache, guidance: float) -> Any:
-        return sample(how, cache, condition[:9], speech[:9], guidance=guidance, size=6, overlap=2, progress=lambda done, _: steps.append(done))
+        sampling = Sampling(guidance=guidance, window=6, overlap=2)
+        return sample(how, cache, condition[:9], speech[:9], sampling=sampling, progress=lambda done, _: steps.append(done))
 
     assert torch.equal(at(mine, 0.0), at(theirs, 0.0)), "all of the unguided half, none of the portrait"
     assert steps == [1, 2] * 2

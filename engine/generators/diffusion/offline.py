@@ -7,30 +7,53 @@ neither the reference nor the identity's tokens (Hu et al. 2023; the windows are
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from engine.generators.diffusion.attention import KeyValue, Sources
 from engine.generators.diffusion.networks import Cache
+from engine.generators.diffusion.presets import Sampling
 from engine.generators.diffusion.sampler import advance
 from engine.generators.diffusion.stream import NOISE_SEED, Recipe
 from engine.generators.diffusion.temporal import Window, whole
-
-GUIDANCE = 3.5
-"""Scale of the published inference."""
-SIZE, OVERLAP = 24, 4
-"""Frames of a window, and how many of them the next one shares."""
+from engine.generators.diffusion.unet import Denoiser
 
 Progress = Callable[[int, int], None]
 """(steps done, steps in all)"""
 
 
-def windows(frames: int, *, size: int = SIZE, overlap: int = OVERLAP) -> list[list[int]]:
-    """Frame numbers of every window over a clip; the last ones go on at its start, so that all frames are seen equally often."""
-    if frames <= size:
+def windows(frames: int, how: Sampling) -> list[list[int]]:
+    """Frame numbers of every window over a clip. Closed: the last ones go on at its start, so that all frames are seen equally often; open:
+    none begins in the last `overlap` frames, and what would lie beyond the end is taken from the start, as published."""
+    if frames <= how.window:
         return [list(range(frames))]
-    return [[(start + k) % frames for k in range(size)] for start in range(0, frames, size - overlap)]
+    starts = range(0, frames if how.closed else frames - how.overlap, how.window - how.overlap)
+    return [[(start + k) % frames for k in range(how.window)] for start in starts]
+
+
+@dataclass(frozen=True, slots=True)
+class _Half:
+    """What one of the two halves of guidance is told."""
+
+    reference: list[KeyValue]
+    identity: list[KeyValue]
+    hint: Tensor  # [F, C0, h, w]
+    speech: Tensor | None  # [F, T, D]
+
+    def unguided(self, how: Sampling) -> _Half:
+        """The half that knows neither the reference nor the identity's tokens."""
+        silent = [(torch.zeros_like(keys), torch.zeros_like(values)) for keys, values in self.identity]
+        return _Half([], silent, self.hint if how.hint_unguided else torch.zeros_like(self.hint), self.speech)
+
+    def answer(self, denoiser: Denoiser, x: Tensor, t: Tensor, index: Tensor) -> Tensor:
+        """Of the frames `index` of x, which make a window."""
+        count = len(index)
+        window = Window(whole(count, 1, x.device), count, count, None, {})
+        sources = Sources(count, self.reference, self.identity, speech=self.speech[index] if self.speech is not None else None)
+        made: Tensor = denoiser(x[index], t.expand(count), self.hint[index], sources, window)
+        return made
 
 
 @torch.no_grad()
@@ -40,15 +63,14 @@ def sample(
     condition: Tensor,
     speech: Tensor | None = None,
     *,
-    guidance: float = GUIDANCE,
-    size: int = SIZE,
-    overlap: int = OVERLAP,
+    sampling: Sampling | None = None,
     noise: Tensor | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
-    """condition uint8 [F, H, W, 3], speech [F, 16, 80] -> latents [F, C, h, w]. `guidance` 1 is none, and half the work.
+    """condition uint8 [F, H, W, 3], speech [F, 16, 80] -> latents [F, C, h, w].
 
-    `noise` [F, C, h, w]: where every frame starts; seeded, different for every frame, where it is not given.
+    `sampling`: by default the preset's; its steps are the recipe's levels. `noise` [F, C, h, w]: where every frame starts; seeded, different
+    for every frame, where it is not given.
     """
     made, networks, levels = recipe.preset, recipe.networks, recipe.levels
     frames, device = condition.shape[0], recipe.device
@@ -57,24 +79,21 @@ def sample(
     if noise is None:
         shape = (frames, made.unet.in_channels, *made.latent_size)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(NOISE_SEED)).to(device, recipe.dtype)
-    guided = (cache.reference, cache.identity)
-    unguided: tuple[list[KeyValue], list[KeyValue]] = ([], [(torch.zeros_like(k), torch.zeros_like(v)) for k, v in cache.identity])
-    halves = [guided] if guidance == 1.0 else [guided, unguided]
+    how = sampling or made.sampling
+    halves = [_Half(cache.reference, cache.identity, hint, spoken)]
+    if how.guidance != 1.0:
+        halves.append(halves[0].unguided(how))
     x = noise
     for s in range(len(levels)):
         answers = [torch.zeros_like(x) for _ in halves]
         seen = torch.zeros(frames, device=device, dtype=x.dtype)
-        for numbers in windows(frames, size=size, overlap=overlap):
+        for numbers in windows(frames, how):
             index = torch.tensor(numbers, device=device)
             seen[index] += 1
-            for answer, (reference, identity) in zip(answers, halves, strict=True):
-                count = len(numbers)
-                window = Window(whole(count, 1, device), count, count, None, {})
-                heard = spoken[index] if spoken is not None else None
-                sources = Sources(count, reference, identity, speech=heard)
-                answer[index] += networks.denoiser(x[index], levels.t[s].expand(count), hint[index], sources, window)
+            for answer, half in zip(answers, halves, strict=True):
+                answer[index] += half.answer(networks.denoiser, x, levels.t[s], index)
         means = [answer / seen.view(-1, 1, 1, 1) for answer in answers]
-        said = means[0] if len(means) == 1 else means[1] + guidance * (means[0] - means[1])
+        said = means[0] if len(means) == 1 else means[1] + how.guidance * (means[0] - means[1])
         x = advance(levels, s, x, said, noise)
         if progress is not None:
             progress(s + 1, len(levels))

@@ -34,6 +34,7 @@ class UNet:
     image_dim: int = 0  # width of the identity's tokens that attn2 reads; 0 for none
     guidance_dim: int = 0  # width of the guidance scale's embedding, for weights into which guidance was distilled; 0 for none
     speech_dim: int = 0  # width of the speech tokens that a third attention reads; 0 for none
+    positions: int = 32  # that the motion modules' files know; no window may be longer
     plain: bool = False  # a quick trunk without norms, one block a level, which attends in the middle alone
 
     @property
@@ -51,6 +52,23 @@ class Noise:
     zero_snr: bool = True  # the noisiest level has no signal at all (Lin et al. 2023, arXiv 2305.08891, section 3.1)
     spacing: Literal["trailing", "leading"] = "trailing"
     stepper: Stepper = "euler"
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a whole clip is rendered at leisure (`offline.sample`): by default as Moore-AnimateAnyone's script does it."""
+
+    steps: int = 30
+    guidance: float = 3.5  # scale; 1 is none, and half the work
+    window: int = 24  # frames that see one another
+    overlap: int = 4  # of them, how many the next window shares
+    closed: bool = True  # the last windows go on at the clip's start; else they end before it
+    hint_unguided: bool = True  # whether the unguided half is told the motion too
+
+    @property
+    def told(self) -> str:
+        """In words."""
+        return f"{self.steps} steps" + (f" with guidance {self.guidance:g}" if self.guidance != 1.0 else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +90,7 @@ class Preset:
     scale: float = 1.0  # latents are multiplied by this, so that their variance is about 1
     window: int = 16  # frames a frame attends to, itself included
     sinks: int = 0  # of these, how many are the stream's first frames, pinned
+    sampling: Sampling = Sampling()  # of a clip at leisure
     guidance: float = 1.0  # scale that such weights are told, live
     steps: int = 2  # denoising steps a frame, live
     chunk: int = 1
@@ -213,6 +232,8 @@ def check(made: Preset) -> None:
         (bare or not unet.plain, "a plain trunk attends in the middle alone, and has one block a level"),
         (height % made.depth == 0 and width % made.depth == 0, f"its size must be a multiple of {made.depth}"),
         (all(c % unet.groups == 0 and c % unet.heads == 0 for c in unet.channels), "groups and heads must divide every level's channels"),
+        (max(made.window, made.sampling.window) <= unet.positions, "its windows are longer than its motion modules know positions"),
+        (0 <= made.sampling.overlap < made.sampling.window, "windows overlap by less than their length"),
         (0 <= made.sinks < made.window - 1, "it needs fewer pinned frames than its window has"),
         (1 <= made.chunk <= made.ring, "a chunk must fit into the window"),
         (made.patch == made.fold * 2 ** (len(made.guider) - 1), "the guider must come down to the latents' size"),
@@ -227,4 +248,4 @@ def check(made: Preset) -> None:
             raise AvatarError(f"The preset '{made.name}' cannot be built: {complaint}.")
 
 
-__all__ = ["ANIMATE_ANYONE", "COMPACT", "PRESETS", "TINY", "Decoder", "Noise", "Preset", "UNet", "check", "preset", "preset_in"]
+__all__ = ["ANIMATE_ANYONE", "COMPACT", "PRESETS", "TINY", "Decoder", "Noise", "Preset", "Sampling", "UNet", "check", "preset", "preset_in"]
