@@ -376,6 +376,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     What nobody foresaw is a sentence and status 1; AVATAR_DEBUG=1 shows where it happened.
     """
     args = _parser().parse_args(argv)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy loads: its threads keep a whole core busy while they wait for small matrices
     try:
         from engine.types import AvatarError
     except Exception as error:  # NumPy is missing, or damaged in a way that may raise anything

@@ -1,8 +1,9 @@
 """What a frame costs: every generator's step at several sizes, every driver, and the whole chain from picture to picture.
 
 CPU times are those of the whole process (trackers work on threads of their own), so nothing else may run in it; wall times on
-a shared machine are upper bounds. The ratios compare work of one run and carry over to other machines best. The diffusion generator is
-measured where PyTorch is installed, at its preset's own size; its chain from picture to picture only where --generator names it.
+a shared machine are upper bounds. The ratios compare work of one run and carry over to other machines best. Generators with networks are
+measured where PyTorch is installed, at their own size, with random weights where none are given (they cost the same); their chain from
+picture to picture only where --generator names them. What a generator takes beside the options below: --option NAME=VALUE.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ from engine.types import AudioChunk, UInt8Array, VideoFrame
 
 SIZES = (256, 512, 768)
 CHAIN_SIZE = 512
-"""px at which the whole chain runs, but for the diffusion generator, which has a size of its own."""
+"""px at which the whole chain runs, but for generators with networks, which have a size of their own."""
 FRAMES = 150
 SOUND_STEP = 1.0 / media.FPS
 """s of sound heard and read per frame."""
 CHAIN_SECONDS = 30.0
 """s after which a part of a slow generator's chain ends."""
+FULL = {DIFFUSION: "compact", "reenact": "liveportrait"}
+"""Presets that are measured by default, where a generator's own default is a small one for trials."""
 STEPS = (1, 2)
 """Denoising steps a frame that are measured by default."""
 
@@ -133,36 +136,52 @@ def options_of(words: Sequence[str]) -> argparse.Namespace:
     """What the command line asks for."""
     from engine.backends import pytorch
     from engine.generators import NAMES
-    from engine.generators.diffusion.presets import PRESETS
 
     parser = arguments("latency", __doc__)
     parser.add_argument("--generator", nargs="+", choices=sorted(NAMES), help="default: every one that can run here")
-    parser.add_argument("--size", nargs="+", type=int, help=f"px of the square frames (default: {SIZES}; diffusion: its preset's)")
+    parser.add_argument("--size", nargs="+", type=int, help=f"px of the square frames (default: {SIZES}; where there are networks: their own)")
+    parser.add_argument("--option", nargs="+", default=[], type=_option, metavar="NAME=VALUE", help="of the generators' own, such as model=musetalk")
     parser.add_argument("--frames", type=int, default=FRAMES, help="frames a row, fewer where a generator is slow")
     parser.add_argument("--portrait", metavar="P", help="a picture (default: the built-in one)")
     parser.add_argument("--clip", type=Path, metavar="F", help="the camera picture (default: a clip made here)")
     parser.add_argument("--stream-frames", type=int, default=0, metavar="N", help="also compare a stream's last frames with its first (default: no)")
+    networks = parser.add_argument_group("of generators with networks")
+    networks.add_argument("--preset", help=f"size of the networks (default: {', '.join(f'{name} {own}' for name, own in FULL.items())})")
+    networks.add_argument("--weights", metavar="DIR", help="a folder of weights (default: random ones)")
+    networks.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="default: what suits the device")
+    networks.add_argument("--mode", choices=get_args(pytorch.Mode), help="of PyTorch (default: the device's best)")
+    networks.add_argument("--backend", nargs="+", default=["pytorch"], choices=("pytorch", "openvino", "onnxruntime"), help="default: pytorch")
+    networks.add_argument("--graphs", metavar="DIR", help="exported graphs for the other backends")
+    networks.add_argument("--device", help="default: the GPU where there is one")
     diffusion = parser.add_argument_group("diffusion")
-    diffusion.add_argument("--preset", default="compact", choices=sorted(PRESETS))
     diffusion.add_argument("--steps", nargs="+", type=int, default=list(STEPS), help="denoising steps a frame")
-    diffusion.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"))
-    diffusion.add_argument("--mode", choices=get_args(pytorch.Mode), help="of PyTorch (default: the device's best)")
-    diffusion.add_argument("--backend", nargs="+", default=["pytorch"], choices=("pytorch", "openvino", "onnxruntime"), help="default: pytorch")
-    diffusion.add_argument("--graphs", metavar="DIR", help="exported graphs for the other backends")
-    diffusion.add_argument("--device", help="default: the GPU where there is one")
     diffusion.add_argument("--rows", type=int, default=1, metavar="B", help="sessions in one batch")
     return parser.parse_args(words)
 
 
+def _option(word: str) -> tuple[str, str]:
+    name, equals, value = word.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"'{word}' is no option; write NAME=VALUE, such as model=musetalk")
+    return name.replace("-", "_"), value
+
+
 def planned(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """What a generator is loaded with, a row of the table each."""
-    if name != DIFFUSION:
-        return [{"size": (size, size)} for size in options.size or SIZES]
-    sizes = [(size, size) for size in options.size] if options.size else [None]
-    same = {"preset": options.preset, "precision": options.precision, "device": options.device}
+    """What a generator is loaded with, a row of the table each: of what was asked for, all that it takes."""
+    from engine.generators import takes
+
+    known = takes(name)
+    networks = "backend" in known
+    asked = {"preset": options.preset or FULL.get(name), "weights": options.weights, "precision": options.precision, "device": options.device}
+    if options.weights and not options.preset:
+        del asked["preset"]
+    same = {word: value for word, value in asked.items() if word in known and value is not None} | dict(options.option)
+    sizes = [{"size": (size, size)} for size in options.size or (() if networks else SIZES) if "size" in known] or [{}]
+    steps = [{"steps": steps} for steps in options.steps] if "steps" in known else [{}]
     own = {"pytorch": {"mode": options.mode}}
-    backends = [{"backend": backend, **own.get(backend, {"graphs": options.graphs})} for backend in options.backend]
-    return [{**same, **backend, "size": size, "steps": steps} for size in sizes for steps in options.steps for backend in backends]
+    backends = [{"backend": backend, **own.get(backend, {"graphs": options.graphs})} for backend in options.backend] if networks else [{}]
+    backends = [{word: value for word, value in backend.items() if word in known and value is not None} for backend in backends]
+    return [{**same, **backend, **size, **count} for size in sizes for count in steps for backend in backends]
 
 
 def caches_of(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -173,12 +192,13 @@ def caches_of(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from engine.backends import pytorch
     from engine.generators.diffusion.presets import preset
 
-    made, device = preset(options.preset), pytorch.device(options.device)
+    made, device = preset(options.preset or FULL[DIFFUSION]), pytorch.device(options.device)
+    precision = options.precision or ("fp16" if device.type == "cuda" else "fp32")
     if options.size:
         made = replace(made, size=(options.size[0], options.size[0]))
-    networks = bare.random_networks(made, precision=options.precision, device=device)
-    found = window.caches(networks, steps=made.steps, precision=options.precision, device=device)
-    named = {"preset": made.name, "size": list(made.size), "steps": made.steps, "frames": found.frames, "precision": options.precision}
+    networks = bare.random_networks(made, precision=precision, device=device)
+    found = window.caches(networks, steps=made.steps, precision=precision, device=device)
+    named = {"preset": made.name, "size": list(made.size), "steps": made.steps, "frames": found.frames, "precision": precision}
     times = {"step_ms": found.step_ms, "window_ms": found.window_ms, "reference_ms": found.reference_ms}
     line = (
         f"{made.name} {made.size[0]} px, {made.steps} steps: without the ring of {found.frames} frames a step costs {found.window:.1f} times, "
@@ -191,11 +211,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark -> exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     from benchmarks.window import growth
-    from engine.generators import NAMES
+    from engine.generators import NAMES, takes
 
     options = options_of(words)
     lacking = {name: why for name in sorted(NAMES) if options.generator is None and (why := missing(name))}
-    names = options.generator or [name for name in sorted(NAMES, key=lambda name: (name == DIFFUSION, name)) if name not in lacking]
+    names = options.generator or sorted(set(NAMES) - set(lacking), key=lambda name: ("backend" in takes(name), name))
     notes = [f"Left out: {name}. {why}" for name, why in lacking.items()]
     count = options.frames + WARM_UP
     portrait = media.demo() if options.portrait is None else media.read_picture(options.portrait)
@@ -205,15 +225,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     stream: Mapping[str, Any] | None = None
     for name in names:
         for i, wanted in enumerate(planned(name, options)):
-            running = Running(name, wanted, motions, portrait=portrait, rows=options.rows if name == DIFFUSION else 1)
+            running = Running(name, wanted, motions, portrait=portrait, clip=clip, rows=options.rows if name == DIFFUSION else 1)
             rows.append(step_time(running, name=name, frames=options.frames))
             if options.stream_frames and name == names[-1] and i == 0:
                 stream = {"row": _label(rows[-1]), **growth(running.step, options.stream_frames, device=running.device)}
     drivers = driver_times(clip, count)
     chains = {}
     for name in names:
-        if options.generator is not None or name != DIFFUSION:
-            wanted = planned(name, options)[0] if name == DIFFUSION else {"size": (CHAIN_SIZE, CHAIN_SIZE)}
+        wanted = planned(name, options)[0]
+        networks = "backend" in wanted
+        if options.generator is not None or not networks:
+            wanted = wanted if networks else wanted | {"size": (CHAIN_SIZE, CHAIN_SIZE)}
             chains[name] = chain_times(name, wanted, clip, count, portrait=portrait)
     first, chain = next(iter(chains.items()))
     shares = ratios(next((row for row in rows if (row.generator, row.size) == (first, chain.size)), None), drivers, chain)

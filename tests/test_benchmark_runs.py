@@ -417,3 +417,42 @@ def test_a_voice_and_a_still_driver_are_measured() -> None:
     assert found is not None
     assert found > 35
     assert 0 <= stage.still(staged, media.demo(), noise=0.0, seconds=0.8, warm=0.4) < 5
+
+
+def test_a_generator_is_driven_with_what_it_needs() -> None:
+    from benchmarks.signals import signals
+
+    clip, motions = media.moving_portrait(0.4, size=192)
+    plain = signals(("motion",), motions, clip)
+    assert [signal.motion for signal in plain] == motions
+    assert all(signal.image is signal.pcm is signal.speech is None for signal in plain)
+    seen = signals(("motion", "image", "face"), motions, clip)
+    assert [(signal.time, signal.id, signal.motion) for signal in seen] == [(signal.time, signal.id, signal.motion) for signal in plain]
+    assert all(signal.face is not None and signal.image is not None and signal.image.shape == (192, 192, 3) for signal in seen)
+    heard = [signal.pcm for signal in signals(("pcm",), motions * 4, clip)]
+    assert all(pcm is not None and len(pcm) == 2560 for pcm in heard)
+    assert float(np.abs(heard[-1]).max()) > 0.01, "somebody babbles"
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("words", "preset"), [(["reenact", "--preset", "tiny"], "tiny"), (["lipsync", "--option", "model=musetalk_tiny"], "musetalk_tiny")]
+)
+def test_latency_measures_whatever_has_networks(
+    words: list[str], preset: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    require_for("diffusion")
+    monkeypatch.setattr(latency, "driver_times", lambda clip, count: {})
+    monkeypatch.setattr(latency, "FRAMES", 4)
+    assert latency.main(["--generator", *words, "--backend", "pytorch", "openvino", "--frames", "4"]) == 0
+    line = last_line(capsys)
+    assert [(row["preset"], row["size"]) for row in line["rows"]] == [(preset, line["rows"][0]["size"])] * 2
+    assert [row["backend"].split()[0] for row in line["rows"]] == ["pytorch", "openvino"]
+    assert all(row["laps"] == 4 and row["cpu_ms"]["p50"] > 0 and row["floor_ms"] is None for row in line["rows"])
+    assert line["chain"][words[0]]["chain"]["cpu_ms"]["p50"] > 0
+
+
+def test_an_option_that_is_none_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        latency.main(["--option", "model"])
+    assert "'model' is no option; write NAME=VALUE" in capsys.readouterr().err

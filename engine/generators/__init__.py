@@ -18,11 +18,20 @@ NAMES = {
 
 def load(name: str, **options: Any) -> Generator:
     """A generator by name; `options` go to its constructor. Raises AvatarError for a name or an option that does not exist."""
-    if name not in NAMES:
-        raise AvatarError(f"There is no generator called '{name}'; choose one of: {', '.join(sorted(NAMES))}.")
-    module, _, attribute = NAMES[name].partition(":")
-    make = getattr(import_module(module), attribute)
-    if strange := sorted(set(options) - set(signature(make).parameters)):
+    make = _class(name)
+    if strange := sorted(set(options) - takes(name)):
         raise AvatarError(f"The generator '{name}' takes no option '{strange[0]}'; leave it out, or choose a generator that does.")
     generator: Generator = make(**options)
     return generator
+
+
+def takes(name: str) -> set[str]:
+    """The options of a generator's constructor. Raises AvatarError for a name that does not exist."""
+    return set(signature(_class(name)).parameters)
+
+
+def _class(name: str) -> Any:
+    if name not in NAMES:
+        raise AvatarError(f"There is no generator called '{name}'; choose one of: {', '.join(sorted(NAMES))}.")
+    module, _, attribute = NAMES[name].partition(":")
+    return getattr(import_module(module), attribute)

@@ -101,6 +101,7 @@ class Lipsync:
         networks.module.to(self.device, KINDS[self.precision] if backend == "pytorch" else torch.float32)
         self.trained = networks.origin != UNTRAINED
         self.kind: Kind = networks.size.kind
+        self.preset, self.backend = networks.size.name, backend
         self._lips = lips.load(networks, name=backend, device=self.device, precision=self.precision)
         self._base = _base(over)
         if self._base is not None and loop is not None:

@@ -71,7 +71,8 @@ def log_mel(pcm: FloatArray, *, positions: int = POSITIONS) -> FloatArray:
     padded = np.concatenate([padded, tail])
     windows = np.lib.stride_tricks.sliding_window_view(padded, FFT)[::HOP][: used // HOP]
     spectrum = np.fft.rfft(windows * hann, axis=1)
-    power = ((spectrum.real**2 + spectrum.imag**2).astype(np.float32) @ filters.T).T
+    # einsum and not @: see wav2lip.columns.
+    power = np.einsum("tf,bf->bt", (spectrum.real**2 + spectrum.imag**2).astype(np.float32), filters)
     level = np.full((BANDS, 2 * positions), math.log10(LEAST), np.float32)
     level[:, : power.shape[1]] = np.log10(np.maximum(power, LEAST))
     floored: FloatArray = (np.maximum(level, level.max() - RANGE) + 4.0) / 4.0
