@@ -429,9 +429,9 @@ def test_a_generator_is_driven_with_what_it_needs() -> None:
     seen = signals(("motion", "image", "face"), motions, clip)
     assert [(signal.time, signal.id, signal.motion) for signal in seen] == [(signal.time, signal.id, signal.motion) for signal in plain]
     assert all(signal.face is not None and signal.image is not None and signal.image.shape == (192, 192, 3) for signal in seen)
-    heard = [signal.pcm for signal in signals(("pcm",), motions * 4, clip)]
-    assert all(pcm is not None and len(pcm) == 2560 for pcm in heard)
-    assert float(np.abs(heard[-1]).max()) > 0.01, "somebody babbles"
+    heard = [signal.pcm for signal in signals(("pcm",), motions * 4, clip) if signal.pcm is not None]
+    assert [len(pcm) for pcm in heard] == [2560] * 4 * len(motions)
+    assert max(float(np.abs(pcm).max()) for pcm in heard) > 0.1, "somebody babbles"
 
 
 @pytest.mark.torch
