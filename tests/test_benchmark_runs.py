@@ -425,7 +425,7 @@ def test_a_generator_is_driven_with_what_it_needs() -> None:
     clip, motions = media.moving_portrait(0.4, size=192)
     plain = signals(("motion",), motions, clip)
     assert [signal.motion for signal in plain] == motions
-    assert all(signal.image is signal.pcm is signal.speech is None for signal in plain)
+    assert all(signal.image is None and signal.pcm is None and signal.speech is None for signal in plain)
     seen = signals(("motion", "image", "face"), motions, clip)
     assert [(signal.time, signal.id, signal.motion) for signal in seen] == [(signal.time, signal.id, signal.motion) for signal in plain]
     assert all(signal.face is not None and signal.image is not None and signal.image.shape == (192, 192, 3) for signal in seen)
