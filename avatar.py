@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,17 +72,21 @@ def render(args: argparse.Namespace) -> int:
     from engine.generators import load
     from engine.offline import keep_apart, natural_drive
     from engine.offline import render as run
+    from engine.types import AvatarError
+    from engine.whole import render_whole
 
+    if args.guidance is not None and not args.offline:
+        raise AvatarError("A live stream has no guidance; give --offline beside --guidance, or leave it out.")
     backdrop = None if args.background in ("keep", "blur") else args.background
     keep_apart(args.out, args.drive, args.portrait, backdrop, args.record_signals)
     drive = args.drive_mode or natural_drive(args.drive)
     settings = SessionSettings(drive=drive, background=_background(args), track_body=not args.no_body)
     choice = _choice(args)
     generator = load(choice.generator, **choice.options)
-    notices = [generator.spec.notice] if generator.spec.notice else []
+    notices = [generator.spec.notice] if generator.spec.notice and not args.offline else []
     bar = _Bar()
     try:
-        frames = run(
+        frames = (partial(render_whole, steps=args.steps, guidance=args.guidance) if args.offline else run)(
             generator,
             _persona(generator, args),
             args.drive,
@@ -104,9 +109,10 @@ def persona(args: argparse.Namespace) -> int:
     """Create, list, show or remove personas."""
     from engine import persona as personas
     from engine.generators import load
+    from streaming.options import generator_options
 
     if args.action == "create":
-        options = _generator_options(args)
+        options = generator_options(args)
         weights = None if "weights" not in options else Path(options["weights"])
         generator = load(args.generator or "puppet", **options)
         made = personas.create(generator, Path(args.portrait), name=args.name, consent=args.consent, weights=weights)
@@ -243,6 +249,7 @@ class _Version(argparse.Action):
 
 def _parser() -> argparse.ArgumentParser:
     from exporters.options import add_export, add_import, add_train
+    from streaming.options import add_generator, add_render, add_serve
 
     parser = argparse.ArgumentParser(
         prog="avatar", description="One portrait, a webcam or a microphone, and a browser: the portrait moves and speaks, live."
@@ -251,43 +258,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     p = commands.add_parser("serve", help="start the server and print its address")
-    p.add_argument("--host", default="127.0.0.1", help="address to bind (default: this machine only)")
-    p.add_argument("--port", type=int, default=8010)
-    p.add_argument("--token", help="bearer token, needed when --host is not a loopback address")
-    p.add_argument("--tls-cert", help="PEM certificate: serve https")
-    p.add_argument("--tls-key", help="PEM key of the certificate")
-    p.add_argument(
-        "--allow-origin", action="append", default=[], metavar="URL", help="a page of another address, or a proxy's, that may use this server"
-    )
-    p.add_argument("--max-sessions", type=int, default=4)
-    _add_generator(p, lora=True)
-    p.add_argument("--persona", help="a saved persona to offer first")
-    p.add_argument("--ice-server", action="append", default=[], metavar="URL", help="stun:host:port or turn:user:password@host:port; none by default")
-    p.add_argument("--badge", action="store_true", help="a visible 'AI' badge in every stream; no client can turn it off")
-    p.add_argument(
-        "--virtual-camera", action="store_true", help="show the first session as a webcam of this machine (pip install 'avatar-engine[camera]')"
-    )
-    p.add_argument("--tts-url", help="an OpenAI-compatible endpoint that ends in /v1 for speech; espeak-ng otherwise")
-    p.add_argument("--tts-model", default="tts-1", help="the speech endpoint's model")
-    p.add_argument("--tts-voice", help="the speech endpoint's voice, or one of espeak-ng's")
-    p.add_argument("--chat-url", help="an OpenAI-compatible endpoint that ends in /v1 for type:chat")
-    p.add_argument("--chat-model", default="gpt-4o-mini", help="the chat endpoint's model")
-    p.add_argument("--allow-echo", action="store_true", help="let benchmarks ask for their own picture back")
-    p.add_argument("--carry-strip", type=int, default=0, metavar="ROWS", help="benchmarks: copy the top rows of the camera picture into the avatar's")
+    add_serve(p)
     p.set_defaults(run=serve)
 
     p = commands.add_parser("render", help="drive a portrait with a clip or a sound file and write a video")
-    who = p.add_mutually_exclusive_group()
-    who.add_argument("--portrait", help="a picture with one face (default: the built-in portrait)")
-    who.add_argument("--persona", help="a saved persona")
-    p.add_argument("--drive", required=True, help="a video clip, a sound file, or recorded signals (.npz)")
-    p.add_argument("-o", "--out", required=True, help="the .mp4, .m4v, .mov or .webm to write")
-    p.add_argument("--drive-mode", choices=["camera", "voice", "auto"], help="who moves the face (default: the picture where there is one)")
-    p.add_argument("--background", default="keep", metavar="keep|blur|#rrggbb|FILE")
-    _add_generator(p, lora=True)
-    p.add_argument("--no-body", action="store_true", help="leave the shoulders still")
-    p.add_argument("--badge", action="store_true", help="a visible 'AI' badge")
-    p.add_argument("--record-signals", metavar="FILE.npz", help="also keep what was read from the face (not the shoulders), to drive with later")
+    add_render(p)
     p.set_defaults(run=render)
 
     p = commands.add_parser("persona", help="keep portraits ready to go live")
@@ -295,7 +270,7 @@ def _parser() -> argparse.ArgumentParser:
     create = actions.add_parser("create", help="save a portrait as a persona")
     create.add_argument("name")
     create.add_argument("--portrait", required=True)
-    _add_generator(create)
+    add_generator(create)
     create.add_argument("--consent", required=True, help="who agreed to what: kept in the persona's manifest")
     actions.add_parser("list", help="names of all personas")
     for name, text in (("show", "a persona's manifest"), ("remove", "delete a persona")):
@@ -325,49 +300,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_generator(parser: argparse.ArgumentParser, *, lora: bool = False) -> None:
-    """Which generator, and what it is built with; options that are not given stay with the generator."""
-    parser.add_argument("--generator", help="puppet, diffusion, lipsync or reenact (default: the one whose weights the persona has, else the puppet)")
-    lips = parser.add_argument_group("of the lips generator (with --weights, --backend, --precision and --device as below)")
-    lips.add_argument("--model", metavar="NAME", help="wav2lip (default) or musetalk, with random weights; --weights names its own")
-    lips.add_argument("--over", metavar="NAME[=DIR]", help="put the lips into another generator's frames (of weights in DIR): head from the camera")
-    lips.add_argument("--loop", metavar="FILE", help="a video of the portrait's person, idle, played forth and back (default: the still portrait)")
-    diffusion = parser.add_argument_group("of the diffusion generator; reenact takes preset, weights, precision, backend, mode and device too")
-    diffusion.add_argument("--preset", help="tiny, compact (default) or animate_anyone, with random weights; reenact: tiny (default) or liveportrait")
-    diffusion.add_argument("--weights", metavar="DIR", help="a folder of weights that was trained or imported; it names its preset")
-    diffusion.add_argument("--steps", type=int, metavar="N", help="denoising steps a frame (default: the preset's)")
-    diffusion.add_argument("--stream-batch", action="store_true", default=None, help="all steps in one call; a frame leaves N - 1 frames later")
-    diffusion.add_argument("--precision", choices=["fp32", "bf16", "fp16", "int8"], help="bf16 where the hardware has it, int8 from --graphs")
-    diffusion.add_argument(
-        "--backend", choices=["pytorch", "openvino", "onnxruntime", "tensorrt"], help="what runs the live step (default: by rule, which is told)"
-    )
-    diffusion.add_argument("--graphs", metavar="DIR", help="exported graphs for --backend; OpenVINO can do without")
-    diffusion.add_argument(
-        "--mode", choices=["eager", "script", "compile", "cudagraph"], help="how PyTorch runs it (default: script on a CPU, cudagraph on a GPU)"
-    )
-    diffusion.add_argument(
-        "--decoder", choices=["kl", "tiny"], help="of weights that have one: their own, or the tiny one imported beside them (default: their own)"
-    )
-    diffusion.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda where there is one)")
-    if lora:
-        diffusion.add_argument("--lora", action="append", metavar="FILE[:SCALE]", help="a LoRA (.safetensors) on the weights; may be given again")
-
-
 def _choice(args: argparse.Namespace) -> Choice:
     """The generator and what it is built with; what was chosen by rule is told. A persona that is not there is told before the long loading."""
     from engine.serving import choose
     from exporters.lora_option import laid
+    from streaming.options import generator_options
 
-    options = _generator_options(args) | laid(args.lora or (), weights=args.weights, persona=args.persona, tell=_line)
-    choice = choose(args.generator, options, persona=args.persona)
+    options = generator_options(args) | laid(args.lora or (), weights=args.weights, persona=args.persona, tell=_line)
+    choice = choose(args.generator, options, persona=args.persona, offline=getattr(args, "offline", False))
     for sentence in choice.told:
         print(f"avatar: {sentence}", file=sys.stderr, flush=True)
     return choice
-
-
-def _generator_options(args: argparse.Namespace) -> dict[str, Any]:
-    names = ("preset", "weights", "steps", "stream_batch", "precision", "mode", "device", "decoder", "backend", "graphs", "model", "over", "loop")
-    return {name: value for name in names if (value := getattr(args, name)) is not None}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

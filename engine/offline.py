@@ -60,33 +60,64 @@ def render(
     with contextlib.ExitStack() as stack:
         recorder = None if record is None else stack.enter_context(_Recorder(Path(record)))
         writer = stack.enter_context(Writer(out, audio_rate=SOUND_RATE))
-        settings = settings or SessionSettings(drive=natural_drive(drive))
-        source = _open(Path(drive), settings)
-        watch = None if settings.drive == "voice" else _Watch(source.face, keep=recorder is not None)
-        if recorder is not None and watch is None:
-            raise AvatarError("A voice leaves no signals of a face to record; leave out --record-signals or drive with the camera.")
-        session = Session(Batch(generator, rows=1), persona, settings=settings, operator=operator, face=watch)
-        stack.callback(session.close)
-        if not len(source.sound):
+        run = stack.enter_context(_run(generator, persona, drive, settings=settings, operator=operator, record=recorder is not None))
+        sound, watch = run.source.sound, run.watch
+        if not len(sound):
             writer.audio_rate = None
-        frames = _voice(session, source.sound) if watch is None else _camera(session, source, watch)
-        expected = round(len(source.sound) / SOUND_RATE * generator.spec.fps) if watch is None else source.expected(generator.spec.fps)
         done = heard = 0
-        for frame in frames:
+        for frame in run.frames:
             # Sound and picture go into the file side by side: a player need not seek, and the writer need not hold all of one back.
             until = max(heard, round(frame.time * SOUND_RATE))
-            writer.write_audio(AudioChunk(source.sound[heard:until], SOUND_RATE, heard / SOUND_RATE))
+            writer.write_audio(AudioChunk(sound[heard:until], SOUND_RATE, heard / SOUND_RATE))
             heard = until
             writer.write_frame(frame)
             done += 1
             if progress is not None:
-                progress(done, expected and max(expected, done))
-        writer.write_audio(AudioChunk(source.sound[heard:], SOUND_RATE, heard / SOUND_RATE))
+                progress(done, run.expected and max(run.expected, done))
+        writer.write_audio(AudioChunk(sound[heard:], SOUND_RATE, heard / SOUND_RATE))
         if watch is not None:
-            _judge(watch, Path(drive).name, spoken=settings.drive == "auto" and source.audible, notice=notice)
+            _judge(watch, Path(drive).name, spoken=run.session.settings.drive == "auto" and run.source.audible, notice=notice)
             if recorder is not None:
                 recorder.signals = watch.signals
     return done
+
+
+def run_through(generator: Generator, persona: Persona, drive: str | Path, *, settings: SessionSettings | None = None) -> None:
+    """Ask a generator for every frame that `render` would ask it for, and write none. Raises AvatarError as `render` does."""
+    with _run(generator, persona, drive, settings=settings, operator=None, record=False) as run:
+        for _ in run.frames:
+            pass
+        if run.watch is not None:
+            _judge(run.watch, Path(drive).name, spoken=run.session.settings.drive == "auto" and run.source.audible, notice=None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A session on its way through a drive."""
+
+    session: Session
+    source: _Source
+    watch: _Watch | None  # None where a voice drives
+    frames: Iterator[VideoFrame]
+    expected: int  # frames; 0 where nobody knows
+
+
+@contextlib.contextmanager
+def _run(
+    generator: Generator, persona: Persona, drive: str | Path, *, settings: SessionSettings | None, operator: OperatorSettings | None, record: bool
+) -> Iterator[_Run]:
+    settings = settings or SessionSettings(drive=natural_drive(drive))
+    source = _open(Path(drive), settings)
+    watch = None if settings.drive == "voice" else _Watch(source.face, keep=record)
+    if record and watch is None:
+        raise AvatarError("A voice leaves no signals of a face to record; leave out --record-signals or drive with the camera.")
+    session = Session(Batch(generator, rows=1), persona, settings=settings, operator=operator, face=watch)
+    try:
+        fps = generator.spec.fps
+        expected = round(len(source.sound) / SOUND_RATE * fps) if watch is None else source.expected(fps)
+        yield _Run(session, source, watch, _voice(session, source.sound) if watch is None else _camera(session, source, watch), expected)
+    finally:
+        session.close()
 
 
 def natural_drive(drive: str | Path) -> Drive:

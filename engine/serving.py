@@ -39,8 +39,10 @@ class Choice:
     told: tuple[str, ...]  # what was chosen and why, in sentences
 
 
-def choose(generator: str | None, options: Mapping[str, Any], *, persona: str | None = None, folder: Path | None = None) -> Choice:
-    """What a person asked for, and the rest by the rule. `folder`: of the personas.
+def choose(
+    generator: str | None, options: Mapping[str, Any], *, persona: str | None = None, folder: Path | None = None, offline: bool = False
+) -> Choice:
+    """What a person asked for, and the rest by the rule. `folder`: of the personas; `offline`: of a whole clip, which PyTorch renders.
 
     Raises AvatarError for a persona or weights that are not whole.
     """
@@ -59,7 +61,7 @@ def choose(generator: str | None, options: Mapping[str, Any], *, persona: str | 
         if backend("openvino").available() is None:
             return Choice(generator, chosen | {"backend": "openvino"}, ("Backend: openvino, which converts the weights now.",))
         return Choice(generator, chosen, (f"OpenVINO would be the fastest here: {backend('openvino').available()}",))
-    if generator != TAUGHT or "weights" not in chosen or "backend" in chosen or any(name in chosen for name in PYTORCH_OWN):
+    if offline or generator != TAUGHT or "weights" not in chosen or "backend" in chosen or any(name in chosen for name in PYTORCH_OWN):
         return Choice(generator, chosen, ())
     found, why = _backend(Path(chosen["weights"]), chosen)
     return Choice(generator, chosen | found, why)

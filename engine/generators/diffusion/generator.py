@@ -33,7 +33,7 @@ try:
     from engine.generators.diffusion import stream as streams
     from engine.generators.diffusion.autoencoder import to_unit
     from engine.generators.diffusion.memory import within_memory
-    from engine.generators.diffusion.networks import UNTRAINED, Cache, Networks
+    from engine.generators.diffusion.networks import UNTRAINED, Cache
     from engine.generators.diffusion.sampler import levels
     from engine.generators.diffusion.staging import Staging
 except ImportError as error:
@@ -49,10 +49,6 @@ VERSION = "2"
 """Of the features: cached ones of another version are made anew."""
 SILENCE = -10.0
 """Log-mel of nothing heard."""
-NOTICE = "These weights are untrained: the picture shows that the engine runs, not what it can do. Give trained ones with --weights."
-
-MANY_STEPS = "These weights were made for {}; in {} the picture is soft until they are distilled."
-NO_GUIDANCE = "These weights were made for {}; a live stream has no guidance, so the picture is paler and less like the portrait than published ones."
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +152,7 @@ class Diffusion:
             needs=("motion", "speech") if self._base else ("motion", "speech", "face", "body", "hands"),
             together=self.device.type != "cpu" and backend == "pytorch",
             warm_up=pytorch.WARM_UPS + 1 if self.mode == "cudagraph" else 2,
-            notice=_notice(networks, count) if self.trained else NOTICE,
+            notice=weights_of.notice(networks, count),
         )
 
     # -- slow, once -----------------------------------------------------------------------------------------------------
@@ -220,6 +216,32 @@ class Diffusion:
 
     def _tensor(self, words: npt.NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(np.array(words)).view(self.recipe.dtype)
+
+    def at_leisure(
+        self,
+        identity: Identity,
+        signals: Sequence[Signal],
+        *,
+        kept: Path,
+        steps: int | None = None,
+        guidance: float | None = None,
+        progress: Any = None,
+    ) -> Callable[[int], UInt8Array]:
+        """See `engine.whole`. Raises AvatarError where another backend than PyTorch was asked for, or the memory is not enough."""
+        from engine.generators.diffusion import leisure
+
+        if self._graph is not None:
+            raise AvatarError("A whole clip is rendered by PyTorch; leave --backend out, or --offline.")
+        how = leisure.sampling_of(self, steps=steps, guidance=guidance)
+        return leisure.render(self, identity, signals, how=how, kept=kept, progress=progress)
+
+    def asks(self, identity: Identity) -> Callable[[Signal], tuple[Ask, npt.NDArray[np.float32]]]:
+        """What the networks are asked for, signal by signal of a stream, and what is heard [1, 16, 80]."""
+        state = self.allocate(1)
+        state.rows[0] = identity
+        if self._base is not None:
+            self._base.admit(state.base, 0, identity.features.base)
+        return lambda signal: (self._conditions(state, [[signal]])[0][0], _heard([signal]))
 
     # -- fast, many -----------------------------------------------------------------------------------------------------
 
@@ -332,7 +354,7 @@ class Diffusion:
         """Row -> what is asked for with each of its signals."""
         asked: dict[int, list[Ask]] = {row: [] for row, chunk in enumerate(signals) if chunk is not None}
         if self._base is not None:
-            for k in range(self.spec.chunk):  # one by one: the puppet's guide is its last frame's
+            for k in range(max(len(chunk) for chunk in signals if chunk is not None)):  # one by one: the puppet's guide is its last frame's
                 frames = self._base.step(state.base, [None if chunk is None else [chunk[k]] for chunk in signals])
                 for row, asks in asked.items():
                     asks.append(self._ask(state, row, cast(list[VideoFrame], frames[row])[0], cast(Sequence[Signal], signals[row])[k]))
@@ -366,14 +388,6 @@ class Diffusion:
             return [replace(frame, time=frame.time - early, rgb=frame.rgb if self._base is not None else still.copy()) for frame in frames]
         state.proven.add(row)
         return [ask.answered(picture) for picture, ask in zip(pictures, shown, strict=True)]
-
-
-def _notice(networks: Networks, steps: int) -> str:
-    """What whoever watches must be told of trained weights at so many steps; empty where there is nothing."""
-    if not networks.made_for:
-        return ""
-    enough = 0 < networks.made_steps <= steps
-    return NO_GUIDANCE.format(networks.made_for) if enough else MANY_STEPS.format(networks.made_for, steps)
 
 
 def _resized(made: Preset, size: tuple[int, int]) -> Preset:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 MANIFEST = "weights.json"
 """Beside the .safetensors files: which preset they are for and where they come from."""
 UNTRAINED = "untrained"
+NOTICE = "These weights are untrained: the picture shows that the engine runs, not what it can do. Give trained ones with --weights."
+MANY_STEPS = "These weights were made for {}; in {} the picture is soft until they are distilled."
+NO_GUIDANCE = "These weights were made for {}; a live stream has no guidance, so the picture is paler and less like the portrait than published ones."
 TINY_PART = "tiny"
 """The file of a tiny decoder, in the folder of weights whose latents it decodes."""
 
@@ -195,6 +198,16 @@ def load(folder: Path, *, decoder: Decoder | None = None) -> Networks:
     return networks
 
 
+def notice(networks: Networks, steps: int) -> str:
+    """What whoever watches these weights live, at so many steps, must be told; empty where there is nothing."""
+    if networks.origin == UNTRAINED:
+        return NOTICE
+    if not networks.made_for:
+        return ""
+    enough = 0 < networks.made_steps <= steps
+    return NO_GUIDANCE.format(networks.made_for) if enough else MANY_STEPS.format(networks.made_for, steps)
+
+
 def _number(networks: Networks) -> None:
     """Fill what no file keeps: transformers' encoders count their patches in a buffer [1, P]."""
     for name, buffer in list(networks.named_buffers()):
@@ -205,4 +218,4 @@ def _number(networks: Networks) -> None:
             networks.get_submodule(owner).register_buffer(own, torch.arange(buffer.shape[1])[None], persistent=False)
 
 
-__all__ = ["TINY_PART", "UNTRAINED", "Cache", "Networks", "build", "empty", "load", "save"]
+__all__ = ["TINY_PART", "UNTRAINED", "Cache", "Networks", "build", "empty", "load", "notice", "save"]

@@ -21,7 +21,7 @@ from engine.generators.diffusion.temporal import Window, whole
 from engine.generators.diffusion.unet import Denoiser
 
 Progress = Callable[[int, int], None]
-"""(steps done, steps in all)"""
+"""(windows done, windows of all steps)"""
 
 
 def windows(frames: int, how: Sampling) -> list[list[int]]:
@@ -65,12 +65,14 @@ def sample(
     *,
     sampling: Sampling | None = None,
     noise: Tensor | None = None,
+    begun: tuple[int, Tensor] | None = None,
+    keep: Callable[[int, Tensor], None] | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
     """condition uint8 [F, H, W, 3], speech [F, 16, 80] -> latents [F, C, h, w].
 
     `sampling`: by default the preset's; its steps are the recipe's levels. `noise` [F, C, h, w]: where every frame starts; seeded, different
-    for every frame, where it is not given.
+    for every frame, where it is not given. `keep` is told (steps done, latents) after every step; with those as `begun` a clip goes on.
     """
     made, networks, levels = recipe.preset, recipe.networks, recipe.levels
     frames, device = condition.shape[0], recipe.device
@@ -83,20 +85,23 @@ def sample(
     halves = [_Half(cache.reference, cache.identity, hint, spoken)]
     if how.guidance != 1.0:
         halves.append(halves[0].unguided(how))
-    x = noise
-    for s in range(len(levels)):
+    first, x = begun or (0, noise)
+    wanted = windows(frames, how)
+    for s in range(first, len(levels)):
         answers = [torch.zeros_like(x) for _ in halves]
         seen = torch.zeros(frames, device=device, dtype=x.dtype)
-        for numbers in windows(frames, how):
+        for done, numbers in enumerate(wanted, 1):
             index = torch.tensor(numbers, device=device)
             seen[index] += 1
             for answer, half in zip(answers, halves, strict=True):
                 answer[index] += half.answer(networks.denoiser, x, levels.t[s], index)
+            if progress is not None:
+                progress(s * len(wanted) + done, len(levels) * len(wanted))
         means = [answer / seen.view(-1, 1, 1, 1) for answer in answers]
         said = means[0] if len(means) == 1 else means[1] + how.guidance * (means[0] - means[1])
         x = advance(levels, s, x, said, noise)
-        if progress is not None:
-            progress(s + 1, len(levels))
+        if keep is not None:
+            keep(s + 1, x)
     return x
 
 

@@ -1,0 +1,151 @@
+"""A whole clip of signals at leisure: conditions, `offline.sample`, and pictures one by one; what was done so far lies on the disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from engine.generators.diffusion.autoencoder import to_pixels
+from engine.generators.diffusion.memory import within_memory
+from engine.generators.diffusion.offline import Progress, sample
+from engine.generators.diffusion.presets import Sampling
+from engine.generators.diffusion.sampler import levels
+from engine.generators.diffusion.stream import Recipe, shown
+from engine.generators.diffusion.trust import Ask
+from engine.types import AvatarError, FloatArray, Identity, Signal, UInt8Array, VideoFrame
+
+if TYPE_CHECKING:
+    from engine.generators.diffusion.generator import Diffusion, Features
+
+CONDITIONS, DONE = "conditions.npy", "done.safetensors"
+"""Files of the folder that a rendering goes on from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What every frame is asked for."""
+
+    conditions: npt.NDArray[np.uint8]  # [F, H, W, K], a file's
+    speech: FloatArray  # [F, 16, 80]
+    points: list[FloatArray | None]  # of the puppet's mouth and eyes, where weights are believed only so far
+    confidence: list[FloatArray | None]
+
+    def ask(self, number: int) -> Ask:
+        """Of one frame."""
+        picture = np.array(self.conditions[number])
+        return Ask(VideoFrame(picture[..., :3], 0.0), picture, self.points[number], self.confidence[number])
+
+
+def sampling_of(generator: Diffusion, *, steps: int | None, guidance: float | None) -> Sampling:
+    """The preset's for published weights; for those of this project's own training their few steps, into which guidance was distilled."""
+    networks = generator.recipe.networks
+    how = networks.preset.sampling
+    if not networks.made_for:
+        how = replace(how, steps=generator.steps, guidance=1.0)
+    return replace(how, steps=steps or how.steps, guidance=how.guidance if guidance is None else guidance)
+
+
+def render(generator: Diffusion, identity: Identity, signals: Sequence[Signal], *, how: Sampling, kept: Path, progress: Progress | None) -> Pictures:
+    """All frames of a clip -> what gives them one by one. Raises AvatarError where the disk or the memory does not do."""
+    if not signals:
+        raise AvatarError("The drive has no frame to render; choose a longer one.")
+    made, device = generator.recipe, generator.device
+    recipe = Recipe(made.networks, levels(made.preset.noise, how.steps).to(device), False, made.dtype, device)
+    try:
+        kept.mkdir(exist_ok=True)
+        asked = _asked(generator, identity, signals, kept / CONDITIONS)
+        held = _Held(kept / DONE, _key(asked, identity, how))
+        cache = cast("Features", identity.features).cache.to(device)
+        told = torch.from_numpy(asked.conditions), torch.from_numpy(asked.speech)
+        going: dict[str, Any] = {"begun": held.begun(device, recipe.dtype), "keep": held.keep, "progress": progress}
+        latents = within_memory(
+            "render a whole clip",
+            lambda: sample(recipe, cache, *told, sampling=how, **going),
+            device=device,
+            precision=generator.precision,
+            ways=("a shorter clip", "a smaller --size", "--precision fp16"),
+        )
+    except OSError as error:
+        raise AvatarError(f"{kept} cannot be written ({error.strerror or error}); make room, or name another file with --out.") from error
+    return Pictures(recipe, latents, asked)
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """Of a rendered clip, decoded when they are asked for."""
+
+    recipe: Recipe
+    latents: Tensor  # [F, C, h, w]
+    asked: Asked
+
+    @torch.inference_mode()
+    def __call__(self, number: int) -> UInt8Array:
+        """Frame `number` [H, W, 3]."""
+        ask = self.asked.ask(number)
+        base = torch.from_numpy(ask.picture)[None].to(self.recipe.device)
+        picture = shown(self.recipe.networks, self.latents[number : number + 1], base)
+        return ask.answered(to_pixels(picture)[0].cpu().numpy()).rgb
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What a rendering has done, in a file that says of which."""
+
+    path: Path
+    key: str
+
+    def begun(self, device: torch.device, dtype: torch.dtype) -> tuple[int, Tensor] | None:
+        """(steps done, latents) of the same rendering, if it was begun; another's stays until it is written over."""
+        if not self.path.is_file():
+            return None
+        try:
+            with safe_open(self.path, "pt") as held:
+                told = held.metadata() or {}
+                return (int(told["steps"]), held.get_tensor("latents").to(device, dtype)) if told.get("of") == self.key else None
+        except (SafetensorError, KeyError, ValueError):  # ended while it was written: no matter, it is made again
+            return None
+
+    def keep(self, steps: int, latents: Tensor) -> None:
+        """After every step."""
+        partial = self.path.with_suffix(".part")
+        save_file({"latents": latents.float().cpu().contiguous()}, partial, {"of": self.key, "steps": str(steps)})
+        partial.replace(self.path)
+
+
+def _key(asked: Asked, identity: Identity, how: Sampling) -> str:
+    """Names a rendering by all that it is made of."""
+    told = hashlib.sha256(f"{identity.key} {how} {asked.conditions.shape}".encode())
+    for number in range(len(asked.conditions)):
+        told.update(asked.conditions[number].tobytes())
+    told.update(asked.speech.tobytes())
+    return told.hexdigest()
+
+
+def _asked(generator: Diffusion, identity: Identity, signals: Sequence[Signal], path: Path) -> Asked:
+    """Signal by signal, as a live session asks: a condition may depend on those before it."""
+    asks = generator.asks(identity)
+    height, width = generator.spec.size
+    shape = (len(signals), height, width, generator.recipe.preset.channels)
+    conditions = cast("np.memmap[Any, np.dtype[np.uint8]]", cast(Any, np.lib.format.open_memmap)(path, "w+", np.uint8, shape))
+    speech, points, confidence = [], [], []
+    for number, signal in enumerate(signals):
+        ask, heard = asks(signal)
+        conditions[number] = ask.picture
+        speech.append(heard)
+        points.append(ask.points)
+        confidence.append(ask.confidence)
+    conditions.flush()
+    return Asked(conditions, np.concatenate(speech), points, confidence)
+
+
+__all__ = ["Pictures", "render", "sampling_of"]
