@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from engine.types import AvatarError, FaceSource, Generator, Identity, Signal, V
 from tests.conftest import require_for
 
 ROWS = 3
+SESSIONS = 50
 
 
 @pytest.fixture(scope="module", params=sorted(generators.NAMES))
@@ -145,6 +148,35 @@ def test_a_full_batch_refuses_and_a_released_row_serves_again(made: tuple[Genera
         batch.admit(identity)
     batch.release(first)
     assert batch.admit(identity) == first
+
+
+def test_many_sessions_leave_nothing_behind(made: tuple[Generator, Identity]) -> None:
+    """Each seen, heard and shown once in the same batch. Counted: bytes of Python and NumPy, and PyTorch's tensors that are alive."""
+    generator, identity = made
+    batch = Batch(generator, rows=2)
+    spoken = [replace(signal, pcm=np.full(2560, 0.1, np.float32)) for signal in signals(generator.spec.chunk, 1, 0)]
+
+    def session() -> None:
+        row = batch.admit(identity)
+        batch.step({row: spoken})
+        batch.release(row)
+
+    def held() -> tuple[int, int]:
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0], sum(type(thing).__name__ == "Tensor" for thing in gc.get_objects())
+
+    tracemalloc.start()
+    try:
+        for _ in range(10):
+            session()
+        before = held()
+        for _ in range(SESSIONS):
+            session()
+        after = held()
+    finally:
+        tracemalloc.stop()
+    assert after[1] <= before[1]
+    assert after[0] - before[0] < SESSIONS * 500, "bytes: less than any array that a session could leave"
 
 
 @pytest.fixture(params=["camera", "recording"])
