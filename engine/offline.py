@@ -220,7 +220,7 @@ def _camera(session: Session, source: _Source, watch: _Watch) -> Iterator[VideoF
     heard, asked, hands_at = 0.0, 0, -BODY_EVERY
     made = -spec.delay  # what a delayed generator shows before it has the first motion answers no picture
     for frame in source.frames():
-        while session.settings.drive == "auto" and heard < frame.time + session.window.look_ahead:
+        while session.listens and heard < frame.time + session.window.look_ahead:
             chunk = next(chunks, None)
             if chunk is None:
                 break

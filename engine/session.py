@@ -100,6 +100,11 @@ class Session:
         return part in self.batch.generator.spec.needs or (part == "body" and self.settings.track_body)
 
     @property
+    def listens(self) -> bool:
+        """Whether sound says anything here: it drives, or the generator makes the lips of it whoever moves the face."""
+        return self.settings.drive != "camera" or "pcm" in self.batch.generator.spec.needs
+
+    @property
     def hands_every(self) -> int:
         """Camera frames that one reading of the hands serves now."""
         reading = self.hands_reading
@@ -107,7 +112,7 @@ class Session:
 
     def hear(self, chunk: AudioChunk) -> None:
         """Sound arrives: the microphone's, a file's or a synthesiser's. Chunks are contiguous in time."""
-        self.speech.hear(chunk, read=self.settings.drive != "camera")
+        self.speech.hear(chunk, read=self.listens)
 
     def configure(self, **changes: Any) -> None:
         """Change settings by name (see SessionSettings); an unknown name raises TypeError."""
@@ -143,7 +148,8 @@ class Session:
         if not self.settings.track_body:  # who needs their points gets them all the same
             body = None if body is None else replace(body, confidence=0.0)
             signals = [_unshouldered(signal) for signal in signals]
-        mixed = [self.mixer.mix(s, grid=due.grid, drive=drive, speech=self.speech, body=body, hands=hands) for s in signals]
+        readings: dict[str, Any] = {"speech": self.speech, "body": body, "hands": hands, "listening": self.listens}
+        mixed = [self.mixer.mix(s, grid=due.grid, drive=drive, **readings) for s in signals]
         return replace(due, signals=[self._settle(signal) for signal in mixed])
 
     def _settle(self, signal: Signal) -> Signal:

@@ -210,6 +210,44 @@ def test_over_the_puppet_the_head_is_the_camera_s_and_the_mouth_the_voice_s() ->
     assert (changed[:, 1].min() >= centre[0]) & (changed[:, 1].max() < centre[2])
 
 
+def test_the_camera_s_drive_hears_the_voice_too() -> None:
+    """The head from the camera and the lips from the voice is what lips over another generator are for: no drive has to be chosen for it."""
+    generator = Lipsync(TINY, over="puppet")
+    persona = make_persona(generator, demo_portrait(), name="demo")
+    heard: dict[bool, list[bool]] = {}
+    for spoken in (False, True):
+        session = Session(Batch(generator, rows=1), persona, face=_Still())
+        assert session.settings.drive == "camera"
+        frames = []
+        for k in range(30):
+            if spoken:
+                session.hear(AudioChunk(speech()[k * RATE // 25 : (k + 1) * RATE // 25], RATE, k / 25))
+            output = session.push_video(VideoFrame(np.zeros((64, 64, 3), np.uint8), k / 25, k + 1))
+            frames += [] if output is None else output.frames
+        session.close()
+        heard[spoken] = [difference(frame.rgb, frames[0].rgb) > 8 for frame in frames]
+    assert not any(heard[False])
+    assert any(heard[True])
+
+
+class _Still:
+    """Somebody who holds their face still before the camera."""
+
+    neutral_state = "set"
+
+    def __call__(self, frame: VideoFrame) -> Signal:
+        return Signal(frame.time, frame.id, motion=replace(still_motion(), confidence=np.ones(3, np.float32)))
+
+    def set_neutral(self) -> None:
+        """It is."""
+
+    def reset(self) -> None:
+        """Nothing is remembered."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 def test_a_face_that_its_generator_does_not_point_out_is_found_in_its_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     class Mute:
         """The puppet without its points."""

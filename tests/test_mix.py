@@ -321,6 +321,21 @@ def test_signals_carry_the_sound_once_there_is_some() -> None:
     assert later.speech is None
 
 
+def test_a_generator_that_listens_gets_the_sound_of_a_camera_drive_and_the_face_stays_the_camera_s() -> None:
+    deaf, listening = Mixer(seed=1), Mixer(seed=1)
+    for k in range(6):
+        signal = Signal(1.0 + k / 30, motion=seen(4.0 * k), face=FACE)
+        mixed = {"grid": "camera", "drive": "camera", "speech": Voice(0.5), "body": None}
+        plain = deaf.mix(signal, **mixed)  # type: ignore[arg-type]
+        heard = listening.mix(signal, **mixed, listening=True)  # type: ignore[arg-type]
+        assert plain.pcm is None
+        assert heard.pcm is not None
+        assert plain.motion is not None
+        assert heard.motion is not None
+        for name in ("head", "mouth", "eyes", "expression"):
+            assert np.array_equal(getattr(heard.motion, name), getattr(plain.motion, name)), name
+
+
 def test_time_that_runs_back_or_leaps_does_no_harm() -> None:
     story = Story()
     story.play(seen(20.0), seconds=0.3)

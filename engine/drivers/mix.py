@@ -96,19 +96,29 @@ class Mixer:
         self.state = MixState()
 
     def mix(
-        self, signal: Signal, *, grid: Grid, drive: Drive, speech: SpeechDriver, body: BodyReading | None, hands: HandsReading | None = None
+        self,
+        signal: Signal,
+        *,
+        grid: Grid,
+        drive: Drive,
+        speech: SpeechDriver,
+        body: BodyReading | None,
+        hands: HandsReading | None = None,
+        listening: bool = False,
     ) -> Signal:
         """The signal with its final motion, and with speech and samples where sound was heard lately and may move the lips.
 
-        `signal.motion` is the camera's or None; `grid` says what paced the signal (the mix itself depends on times only).
+        `signal.motion` is the camera's or None; `grid` says what paced the signal (the mix itself depends on times only). `listening`: the
+        generator makes lips of the sound itself, whoever moves the face, so that it gets speech and samples in a camera drive too.
         """
         signal = beside(signal, body=body, hands=hands if drive != "voice" else None)
         state = self.state
         before = state.clock
         step = 0.0 if state.time is None else float(np.clip(signal.time - state.time, 0.0, _LONGEST_STEP))
         state.clock, state.time = before + step, signal.time
-        heard = drive != "camera" and signal.time - speech.heard_until < SPEECH_STALE
-        reading = speech.at(signal.time) if heard else None
+        heard = (listening or drive != "camera") and signal.time - speech.heard_until < SPEECH_STALE
+        told = speech.at(signal.time) if heard else None
+        reading = told if drive != "camera" else None
         camera, jumped = _camera(state, signal, drive, step)
         lips: Source = _lips(state, camera, drive)
         _listen(state, reading if lips == "voice" else None, step)
@@ -121,8 +131,8 @@ class Mixer:
         return replace(
             state.points(signal, step),
             motion=_shown(state),
-            speech=reading.logmel if reading else None,
-            pcm=reading.pcm if reading else None,
+            speech=told.logmel if told else None,
+            pcm=told.pcm if told else None,
         )
 
 
