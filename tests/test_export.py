@@ -23,6 +23,7 @@ from engine.persona import demo_portrait
 from engine.types import AvatarError
 from exporters import closed_loop, parity, to_tensorrt
 from exporters.parity import LIMITS
+from streaming.options import generator_options
 from tests import exports
 from tests.conftest import found, require
 from tests.exports import MINI, given_calibration, given_exported, given_judged, given_parts, given_pytorch, given_recipe, given_traced  # noqa: F401
@@ -346,7 +347,7 @@ def test_the_command_leaves_an_engine_that_is_found_and_served(own: Path, capsys
     assert found_there.engine.folder == folder
 
     command = said.splitlines()[-1].removeprefix("Serve it: avatar ")
-    asked = avatar._generator_options(avatar._parser().parse_args(shlex.split(command)))
+    asked = generator_options(avatar._parser().parse_args(shlex.split(command)))
     plain: Any = load("diffusion", weights=own, steps=1)
     served: Any = load("diffusion", **asked)
     assert (served.backend, served.precision) == ("onnxruntime", "fp32")

@@ -23,6 +23,7 @@ from engine.generators import load
 from engine.generators.diffusion.presets import ANIMATE_ANYONE, PRESETS
 from engine.persona import demo_portrait
 from engine.types import AvatarError, Signal
+from streaming.options import generator_options
 from tests.conftest import found, require
 
 if found("torch") and found("diffusers"):
@@ -466,7 +467,7 @@ def test_the_command_imports_a_tiny_decoder(
     assert f"avatar serve --generator diffusion --weights {out} --decoder tiny\n" in capsys.readouterr().out
     words = ["render", "--generator", "diffusion", "--weights", str(out), "--decoder", "tiny"]
     args = avatar._parser().parse_args([*words, "--drive", "a.wav", "-o", "b.mp4"])
-    generator: Any = load("diffusion", **avatar._generator_options(args))
+    generator: Any = load("diffusion", **generator_options(args))
     assert isinstance(generator.recipe.networks.autoencoder, autoencoder.TinyDecoded)
 
 
@@ -476,6 +477,8 @@ def test_what_the_weights_were_made_for_is_told_where_it_is_missing(steps: int, 
     notice = load("diffusion", weights=out, steps=steps).spec.notice
     assert notice.startswith("These weights were made for 30 steps with guidance 3.5; ")
     assert sentence in notice
+    as_published = "leaves 0.9 s after its motion at the earliest, since 24 frames are made at once, and takes 60 evaluations of the network; "
+    assert f"{as_published}here it waits for none and takes {steps}." in notice
 
 
 # -- a tiny decoder -------------------------------------------------------------------------------------------------------

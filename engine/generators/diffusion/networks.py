@@ -29,6 +29,11 @@ MANIFEST = "weights.json"
 UNTRAINED = "untrained"
 NOTICE = "These weights are untrained: the picture shows that the engine runs, not what it can do. Give trained ones with --weights."
 MANY_STEPS = "These weights were made for {}; in {} the picture is soft until they are distilled."
+AS_PUBLISHED = (
+    " As published a picture leaves {:.1f} s after its motion at the earliest, since {} frames are made at once, and takes {} evaluations of the "
+    "network; here it waits for none and takes {}. `avatar render --offline` does it as published."
+)
+"""Delay of the published mode: a frame waits for the last one of its window."""
 NO_GUIDANCE = "These weights were made for {}; a live stream has no guidance, so the picture is paler and less like the portrait than published ones."
 TINY_PART = "tiny"
 """The file of a tiny decoder, in the folder of weights whose latents it decodes."""
@@ -204,8 +209,12 @@ def notice(networks: Networks, steps: int) -> str:
         return NOTICE
     if not networks.made_for:
         return ""
+    made = networks.preset
+    how = made.sampling
     enough = 0 < networks.made_steps <= steps
-    return NO_GUIDANCE.format(networks.made_for) if enough else MANY_STEPS.format(networks.made_for, steps)
+    said = NO_GUIDANCE.format(networks.made_for) if enough else MANY_STEPS.format(networks.made_for, steps)
+    evaluations = networks.made_steps * (1 if how.guidance == 1.0 else 2)
+    return said + AS_PUBLISHED.format((how.window - 1) / made.fps, how.window, evaluations, steps) if evaluations else said
 
 
 def _number(networks: Networks) -> None:
