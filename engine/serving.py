@@ -18,6 +18,7 @@ from engine.backends import backend, engines
 from engine.built_in import BUILT_IN
 from engine.generators.diffusion.taught import has_networks, preset_of
 from engine.persona import own_weights
+from engine.types import AvatarError
 
 DEFAULT = "puppet"
 TAUGHT = "diffusion"
@@ -70,8 +71,8 @@ def choose(
 def _whose(weights: Path) -> str:
     """The generator that a folder of weights is for."""
     try:
-        return str(json.loads((weights / engines.WEIGHTS).read_text()).get("system", TAUGHT))
-    except (OSError, ValueError, AttributeError):
+        return engines.generator_of(weights)
+    except AvatarError:
         return TAUGHT  # which says what is wrong with them
 
 

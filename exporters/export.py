@@ -22,6 +22,8 @@ from exporters.closed_loop import WINDOWS
 from exporters.lora_option import Asked
 from exporters.manifest import KEY_SHOWN, Publication, facts, file_hashes, provenance, publishing
 from exporters.parity import LIMITS, Arrays
+from exporters.subject import Subject, subject_of
+from exporters.subject_diffusion import adapted_by
 from exporters.to_onnx import OPSET, SEEDS, Onnx, available, reference, to_onnx
 from exporters.to_tensorrt import STANDARD, Settings
 
@@ -33,14 +35,12 @@ PRECISIONS: Mapping[str, tuple[str, ...]] = {
     "tensorrt_rtx": ("fp32", "fp16", "bf16", "int8"),
 }
 """What each can have, the first by default."""
-LIVE = "step"
-"""The graph that runs for every frame: it alone is narrowed and streamed. What is made of a portrait once stays in fp32."""
 RECORDED = (0, 3)
-"""Windows of a stream whose inputs the live graph is compared on, beside random ones."""
+"""Moments of real use whose inputs a graph is compared on, beside random ones."""
 CALIBRATED = tuple(range(0, 48, 3))
-"""Windows whose inputs show the ranges of values, where no recording is given."""
+"""Moments whose inputs show the ranges of values, where no recording is given."""
 JUDGED = tuple(range(1, 48, 6))
-"""Windows whose inputs narrower precisions are measured on: none that they were calibrated on."""
+"""Moments whose inputs narrower precisions are measured on: none that they were calibrated on."""
 CALIBRATION_BYTES = 4e9
 """That they may take together; of a large preset's inputs, whose rings are gigabytes, there are fewer."""
 UNMEASURED = "not measured: no NVIDIA GPU on the machine that built it"
@@ -81,16 +81,15 @@ def export(
 ) -> Manifest:
     """Every graph of the generator whose weights are in a folder, for one backend, into the folder `out` with its manifest.
 
-    `steps` and `size` (H, W) px as the generator has them, by default the preset's. `windows`: length of the stream in which the live graph
-    is compared with PyTorch, each fed with its own past; 0 leaves that out. `calibration`: inputs of the live graph for narrower precisions,
-    by default those of a stream of the built-in portrait. `loras` are fused into the networks in memory. What `out` holds is replaced;
-    engines in it that are still good are kept. Raises AvatarError, one sentence, with `out` as it was, for whatever cannot be made or is
-    further from PyTorch than its precision may be.
+    `steps` and `size` (H, W) px as the diffusion generator has them, by default the preset's. `windows`: length of the stream in which a graph
+    that remembers is compared with PyTorch, each fed with its own past; 0 leaves that out. `calibration`: inputs of the narrowed graph, by
+    default those of the built-in portrait in real use (`Subject.inputs`). `loras` are fused into the networks in memory. What `out` holds is
+    replaced; engines in it that are still good are kept. Raises AvatarError, one sentence, with `out` as it was, for whatever cannot be made
+    or is further from PyTorch than its precision may be.
     """
     order = Order(backend, precision or "fp32", settings, windows, calibration, modelopt, timing_cache, tell)
     check(order)
-    recipe, source = recipe_of(weights, steps=steps, size=size, decoder=decoder, adapt=adapted_by(loras, tell))
-    return export_recipe(recipe, out, order, source=source)
+    return export_subject(subject_of(weights, steps=steps, size=size, decoder=decoder, adapt=adapted_by(loras, tell)), out, order)
 
 
 def check(order: Order) -> None:
@@ -109,55 +108,11 @@ def check(order: Order) -> None:
         precision.modelopt(order.modelopt)
 
 
-def adapted_by(loras: Sequence[Asked], tell: Callable[[str], None]) -> Callable[[Any], Sequence[Any]]:
-    """For `recipe_of`: networks -> the LoRAs that are to be part of them."""
-
-    def adapt(networks: Any) -> Sequence[Any]:
-        from exporters import lora
-
-        return lora.adapters(networks, loras, tell=tell)
-
-    return adapt if loras else lambda networks: ()
-
-
-def recipe_of(
-    weights: Path,
-    *,
-    steps: int | None = None,
-    size: tuple[int, int] | None = None,
-    decoder: Literal["kl", "tiny"] | None = None,
-    adapt: Callable[[Any], Sequence[Any]] = lambda networks: (),
-) -> tuple[Any, dict[str, Any]]:
-    """The generator's recipe in fp32 on the CPU, and what a manifest says of its weights. Raises AvatarError for what does not fit together.
-
-    `adapt`: `Networks` -> the LoRAs (`diffusion.adapters.Adapter`) that become part of them.
-    """
-    import torch
-
-    from engine.generators.diffusion import adapters, presets, sampler, stream
-    from engine.generators.diffusion import networks as weights_of
-
-    networks = weights_of.load(weights, decoder=decoder).to(torch.float32)
-    adapters.fuse(networks, adapt(networks))
-    if size is not None:
-        if min(size) < 1:
-            raise AvatarError(f"A picture of {size[0]} x {size[1]} px cannot be made; give a height and a width above 0.")
-        networks.preset = replace(networks.preset, size=size)
-        presets.check(networks.preset)
-    made = networks.preset
-    networks.denoiser.freeze(made.window)
-    at = sampler.levels(made.noise, made.steps if steps is None else steps)
-    source = {"weights": {weights_of.MANIFEST: networks.origin}, "decoder": "tiny" if decoder == "tiny" else "own"}
-    return stream.Recipe(networks, at, False, torch.float32, torch.device("cpu")), source
-
-
-def request(recipe: Any, order: Order, source: Mapping[str, Any]) -> str:
+def request(subject: Subject, order: Order) -> str:
     """A name for what is asked for, before any work: the same weights, LoRAs, settings and target have the same, whatever versions made them."""
-    from engine.generators.diffusion import adapters
-
-    asked: dict[str, Any] = {"backend": order.backend, "precision": order.precision, "source": dict(source)} | _config(recipe)
-    if keys := adapters.keys(recipe.networks.adapters):
-        asked["adapters"] = keys
+    asked: dict[str, Any] = {"backend": order.backend, "precision": order.precision, "source": dict(subject.source)} | dict(subject.config)
+    if subject.adapters:
+        asked["adapters"] = list(subject.adapters)
     if order.backend in ("tensorrt", "tensorrt_rtx"):
         gpu = trt_library.gpu() if order.backend == "tensorrt" else None
         library = trt_library.version(trt_library.library(order.backend))
@@ -165,45 +120,30 @@ def request(recipe: Any, order: Order, source: Mapping[str, Any]) -> str:
     return digest(asked)[:KEY_SHOWN]
 
 
-def export_recipe(recipe: Any, out: Path, order: Order, *, source: Mapping[str, Any], traced: Mapping[str, Onnx] | None = None) -> Manifest:
-    """As `export`, for a recipe (`diffusion.stream.Recipe`, fp32, CPU) whose weights `source` tells: {"weights": {name: sha256}, ...}.
-
-    `traced`: its graphs, by name, where they are there as ONNX already.
-    """
-    from engine.generators.diffusion import adapters
-    from engine.generators.diffusion.graphs import graphs
-
+def export_subject(subject: Subject, out: Path, order: Order, *, traced: Mapping[str, Onnx] | None = None) -> Manifest:
+    """As `export`, for what is loaded already. `traced`: its graphs, by name, where they are there as ONNX already."""
     check(order)
-    specs: dict[str, GraphSpec] = graphs(recipe)
-    config = _config(recipe) | {"decoder": source.get("decoder", "own")}
     with publishing(out) as publication:
         work = publication.folder / "work"
         work.mkdir()
         artifacts = {}
-        for number, (name, spec) in enumerate(specs.items(), 1):
-            order.tell(f"[{number}/{len(specs)}] {name}")
-            job = _Job(recipe, order, publication, work, name, spec, dict(source["weights"]), config, (traced or {}).get(name))
-            artifacts[name] = job.made()
+        for number, (name, spec) in enumerate(subject.specs.items(), 1):
+            order.tell(f"[{number}/{len(subject.specs)}] {name}")
+            artifacts[name] = _Job(subject, order, publication, work, name, spec, (traced or {}).get(name)).made()
         shutil.rmtree(work)
         gpu = trt_library.gpu()
         told = provenance(gpu=gpu.told() if gpu else None, settings=order.settings.told() if "tensorrt" in order.backend else None)
         # Serving needs them too: what is made of a portrait is made by the networks, not by an engine.
-        fused = adapters.write(recipe.networks.adapters, publication.folder)
-        source = dict(source) | config | ({engines.ADAPTERS: fused} if fused else {})
-        manifest = Manifest(order.backend, order.precision, "", artifacts, source, told)
-        manifest = publication.commit(manifest)
+        fused = list(subject.leave(publication.folder))
+        source = dict(subject.source) | subject.layout | {"inputs": subject.seen} | ({engines.ADAPTERS: fused} if fused else {})
+        manifest = publication.commit(Manifest(order.backend, order.precision, "", artifacts, source, told))
     order.tell(f"{out}: {', '.join(artifacts)} for {order.backend} in {order.precision}")
     return manifest
 
 
-def _config(recipe: Any) -> dict[str, Any]:
-    made = recipe.preset
-    return {"preset": made.name, "size": list(made.size), "steps": len(recipe.levels), "chunk": made.chunk, "window": made.window, "fps": made.fps}
-
-
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """Inputs of the live graph as a stream has them."""
+    """Inputs of a graph as real use has them."""
 
     calibration: Sequence[Arrays] = ()
     recorded: Sequence[Arrays] = ()  # to measure on
@@ -213,31 +153,28 @@ class _Seen:
 class _Job:
     """One graph on its way."""
 
-    recipe: Any
+    subject: Subject
     order: Order
     publication: Publication
     work: Path
     name: str
     spec: GraphSpec
-    weights: dict[str, str]
-    config: dict[str, Any]
     traced: Onnx | None
 
     def made(self) -> Artifact:
         """The graph's artifact, its files in the publication's folder."""
-        order, spec = self.order, self.spec
+        order, subject, spec = self.order, self.subject, self.spec
         module = spec.build()
         spec = replace(spec, build=lambda: module)
         torch_runner = reference(spec, module)
-        live = self.name == LIVE
-        recorded = closed_loop.recorded(self.recipe, torch_runner, RECORDED) if live else []
+        recorded = subject.inputs(self.name, torch_runner, RECORDED)
         onnx = self._again(self.traced) if self.traced else to_onnx(spec, self.work / f"{self.name}.onnx", recorded=recorded, tell=order.tell)
-        narrow = order.precision if live else "fp32"
+        narrow = order.precision if self.name in subject.narrowed else "fp32"
         seen = _Seen(recorded=recorded)
         if narrow != "fp32":
-            order.tell(f"{spec.name}: recording a stream to measure {narrow} on ...")
+            order.tell(f"{spec.name}: recording what to measure {narrow} on ...")
             calibration, judged = CALIBRATED[:: _stride(spec)], JUDGED[:: _stride(spec)]
-            kept = closed_loop.recorded(self.recipe, torch_runner, (*calibration, *judged))
+            kept = subject.inputs(self.name, torch_runner, (*calibration, *judged))
             seen = _Seen(order.calibration or kept[: len(calibration)], kept[len(calibration) :])
         make = self._openvino if order.backend == "openvino" else self._onnxruntime if order.backend == "onnxruntime" else self._tensorrt
         return make(onnx, torch_runner, narrow, seen)
@@ -256,6 +193,7 @@ class _Job:
     def _openvino(self, onnx: Onnx, torch_runner: Runner, narrow: str, seen: _Seen) -> Artifact:
         path = self.publication.folder / f"{self.name}.xml"
         shown: dict[str, Any] = {"calibration": seen.calibration, "recorded": seen.recorded, "tell": self.order.tell}
+        shown["keep"] = self.subject.keep.get(narrow, "")
         made = to_openvino.to_openvino(onnx, path, reference=torch_runner, precision=narrow, **shown)
         measured: dict[str, Any] = {"onnx": onnx.measured.told()}
         if made.measured is None:
@@ -309,6 +247,7 @@ class _Job:
             return onnx, {"kind": "fp32"}, measured
         path = self.work / f"{self.name}.{narrow}.onnx"
         shown: dict[str, Any] = {"calibration": seen.calibration, "recorded": seen.recorded, "tell": self.order.tell}
+        shown["keep"] = self.subject.keep.get(narrow, "")
         if narrow == "int8":
             made = precision.to_int8(onnx, path, reference=torch_runner, **shown)
         else:
@@ -318,12 +257,12 @@ class _Job:
         return made.onnx, made.recipe, measured
 
     def _streamed(self, torch_runner: Runner, tested: Runner, narrow: str) -> dict[str, Any]:
-        """The live graph over a long stream, fed with its own past."""
-        if self.name != LIVE or not self.order.windows:
+        """A graph that remembers over a long stream, fed with its own past."""
+        stream = self.subject.streams.get(self.name)
+        if stream is None or not self.order.windows:
             return {}
         self.order.tell(f"{self.spec.name}: {self.order.windows} windows, fed with its own past ...")
-        streams = closed_loop.live(self.recipe, torch_runner), closed_loop.live(self.recipe, tested)
-        drift = closed_loop.closed_loop(*streams, windows=self.order.windows, what=f"'{self.spec.name}'")
+        drift = closed_loop.closed_loop(stream(torch_runner), stream(tested), windows=self.order.windows, what=f"'{self.spec.name}'")
         closed_loop.check(drift, LIMITS[narrow], what=f"'{self.spec.name}'")
         return {"stream": drift.told()}
 
@@ -337,11 +276,10 @@ class _Job:
         *,
         target: Mapping[str, Any] | None = None,
     ) -> Artifact:
-        from engine.generators.diffusion import adapters
-
+        subject = self.subject
         # The key has the fp32 graph and the recipe, not the bytes of what came of them, which may differ from run to run.
-        made_of: dict[str, Any] = {"weights": self.weights, "adapters": adapters.keys(self.recipe.networks.adapters), "onnx": onnx.sha256}
-        known = facts(self.spec, **made_of, config=self.config, precision=recipe, opset=OPSET, target=target)
+        made_of: dict[str, Any] = {"weights": subject.source["weights"], "adapters": subject.adapters, "onnx": onnx.sha256}
+        known = facts(self.spec, **made_of, config=subject.layout, precision=recipe, opset=OPSET, target=target)
         inputs = {name: (tuple(shape), dtype) for name, (shape, dtype) in self.spec.inputs.items()}
         return Artifact(self.spec.name, file_hashes(list(files)), inputs, tuple(self.spec.outputs), narrow, known, measured)
 
@@ -352,4 +290,4 @@ def _stride(spec: GraphSpec) -> int:
     return max(1, math.ceil(len(CALIBRATED) * one / CALIBRATION_BYTES))
 
 
-__all__ = ["LIVE", "PRECISIONS", "Backend", "Order", "adapted_by", "check", "export", "export_recipe", "recipe_of", "request"]
+__all__ = ["PRECISIONS", "Backend", "Order", "check", "export", "export_subject", "request"]

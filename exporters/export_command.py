@@ -16,6 +16,8 @@ from exporters import export as exporter
 from exporters.closed_loop import WINDOWS
 from exporters.export import Order
 from exporters.lora_option import asked
+from exporters.subject import Subject, subject_of
+from exporters.subject_diffusion import Adapt, adapted_by
 from exporters.to_tensorrt import GIB, Settings
 
 
@@ -26,25 +28,30 @@ def export(options: argparse.Namespace, *, tell: Callable[[str], None]) -> Path:
     whatever cannot be used or made, or is further from PyTorch than its precision may be.
     """
     weights = options.weights if options.persona is None else weights_of(options.persona)
-    order, adapt = _order(options, tell), exporter.adapted_by([asked(text) for text in options.lora or ()], tell)
+    order, adapt = _order(options, tell), adapted_by([asked(text) for text in options.lora or ()], tell)
     if options.refit_from is not None:
-        from exporters import refit
-
-        if options.out and Path(options.out).resolve() == options.refit_from.resolve():
-            raise AvatarError(f"{options.out} holds the engine that is refitted, which stays as it is; choose another folder with --out.")
-        given = {name: getattr(options, name) for name in ("precision", "steps", "decoder")}
-        engine = refit.held(options.refit_from, weights, order, **given)
-        recipe, source, order = refit.refitted(engine, weights, order, adapt=adapt)
+        subject, order = _refitted(weights, options, order, adapt)
     else:
         exporter.check(order)
-        recipe, source = exporter.recipe_of(weights, steps=options.steps, decoder=options.decoder, adapt=adapt)
-    out = Path(options.out) if options.out else weights / engines.HOME / f"{options.backend}-{exporter.request(recipe, order, source)}"
-    tell(f"{recipe.preset.name}, {len(recipe.levels)}-step, for {options.backend} in {order.precision}; this takes some minutes ...")
-    manifest = exporter.export_recipe(recipe, out, order, source=source)
+        subject = subject_of(weights, steps=options.steps, decoder=options.decoder, adapt=adapt)
+    out = Path(options.out) if options.out else weights / engines.HOME / f"{options.backend}-{exporter.request(subject, order)}"
+    tell(f"{subject.about}, for {options.backend} in {order.precision}; this takes some minutes ...")
+    manifest = exporter.export_subject(subject, out, order)
     for line in report(manifest, out):
         tell(line)
-    tell(_how_to_serve(weights, options, manifest, out))
+    tell(_how_to_serve(weights, subject, manifest, out))
     return out
+
+
+def _refitted(weights: Path, options: argparse.Namespace, order: Order, adapt: Adapt | None) -> tuple[Subject, Order]:
+    """What `--refit-from` asks for."""
+    from exporters import refit
+
+    if options.out and Path(options.out).resolve() == options.refit_from.resolve():
+        raise AvatarError(f"{options.out} holds the engine that is refitted, which stays as it is; choose another folder with --out.")
+    given = {name: getattr(options, name) for name in ("precision", "steps", "decoder")}
+    engine = refit.held(options.refit_from, weights, order, **given)
+    return refit.refitted(engine, weights, order, adapt=adapt)
 
 
 def weights_of(name: str) -> Path:
@@ -127,15 +134,14 @@ def _errors(errors: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _how_to_serve(weights: Path, options: argparse.Namespace, manifest: Manifest, out: Path) -> str:
+def _how_to_serve(weights: Path, subject: Subject, manifest: Manifest, out: Path) -> str:
     """What to type next, or why that is not to be had here."""
     name = next(name for name, kinds in engines.BUILT_FOR.items() if manifest.backend in kinds)
     missing = trt.available() if name == "tensorrt" else None
     if missing:
         return f"Built, and not run: {missing}"
-    steps, decoder = manifest.source["steps"], f" --decoder {options.decoder}" if options.decoder else ""
-    where = f"--weights {shlex.quote(str(weights))} --steps {steps}{decoder} --backend {name} --graphs {shlex.quote(str(out))}"
-    return f"Serve it: avatar serve --generator diffusion {where}"
+    where = f"--weights {shlex.quote(str(weights))}{subject.serve} --backend {name} --graphs {shlex.quote(str(out))}"
+    return f"Serve it: avatar serve --generator {subject.generator} {where}"
 
 
 __all__ = ["export", "measured", "report", "weights_of"]

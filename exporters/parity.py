@@ -15,6 +15,8 @@ from engine.types import AvatarError, Runner
 Arrays = Mapping[str, npt.NDArray[Any]]
 SIGNS = ("magnitude",)
 """Outputs of which only it matters whether they are numbers (`graphs.step_spec`): means of a picture, whose last digits are the order of a sum."""
+PICTURES = ("picture",)
+"""Outputs that are pictures: of bytes, or of numbers on the bytes' scale, 0 to 255, which are judged by the bytes that they become as well."""
 BYTE = 255.0
 """Peak of a picture's values."""
 
@@ -25,13 +27,14 @@ class Error:
 
     max_abs: float  # largest difference of one value
     rel_l2: float  # L2 norm of the difference over that of the reference
-    differing: float  # share of the values that are not the same
-    psnr: float | None = None  # dB, of bytes only; infinite where nothing differs
+    differing: float  # share of the values that are not the same; of pictures, of bytes
+    psnr: float | None = None  # dB, of pictures only; infinite where nothing differs
+    rounded: bool = False  # bytes, of which `rel_l2` says how they were rounded and no more
 
     def worse(self, other: Error) -> Error:
         """The worse of both in everything."""
         psnr = None if self.psnr is None or other.psnr is None else min(self.psnr, other.psnr)
-        return Error(max(self.max_abs, other.max_abs), max(self.rel_l2, other.rel_l2), max(self.differing, other.differing), psnr)
+        return Error(max(self.max_abs, other.max_abs), max(self.rel_l2, other.rel_l2), max(self.differing, other.differing), psnr, self.rounded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,7 @@ class Measured:
 
     @property
     def worst(self) -> tuple[str, Error]:
-        """The output with the largest relative error; bytes, which are rounded, only where there is nothing else."""
+        """The output with the largest relative error; pictures, which are mostly rounded, only where there is nothing else."""
         numbers = {name: error for name, error in self.errors.items() if error.psnr is None}
         return max((numbers or self.errors).items(), key=lambda item: item[1].rel_l2)
 
@@ -104,11 +107,11 @@ def _error(name: str, want: npt.NDArray[Any], got: npt.NDArray[Any] | None, what
     apart = np.abs(a - b)
     norm, gap = float(np.linalg.norm(a)), float(np.linalg.norm(a - b))
     rel = gap / norm if norm > 0 else (0.0 if gap == 0 else math.inf)
-    psnr = None
-    if want.dtype == np.uint8:
+    psnr, differs = None, apart > 0
+    if want.dtype == np.uint8 or name in PICTURES:
         mean = float((apart**2).mean()) if apart.size else 0.0
-        psnr = 10 * math.log10(BYTE**2 / mean) if mean > 0 else math.inf
-    return Error(float(apart.max(initial=0.0)), rel, float((apart > 0).mean()) if apart.size else 0.0, psnr)
+        psnr, differs = 10 * math.log10(BYTE**2 / mean) if mean > 0 else math.inf, np.rint(a) != np.rint(b)
+    return Error(float(apart.max(initial=0.0)), rel, float(differs.mean()) if apart.size else 0.0, psnr, want.dtype == np.uint8)
 
 
 def measure(reference: Runner, tested: Runner, inputs: Iterable[Arrays], *, what: str) -> Measured:
@@ -134,9 +137,10 @@ def check(measured: Measured, limit: Limit, *, what: str) -> None:
             said = f"by {error.max_abs:.2g} at most and {error.rel_l2:.2g} relative"
             allowed = f"{limit.rel_l2:g} relative" + (f" and {limit.max_abs:g} at most" if math.isfinite(limit.max_abs) else "")
         else:
-            bad = error.psnr < limit.psnr or error.differing > limit.differing
-            said = f"by {error.max_abs:.0f} steps at most in {error.differing:.2%} of its bytes, PSNR {error.psnr:.1f} dB"
-            allowed = f"{limit.differing:.2%} and {limit.psnr:g} dB"
+            bad = error.psnr < limit.psnr or error.differing > limit.differing or (not error.rounded and error.rel_l2 > limit.rel_l2)
+            said = f"by {error.max_abs:.3g} steps at most in {error.differing:.2%} of its bytes, PSNR {error.psnr:.1f} dB"
+            said += "" if error.rounded else f" and {error.rel_l2:.2g} relative"
+            allowed = f"{limit.differing:.2%} and {limit.psnr:g} dB" + ("" if error.rounded else f" and {limit.rel_l2:g} relative")
         if bad:
             raise AvatarError(
                 f"Output '{name}' of {what} differs from PyTorch {said}, more than the {allowed} allowed; nothing was written:"
@@ -144,4 +148,4 @@ def check(measured: Measured, limit: Limit, *, what: str) -> None:
             )
 
 
-__all__ = ["LIMITS", "Arrays", "Error", "Limit", "Measured", "check", "compare", "measure"]
+__all__ = ["LIMITS", "PICTURES", "Arrays", "Error", "Limit", "Measured", "check", "compare", "measure"]

@@ -77,7 +77,7 @@ def to_half(
             np.savez(home / "inputs" / f"{number:04}.npz", **given)
         draft = home / path.name
         command += ["--onnx_path", str(source.path), "--output_path", str(draft), "--low_precision_type", kind, "--keep_io_types"]
-        command += ["--calibration_data", str(home / "inputs"), "--providers", "cpu", *(["--nodes_to_exclude", keep] if keep else [])]
+        command += ["--calibration_data", str(home / "inputs"), "--providers", "cpu", *(["--nodes_to_exclude", f".*({keep}).*"] if keep else [])]
         tell(f"{source.spec.name}: ModelOpt converts to {kind} ...")
         said = _run(command)
         share = re.findall(r"Converted (\d+)/(\d+) nodes", said)

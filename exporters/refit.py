@@ -5,7 +5,7 @@ Parity before, the engine with the weights that it has, and after, with those th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -14,10 +14,12 @@ from typing import Any
 from engine.backends import artifact, engines, trt, trt_library
 from engine.backends.artifact import EXPORTER, Artifact, Manifest
 from engine.types import AvatarError
-from exporters import closed_loop, parity
 from exporters import export as exporter
-from exporters.export import LIVE, RECORDED, Order
+from exporters import parity, subject_diffusion
+from exporters.export import RECORDED, Order
 from exporters.parity import LIMITS
+from exporters.subject import Subject
+from exporters.subject_diffusion import LIVE, Adapt
 from exporters.to_onnx import SEEDS, reference
 from exporters.to_tensorrt import Settings
 
@@ -38,7 +40,7 @@ class Held:
 
     @property
     def asked(self) -> dict[str, Any]:
-        """How the networks are to be laid out: for `export.recipe_of`."""
+        """How the networks are to be laid out: for `subject_diffusion.recipe_of`."""
         source = self.manifest.source
         return {"steps": source["steps"], "size": tuple(source["size"]), "decoder": "tiny" if source["decoder"] == "tiny" else None}
 
@@ -56,6 +58,8 @@ def held(folder: Path, weights: Path, order: Order, *, precision: str | None = N
     manifest = artifact.read(folder)
     if manifest.backend != order.backend:
         raise AvatarError(f"The engine in {folder} is one of {manifest.backend}, not of {order.backend}; choose that backend.")
+    if (whose := engines.generator_of(weights)) != "diffusion":
+        raise AvatarError(f"Only LoRAs replace weights, which '{whose}' has none of; leave --refit-from out.")
     source, live = manifest.source, manifest.artifact(LIVE)
     if source.get("weights", {}).get(engines.WEIGHTS) != engines.origin_of(weights):
         raise AvatarError(
@@ -79,40 +83,39 @@ def held(folder: Path, weights: Path, order: Order, *, precision: str | None = N
     return Held(folder, manifest, plans)
 
 
-def refitted(engine: Held, weights: Path, order: Order, *, adapt: Callable[[Any], Sequence[Any]]) -> tuple[Any, dict[str, Any], Order]:
-    """(recipe with the new weights, its source, the order that replaces weights instead of building) for `export.export_recipe`.
+def refitted(engine: Held, weights: Path, order: Order, *, adapt: Adapt | None) -> tuple[Subject, Order]:
+    """(the subject with the new weights, the order that replaces weights instead of building) for `export.export_subject`.
 
-    The engine is compared with PyTorch first, with the weights that it has. `adapt`: see `export.recipe_of`. Raises AvatarError where it is
+    The engine is compared with PyTorch first, with the weights that it has. `adapt`: see `subject_diffusion`. Raises AvatarError where it is
     off, and where what it would get is what it has.
     """
     order = replace(order, precision=engine.manifest.artifact(LIVE).precision, settings=engine.settings)
     exporter.check(order)
-    recipe, source = exporter.recipe_of(weights, **engine.asked, adapt=adapt)
+    subject = subject_diffusion.subject(weights, **engine.asked, adapt=adapt)
     has, gets = (
         [{"sha256": each["sha256"], "scale": each["scale"]} for each in some]
-        for some in (engine.manifest.source.get(engines.ADAPTERS, []), [each.key for each in recipe.networks.adapters])
+        for some in (engine.manifest.source.get(engines.ADAPTERS, []), subject.adapters)
     )
     if sorted(has, key=str) == sorted(gets, key=str):
         raise AvatarError(f"The engine in {engine.folder} has these weights already; give another LoRA or another scale with --lora.")
     order.tell(f"{engine.folder.name}, before its weights are replaced:")
     before = _before(engine, weights, order)
-    return recipe, source, replace(order, plans=engine.plans, before=before)
+    return subject, replace(order, plans=engine.plans, before=before)
 
 
 def _before(engine: Held, weights: Path, order: Order) -> dict[str, dict[str, Any]]:
     """Graph -> how far the engine is from PyTorch with the weights that it was built with."""
     from engine.backends import pytorch
     from engine.generators.diffusion import adapters
-    from engine.generators.diffusion.graphs import graphs
 
-    own, _ = exporter.recipe_of(weights, **engine.asked, adapt=lambda networks: adapters.fused_in(engine.folder, networks.origin))
+    own = subject_diffusion.subject(weights, **engine.asked, adapt=lambda networks: adapters.fused_in(engine.folder, networks.origin))
     found = {}
-    for name, spec in graphs(own).items():
+    for name, spec in own.specs.items():
         made: Artifact = engine.manifest.artifact(name)
         made.fits(spec)
         module = spec.build()
         torch_runner = reference(spec, module)
-        recorded = closed_loop.recorded(own, torch_runner, RECORDED) if name == LIVE else []
+        recorded = own.inputs(name, torch_runner, RECORDED)
         what = f"the engine '{spec.name}' with its own weights"
         runner = trt.TrtRunner(spec, trt.deserialised(made, engine.plans[name]), pytorch.device("cuda"), states={})
         inputs = chain((spec.examples(seed) for seed in SEEDS if made.precision != "int8"), recorded)

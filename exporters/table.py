@@ -15,9 +15,10 @@ from typing import Any, cast
 
 from engine.types import AvatarError
 from exporters import export as exporter
-from exporters import precision
+from exporters import precision, subject_diffusion
 from exporters.closed_loop import WINDOWS
-from exporters.export import LIVE, PRECISIONS, Order
+from exporters.export import PRECISIONS, Order
+from exporters.subject_diffusion import LIVE
 from exporters.to_onnx import Onnx, to_onnx
 from exporters.to_tensorrt import STANDARD
 
@@ -104,8 +105,9 @@ def _has_modelopt(python: str | None) -> bool:
 def _row(recipe: Any, backend: str, kind: str, traced: Mapping[str, Onnx], modelopt: str | None, out: Path) -> dict[str, Any]:
     """What the manifest says of the live graph, or why there is none."""
     order = Order(cast(exporter.Backend, backend), kind, STANDARD, WINDOWS, (), modelopt, None, lambda line: None)
+    subject = subject_diffusion.of(recipe, {"weights": {}})
     try:
-        made = exporter.export_recipe(recipe, out / f"{backend}-{kind}", order, source={"weights": {}}, traced=traced).artifact(LIVE)
+        made = exporter.export_subject(subject, out / f"{backend}-{kind}", order, traced=traced).artifact(LIVE)
     except AvatarError as error:
         return {"refused": str(error)}
     return {"measured": made.measured, "bytes": sum(file.stat().st_size for file in (out / f"{backend}-{kind}").rglob(f"{LIVE}.*"))}

@@ -45,12 +45,14 @@ def to_openvino(
     precision: str = "fp32",
     calibration: Iterable[Arrays] = (),
     recorded: Sequence[Arrays] = (),
+    keep: str = SENSITIVE,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Converted:
     """The graph in new files: `path` (.xml), and a .bin beside it.
 
     `reference`: PyTorch. `recorded`: real inputs to measure on, for int8 others than those it was calibrated on; all but int8 are measured on
-    random ones too. Raises AvatarError, with nothing written, where the graph is not taken or the error is over the limit of `precision`.
+    random ones too. `keep`: regular expression of nodes that stay in fp32 in int8. Raises AvatarError, with nothing written, where the graph is
+    not taken or the error is over the limit of `precision`.
     """
     missing = available(precision)
     if missing:
@@ -65,8 +67,8 @@ def to_openvino(
     if precision == "int8":
         if calibrated and not recorded:
             raise AvatarError("int8 is measured on inputs that it was not calibrated on; give some of those too.")
-        recipe |= {"quantiser": f"nncf {versions(['nncf']).get('nncf')}", "keep": SENSITIVE, "calibration": digest_of(calibrated)}
-        model = _quantised(model, calibrated)
+        recipe |= {"quantiser": f"nncf {versions(['nncf']).get('nncf')}", "keep": keep, "calibration": digest_of(calibrated)}
+        model = _quantised(model, calibrated, keep)
     with told_if_full(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=".openvino-") as folder:
         draft = Path(folder) / path.name
         try:
@@ -98,7 +100,7 @@ def _converted(source: Onnx) -> Any:
     return model
 
 
-def _quantised(model: Any, calibration: Sequence[Arrays]) -> Any:
+def _quantised(model: Any, calibration: Sequence[Arrays], keep: str) -> Any:
     if not calibration:
         raise AvatarError("int8 needs inputs to calibrate on; give a recording, or export in another precision.")
     import logging
@@ -106,7 +108,7 @@ def _quantised(model: Any, calibration: Sequence[Arrays]) -> Any:
     import nncf
 
     nncf.set_log_level(logging.ERROR)
-    kept = nncf.IgnoredScope(patterns=[f".*{SENSITIVE}.*"], validate=False)
+    kept = nncf.IgnoredScope(patterns=[f".*({keep}).*"] if keep else [], validate=False)
     inputs = nncf.Dataset([dict(given) for given in calibration])
     try:
         with contextlib.redirect_stdout(sys.stderr):  # its progress

@@ -64,7 +64,7 @@ def weights() -> Path:
 @cache
 def recipe() -> Any:
     """Of those weights."""
-    from exporters.export import recipe_of
+    from exporters.subject_diffusion import recipe_of
 
     with known():
         return recipe_of(weights())[0]

@@ -28,6 +28,7 @@ if found("torch") and found("diffusers"):
     from engine.generators.diffusion.stream import Recipe
     from exporters import export as exporter
     from exporters import precision, to_onnx, to_openvino
+    from exporters.subject_diffusion import of
     from tests.test_diffusion import seeded
 
 pytestmark = pytest.mark.torch
@@ -193,7 +194,7 @@ def test_engines_that_are_still_good_are_kept_and_others_built_anew(recipe: Any,
 
     def export(settings: Any = FAST, weights: str = "0") -> artifact.Manifest:
         order = exporter.Order("tensorrt_rtx", "fp32", settings, 8, (), None, None, lambda line: None)
-        return exporter.export_recipe(recipe, tmp_path, order, source={"weights": {"w": weights}})
+        return exporter.export_subject(of(recipe, {"weights": {"w": weights}}), tmp_path, order)
 
     first = export()
     assert builds == ["remember", "step"]

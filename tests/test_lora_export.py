@@ -31,7 +31,7 @@ if found("torch") and found("diffusers"):
 
     from engine.generators.diffusion.graphs import graphs
     from exporters import export as exporter
-    from exporters import export_command, lora
+    from exporters import export_command, lora, subject_diffusion
     from tests.test_diffusion import seeded
 
 pytestmark = pytest.mark.torch
@@ -65,8 +65,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def traced(place: Path) -> dict[str, Any]:
     """Every graph as ONNX, by the LoRA in it."""
     made: dict[str, Any] = {"": exports.exported()}
-    adapt = exporter.adapted_by([Asked(place / "style.safetensors", 0.5)], lambda line: None)
-    networks = exporter.recipe_of(place / "weights", adapt=adapt)[0].networks
+    adapt = subject_diffusion.adapted_by([Asked(place / "style.safetensors", 0.5)], lambda line: None)
+    networks = subject_diffusion.recipe_of(place / "weights", adapt=adapt)[0].networks
     (place / "onnx").mkdir()
     made[networks.adapters[0].sha256] = {
         name: exports.with_weights(graph, networks, place / "onnx" / f"{name}.onnx") for name, graph in exports.exported().items()
@@ -145,11 +145,11 @@ def test_keys_tell_engines_apart(place: Path, once: None, tmp_path: Path) -> Non
     keys, names = [], []
     for scale in (None, 0.5, 0.25):
         asked = [] if scale is None else [Asked(place / "style.safetensors", scale)]
-        recipe, source = exporter.recipe_of(place / "weights", adapt=exporter.adapted_by(asked, lambda line: None))
+        subject = subject_diffusion.subject(place / "weights", adapt=subject_diffusion.adapted_by(asked, lambda line: None))
         order = exporter.Order("onnxruntime", "fp32", to_tensorrt.STANDARD, 0, (), None, None, lambda line: None)
-        names.append(exporter.request(recipe, order, source))
+        names.append(exporter.request(subject, order))
         if scale != 0.25:
-            keys.append(exporter.export_recipe(recipe, tmp_path / f"{scale}", order, source=source).key)
+            keys.append(exporter.export_subject(subject, tmp_path / f"{scale}", order).key)
     assert len(set(keys)) == 2
     assert len(set(names)) == 3
     assert "adapters" not in artifact.read(tmp_path / "None").source

@@ -39,7 +39,7 @@ def written(folder: Path, seed: int = 0, *, origin: dict[str, str] | None = None
 def test_a_student_takes_the_steps_it_was_trained_for(origin: dict[str, str], steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By itself, everywhere: in the generator, in an export, and where an engine is looked for. A teacher's are too many to live by."""
     from engine.generators import load
-    from exporters.export import recipe_of
+    from exporters.subject_diffusion import recipe_of
 
     written(tmp_path / "w", origin=origin)
     assert load("diffusion", weights=tmp_path / "w").steps == steps  # type: ignore[attr-defined]

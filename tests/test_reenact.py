@@ -475,7 +475,7 @@ def test_what_does_not_fit_together_is_told(tmp_path: Path) -> None:
         ({"preset": "tiny", "precision": "int8"}, "no precision called 'int8'"),
         ({"preset": "tiny", "region": "nose"}, "no region called 'nose'"),
         ({"preset": "tiny", "backend": "openvino", "mode": "eager"}, "leave --mode out"),
-        ({"preset": "tiny", "backend": "onnxruntime"}, "these weights are none; use --backend openvino"),
+        ({"preset": "tiny", "backend": "onnxruntime"}, "ONNX Runtime runs exported graphs; export them"),
         ({"preset": "tiny", "size": (0, 5)}, "height and a width above 0"),
         ({"weights": tmp_path / "none"}, "no readable weights.json"),
     ):

@@ -7,6 +7,7 @@ an engine is still good is read from its manifest, its files and this machine, n
 from __future__ import annotations
 
 import hashlib
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ HOME = "engines"
 """The folder of engines in a folder of weights."""
 WEIGHTS = "weights.json"
 """The manifest of a folder of weights: its sha256 is the weights', since it names those of all their files."""
+UNNAMED = "diffusion"
+"""The generator of weights whose manifest names none."""
 LIVE = "step"
 """The graph that runs for every frame."""
 ADAPTERS = "adapters"
@@ -120,6 +123,15 @@ def origin_of(weights: Path) -> str:
         raise AvatarError(f"{weights} holds no weights of this engine: it has no readable {WEIGHTS}; import or train them first.") from error
 
 
+def generator_of(weights: Path) -> str:
+    """The generator that a folder of weights is for, by its manifest. Raises AvatarError for a folder without."""
+    try:
+        told = json.loads((weights / WEIGHTS).read_bytes())
+        return str(told.get("system") or told.get("generator") or UNNAMED)
+    except (OSError, ValueError, AttributeError) as error:
+        raise AvatarError(f"{weights} holds no weights of this engine: it has no readable {WEIGHTS}; import or train them first.") from error
+
+
 def _newest_first(home: Path, refused: list[str]) -> list[tuple[Path, Manifest]]:
     """Every export in a folder; a sentence into `refused` for each that cannot be read. What a killed export left is none."""
     found: list[tuple[Path, Manifest]] = []
@@ -178,4 +190,4 @@ def _check_here(name: str, manifest: Manifest) -> None:
         ov.check_precision(live.precision)
 
 
-__all__ = ["ADAPTERS", "BUILT_FOR", "HOME", "LIVE", "WEIGHTS", "Found", "Search", "find", "origin_of"]
+__all__ = ["ADAPTERS", "BUILT_FOR", "HOME", "LIVE", "WEIGHTS", "Found", "Search", "find", "generator_of", "origin_of"]

@@ -16,21 +16,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine.backends import artifact, backend, half_the_cores
-from engine.backends.engines import ADAPTERS, BUILT_FOR
+from engine.backends import artifact, backend, exported, half_the_cores
+from engine.backends.engines import ADAPTERS
+from engine.backends.exported import ON_A_GPU, Exported
 from engine.generators.diffusion import adapters
 from engine.generators.diffusion.autoencoder import TinyDecoded
 from engine.generators.diffusion.graphs import PARTS, step_spec
-from engine.generators.diffusion.networks import MANIFEST
 from engine.generators.diffusion.on_device import DeviceRow
 from engine.generators.diffusion.presets import Preset
 from engine.generators.diffusion.stream import Recipe, Stream
 from engine.generators.diffusion.temporal import places, put_at
-from engine.types import AvatarError, FloatArray, GraphSpec, Runner
+from engine.types import AvatarError, FloatArray, Runner
 
 Backend = Literal["pytorch", "openvino", "onnxruntime", "tensorrt"]
-ON_A_GPU = ("tensorrt",)
-"""Backends whose runners read tensors on the GPU, where they lie."""
 GRAPH = "step"
 """Its name in `graphs.graphs` and in an export's manifest."""
 
@@ -121,22 +119,8 @@ def check(name: str, *, mode: str | None, device: str | None, batched: bool, gra
     """Raise AvatarError where a backend does not exist, or what was asked beside it is PyTorch's."""
     if name not in get_args(Backend):
         raise AvatarError(f"The diffusion generator has no backend called '{name}'; choose one of: {', '.join(get_args(Backend))}.")
-    if name == "pytorch" and graphs is not None:
-        raise AvatarError("PyTorch runs the weights themselves; give --backend with --graphs, or leave it out.")
-    if name == "pytorch":
-        return
-    if mode is not None:
-        raise AvatarError(f"A mode is how PyTorch runs a step; leave --mode out with --backend {name}.")
-    if name in ON_A_GPU:
-        if missing := backend(name).available():
-            raise AvatarError(missing)
-        if device == "cpu":
-            raise AvatarError(f"The backend {name} runs on a GPU; leave --device out, or choose another backend.")
-        if graphs is None:
-            raise AvatarError("TensorRT runs exported engines; export them (avatar export --backend tensorrt) and give the folder with --graphs.")
-    elif device not in (None, "cpu"):
-        raise AvatarError(f"The backend {name} runs on the CPU; use --device cpu, or leave --backend out.")
-    if batched:
+    exported.check(name, graphs=graphs, mode=mode, device=device)
+    if batched and name != "pytorch":
         raise AvatarError(f"The backend {name} has no stream batch; leave --stream-batch out.")
 
 
@@ -148,39 +132,28 @@ def load(recipe: Recipe, name: str, *, precision: str | None = None, folder: Pat
     to be had.
     """
     spec = step_spec(recipe.networks, len(recipe.levels))
+    calendar = Calendar.of(recipe.preset)
+    at_once = max(1, (os.cpu_count() or 1) // half_the_cores())
     if folder is not None:
-        path, precision = _exported(recipe, spec, folder, name, precision)
-    elif name == "onnxruntime":
-        raise AvatarError("ONNX Runtime runs exported graphs; export them (avatar export) and give the folder with --graphs.")
-    else:
-        path, precision = None, precision or "fp32"
-    if name in ON_A_GPU:
-        runner = backend(name).load(spec, path=folder, device_name=str(recipe.device))
-        return Compiled(recipe, runner, Calendar.of(recipe.preset), precision, on_device=True)
-    threads = half_the_cores()
-    at_once = max(1, (os.cpu_count() or 1) // threads)
-    runner = backend(name).load(spec, precision=precision, threads=threads, at_once=at_once, path=path)
-    return Compiled(recipe, runner, Calendar.of(recipe.preset), precision)
+        held = _exported(recipe, folder, name, precision)
+        runner = held.runner(GRAPH, spec, at_once=at_once, device=str(recipe.device))
+        return Compiled(recipe, runner, calendar, held.manifest.artifact(GRAPH).precision, on_device=name in ON_A_GPU)
+    precision = precision or "fp32"
+    runner = backend(name).load(spec, precision=precision, threads=half_the_cores(), at_once=at_once)
+    return Compiled(recipe, runner, calendar, precision)
 
 
-def _exported(recipe: Recipe, spec: GraphSpec, folder: Path, name: str, precision: str | None) -> tuple[Path, str]:
-    """(file, precision) of the step in an export. Raises AvatarError for one of other weights, or for another backend or precision."""
-    manifest = artifact.read(folder)
-    if manifest.backend not in BUILT_FOR.get(name, (name,)):
-        raise AvatarError(f"The graphs in {folder} were exported for {manifest.backend}, not for {name}; choose that backend, or {artifact.AGAIN}.")
-    found = manifest.artifact(GRAPH)
-    found.fits(spec)
+def _exported(recipe: Recipe, folder: Path, name: str, precision: str | None) -> Exported:
+    """The export in a folder. Raises AvatarError for one of other weights, or for another backend or precision."""
     networks = recipe.networks
-    made_of = manifest.source.get("weights", {}).get(MANIFEST), manifest.source.get("decoder")
-    if made_of != (networks.origin, "tiny" if isinstance(networks.autoencoder, TinyDecoded) else "own"):
-        raise AvatarError(f"The graphs in {folder} were exported from other weights, or with another decoder; {artifact.AGAIN}.")
-    fused = manifest.source.get(ADAPTERS, [])
+    held = exported.opened(folder, name, origin=networks.origin, precision=precision)
+    if held.manifest.source.get("decoder") != ("tiny" if isinstance(networks.autoencoder, TinyDecoded) else "own"):
+        raise AvatarError(f"The graphs in {folder} were exported with another decoder; {artifact.AGAIN}.")
+    fused = held.manifest.source.get(ADAPTERS, [])
     if [{"sha256": each["sha256"], "scale": each["scale"]} for each in fused] != adapters.keys(networks.adapters):
         asked = " and ".join(each.told for each in networks.adapters) or "none"
         raise AvatarError(f"The graphs in {folder} have as LoRA {adapters.named(fused)}, and {asked} is asked for; {artifact.AGAIN}.")
-    if precision not in (None, found.precision):
-        raise AvatarError(f"The graphs in {folder} are in {found.precision}, not in {precision}; leave --precision out, or {artifact.AGAIN}.")
-    return (folder if name in ON_A_GPU else artifact.verified(folder, manifest, found)), found.precision  # TensorRT's own reads it again
+    return held
 
 
-__all__ = ["Backend", "Calendar", "Compiled", "check", "load"]
+__all__ = ["ON_A_GPU", "Backend", "Calendar", "Compiled", "check", "load"]

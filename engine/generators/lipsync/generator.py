@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from engine.backends import half_the_cores, pytorch  # before torch: see there
+from engine.backends import exported, half_the_cores, pytorch  # before torch: see there
 from engine.backends.artifact import sha256
 from engine.drivers.portrait import find_face
 from engine.drivers.speech import LOOK_AHEAD
@@ -81,28 +81,37 @@ class Lipsync:
         over: str | None = None,
         loop: str | Path | None = None,
         backend: lips.Backend = "pytorch",
-        precision: Precision | None = None,
+        graphs: str | Path | None = None,
+        precision: str | None = None,
         device: str | None = None,
         seed: int = 0,
     ) -> None:
         """`model` wav2lip (default) or musetalk, of random weights (by `seed`) where `weights`, an imported folder, is not given.
 
         `over`: a generator of the registry whose frames get the lips, such as puppet, or NAME=DIR with its weights: the head from the camera.
-        `loop`: a video of the portrait's person, idle, played forth and back. Neither: the portrait itself. Raises AvatarError for a misfit.
+        `loop`: a video of the portrait's person, idle, played forth and back. Neither: the portrait itself. `graphs`: the folder of an export,
+        which `backend` then runs instead of the networks. Raises AvatarError for a misfit.
         """
-        lips.check(backend, device=device)
+        lips.check(backend, device=device, graphs=graphs)
         self.device = pytorch.device(device if backend == "pytorch" else "cpu")
         if self.device.type == "cpu":
             torch.set_num_threads(half_the_cores())
-        self.precision = _precision(precision, backend=backend, on=self.device)
-        networks = weights_of.build(size_of(model or "wav2lip"), seed=seed) if weights is None else weights_of.load(Path(weights))
+        folder = None if weights is None else Path(weights)
+        if graphs is None:
+            self.precision: str = _precision(precision, backend=backend, on=self.device)
+            networks = weights_of.build(size_of(model or "wav2lip"), seed=seed) if folder is None else weights_of.load(folder)
+            networks.module.to(self.device, KINDS[self.precision] if backend == "pytorch" else torch.float32)
+            held = None
+        else:
+            networks = weights_of.empty(size_of(model or "wav2lip")) if folder is None else weights_of.described(folder)
+            held = exported.opened(Path(graphs), backend, origin=networks.origin, precision=precision)
+            self.precision = held.manifest.precision
         if model is not None and model != networks.size.name:
             raise AvatarError(f"The weights in {weights} are for the model '{networks.size.name}', not '{model}'; leave --model out.")
-        networks.module.to(self.device, KINDS[self.precision] if backend == "pytorch" else torch.float32)
         self.trained = networks.origin != UNTRAINED
         self.kind: Kind = networks.size.kind
         self.preset, self.backend = networks.size.name, backend
-        self._lips = lips.load(networks, name=backend, device=self.device, precision=self.precision)
+        self._lips = lips.load(networks, name=backend, device=self.device, precision=self.precision, held=held)
         self._base = _base(over)
         if self._base is not None and loop is not None:
             raise AvatarError("A loop moves the portrait itself, and so does another generator; leave --loop or --over out.")
@@ -122,7 +131,7 @@ class Lipsync:
             delay=self._wait + base_delay,
             needs=("pcm",) if base is None else tuple(dict.fromkeys(("pcm", *base.needs))),
             together=self.device.type != "cpu",
-            warm_up=pytorch.WARM_UPS + 2 if self.device.type != "cpu" else 2,
+            warm_up=pytorch.WARM_UPS + 2 if self.device.type != "cpu" or backend in exported.ON_A_GPU else 2,
             notice=" ".join(filter(None, ("" if self.trained else NOTICE, "" if base is None else base.notice))),
         )
 

@@ -11,6 +11,11 @@ from engine.generators.lipsync.networks import Networks
 from engine.generators.lipsync.wav2lip import Wav2Lip
 from engine.types import GraphSpec
 
+NARROWED = ("step",)
+"""Graphs of which an export makes a narrower one where that is asked for: the one that paints. What sees and hears stays in fp32."""
+ENDS = r"(face_encoder_blocks\.0\.|output_block\.1/)"
+"""Nodes of Wav2Lip's `step` that 8 bits lose most of: the first convolution and the last."""
+
 
 def graphs(networks: Networks, *, rows: int = 1) -> dict[str, GraphSpec]:
     """By name, for `rows` frames a call.
@@ -50,4 +55,4 @@ def _wav2lip(name: str, module: Wav2Lip, rows: int) -> GraphSpec:
     return GraphSpec(f"{name} step", inputs, ("picture",), lambda: wav2lip.Live(module))
 
 
-__all__ = ["graphs"]
+__all__ = ["ENDS", "NARROWED", "graphs"]

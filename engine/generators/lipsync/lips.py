@@ -12,7 +12,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from engine.backends import backend, half_the_cores, pytorch
+from engine.backends import backend, exported, half_the_cores, pytorch
+from engine.backends.exported import Exported
 from engine.generators.lipsync import musetalk, wav2lip
 from engine.generators.lipsync.graphs import graphs
 from engine.generators.lipsync.networks import Networks
@@ -20,7 +21,7 @@ from engine.generators.lipsync.sizes import MuseTalkSize
 from engine.generators.lipsync.sound import Sound
 from engine.types import AvatarError, FloatArray, GraphSpec, Runner, UInt8Array
 
-Backend = Literal["pytorch", "openvino"]
+Backend = Literal["pytorch", "openvino", "onnxruntime", "tensorrt"]
 Array = npt.NDArray[Any]
 NOISE_SEED = 0
 """Of the one noise that latents are drawn with: the same for every face, against flicker."""
@@ -84,22 +85,31 @@ def _another(runner: Runner) -> Runner:
     return make()
 
 
-def check(name: str, *, device: str | None) -> None:
-    """Raise AvatarError for a backend that does not exist or a device it cannot run on."""
+def check(name: str, *, device: str | None, graphs: object = None) -> None:
+    """Raise AvatarError for a backend that does not exist, a device it cannot run on, or an export (`graphs`) where there is none, or too many."""
     if name not in get_args(Backend):
         raise AvatarError(f"The lips generator has no backend called '{name}'; choose one of: {', '.join(get_args(Backend))}.")
-    if name == "openvino" and device not in (None, "cpu"):
-        raise AvatarError("OpenVINO runs on the CPU; use --device cpu, or leave --backend out.")
+    exported.check(name, graphs=graphs, device=device)
 
 
-def load(networks: Networks, *, name: str, device: Any, precision: str) -> Lips:
-    """The model's graphs on a backend, each run once so that no frame waits for it. Raises AvatarError where they cannot be had."""
+def load(networks: Networks, *, name: str, device: Any, precision: str, held: Exported | None = None) -> Lips:
+    """The model's graphs on a backend, PyTorch's each run once so that no frame waits for it. Raises AvatarError where they cannot be had.
+
+    `held`: an export, which runs instead of the networks: of these nothing is needed but their shapes.
+    """
+    if held is not None:
+        loaded = {graph: held.runner(graph, spec, at_once=2) for graph, spec in graphs(networks).items()}
+        return Lips(networks, loaded, noise_of(networks))
     runners = {graph: _runner(graph, spec, name=name, device=device, precision=precision) for graph, spec in graphs(networks).items()}
-    noise = None
-    if isinstance(networks.size, MuseTalkSize):
-        latent = networks.size.latent
-        noise = np.random.default_rng(NOISE_SEED).standard_normal((1, 8, latent, latent), np.float32)
-    return Lips(networks, runners, noise)
+    return Lips(networks, runners, noise_of(networks))
+
+
+def noise_of(networks: Networks) -> FloatArray | None:
+    """See `Lips.noise`."""
+    if not isinstance(networks.size, MuseTalkSize):
+        return None
+    latent = networks.size.latent
+    return np.random.default_rng(NOISE_SEED).standard_normal((1, 8, latent, latent), np.float32)
 
 
 def _runner(graph: str, spec: GraphSpec, *, name: str, device: Any, precision: str) -> Runner:
@@ -114,4 +124,4 @@ def _runner(graph: str, spec: GraphSpec, *, name: str, device: Any, precision: s
     return runner
 
 
-__all__ = ["Backend", "Lips", "check", "load", "reach"]
+__all__ = ["Backend", "Lips", "check", "load", "noise_of", "reach"]

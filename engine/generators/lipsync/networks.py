@@ -56,8 +56,7 @@ def load(folder: Path) -> Networks:
     """The networks of a folder that `avatar import wav2lip|musetalk` wrote, in the precision of the files. Raises AvatarError for anything else."""
     from safetensors.torch import load_file
 
-    text, told = _manifest(folder)
-    networks = empty(size_of(str(told["model"])))
+    networks, told = _described(folder)
     for name, module in networks.parts.items():
         path = folder / f"{name}.safetensors"
         if path.is_file() and sha256(path) != told["sha256"].get(name):
@@ -70,9 +69,21 @@ def load(folder: Path) -> Networks:
             raise AvatarError(f"{path} is missing, damaged or of another model than '{told['model']}'; import it again.") from error
     if odd := next((name for name, value in networks.module.named_buffers() if value.is_meta), None):
         raise AvatarError(f"This version of transformers or diffusers keeps '{odd}' beside the weights; install the pinned versions.")
-    networks.origin = hashlib.sha256(text.encode()).hexdigest()
     networks.module.eval().requires_grad_(False)
     return networks
+
+
+def described(folder: Path) -> Networks:
+    """The networks that a folder's manifest names, without values, for what runs without them. Raises AvatarError for anything else."""
+    return _described(folder)[0]
+
+
+def _described(folder: Path) -> tuple[Networks, dict[str, Any]]:
+    """(networks without values, content of the folder's manifest)."""
+    text, told = _manifest(folder)
+    networks = empty(size_of(str(told["model"])))
+    networks.origin = hashlib.sha256(text.encode()).hexdigest()
+    return networks, told
 
 
 def _manifest(folder: Path) -> tuple[str, dict[str, Any]]:
@@ -91,4 +102,4 @@ def _manifest(folder: Path) -> tuple[str, dict[str, Any]]:
     return text, told
 
 
-__all__ = ["COUNTS", "MANIFEST", "UNTRAINED", "Networks", "build", "empty", "load"]
+__all__ = ["COUNTS", "MANIFEST", "UNTRAINED", "Networks", "build", "described", "empty", "load"]

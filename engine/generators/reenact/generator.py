@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.backends import pytorch  # before torch: see there
+from engine.backends.exported import ON_A_GPU
 from engine.drivers.portrait import find_face
 from engine.generators.reenact import driving
 from engine.generators.reenact.crop import SOURCE_SCALE, SOURCE_UP, Paste, Square, eye_ratios, lip_ratio, mouth_width
@@ -79,25 +80,25 @@ class Reenact:
         *,
         size: tuple[int, int] | None = None,
         weights: str | Path | None = None,
-        precision: running.Precision | None = None,
+        precision: str | None = None,
         mode: pytorch.Mode | None = None,
         device: str | None = None,
         backend: running.Backend | None = None,
+        graphs: str | Path | None = None,
         region: Region = "all",
         calibrated: bool = True,
         seed: int = 0,
     ) -> None:
         """`preset`: of random weights (seeded by `seed`) where `weights`, an imported folder, is not given; default tiny, which costs little.
-        `backend`: default PyTorch, and for published ONNX files ONNX Runtime.
+        `backend`: default PyTorch, and for published ONNX files ONNX Runtime. `graphs`: the folder of an export, which it then runs.
 
         `size` (H, W) px of the frames, instead of the preset's. `mode`: see `engine.backends.pytorch`. `region`: what of a driver's picture is
         taken. `calibrated`: their change from their neutral, else their own pose and expression. Raises AvatarError for a misfit.
         """
         check_region(region)
         folder = None if weights is None else Path(weights)
-        opened, chosen, mode, self.device, precision = running.opened(
-            folder, backend, preset=preset or "tiny", seed=seed, mode=mode, device=device, precision=precision
-        )
+        asked = running.Asked(backend, mode, device, precision, None if graphs is None else Path(graphs))
+        opened, chosen, mode, self.device, precision = running.opened(folder, asked, preset=preset or "tiny", seed=seed)
         made = opened.preset
         if preset is not None and preset != made.name:
             raise AvatarError(f"The weights in {weights} are for the preset '{made.name}', not '{preset}'; leave --preset out.")
@@ -106,7 +107,7 @@ class Reenact:
         self.trained = opened.origin != UNTRAINED
         self.weights = f"{opened.origin} {'' if self.trained else seed} {made.name} {precision}"
         self._made, self._region, self._calibrated = made, region, calibrated
-        self._runners = opened.runners
+        self._runners, self.networks = opened.runners, opened.networks
         # Portraits are prepared beside the live thread, one at a time.
         self._preparing, self._slow = threading.Lock(), Desk(self._runners, mode="eager" if chosen == "pytorch" else None)
         self.spec = GeneratorSpec(
@@ -115,7 +116,7 @@ class Reenact:
             fps=30,
             needs=("motion", "face", "image"),
             together=self.device.type != "cpu",
-            warm_up=pytorch.WARM_UPS + 1 if mode == "cudagraph" else 1,
+            warm_up=pytorch.WARM_UPS + 1 if mode == "cudagraph" or chosen in ON_A_GPU else 1,
             notice="" if self.trained else NOTICE,
         )
         if min(self.spec.size) < 1:

@@ -17,6 +17,13 @@ from engine.types import GraphSpec
 FP32 = ("motion", "retarget", "stitch")
 """Graphs that stay in fp32 whatever the precision: half precisions move keypoints by what shows (found by every published port)."""
 
+NARROWED = ("render",)
+"""Graphs of which an export makes a narrower one where that is asked for: the one that costs. `appearance` runs once a portrait."""
+PLACES = r"(^|/|\.)warping/|dense_motion_network(\.shifts)?/"
+"""Nodes of `render` that compute places and look them up: half precisions cannot tell places a fraction of a cell apart."""
+MOTIONS = r"(^|/|\.)warping/|dense_motion_network|conv_img"
+"""Nodes of `render` that 8 bits lose most of: all that finds out where a cell comes from, and the last convolution."""
+
 
 def graphs(networks: Networks, *, rows: int = 1) -> dict[str, GraphSpec]:
     """All of them by name, for `rows` sessions at once."""
@@ -142,4 +149,4 @@ def _unit(picture: Tensor, dtype: torch.dtype) -> Tensor:
     return (picture.permute(0, 3, 1, 2).float() / 255).to(dtype)
 
 
-__all__ = ["FP32", "AppearanceGraph", "MotionGraph", "RenderGraph", "RetargetGraph", "StitchGraph", "graphs"]
+__all__ = ["FP32", "MOTIONS", "NARROWED", "PLACES", "AppearanceGraph", "MotionGraph", "RenderGraph", "RetargetGraph", "StitchGraph", "graphs"]

@@ -210,8 +210,7 @@ def write_manifest(folder: Path, made: Preset, hashes: dict[str, str], origin: d
 
 def load(folder: Path) -> Networks:
     """The networks of a folder that `save` or an importer wrote, in the precision of the files. Raises AvatarError for anything else."""
-    text, manifest = _manifest(folder)
-    networks = empty(preset(str(manifest["preset"])))
+    networks, manifest = _described(folder)
     hashes = dict(manifest["sha256"])
     for part, module in networks.parts().items():
         path = folder / f"{part}.safetensors"
@@ -224,9 +223,21 @@ def load(folder: Path) -> Networks:
             module.load_state_dict(held | counts, assign=True)
         except Exception as error:  # whatever a broken file raises
             raise AvatarError(f"{path} is missing, damaged or of another preset than '{networks.preset.name}'; import it again.") from error
-    networks.origin = hashlib.sha256(text.encode()).hexdigest()
     networks.eval().requires_grad_(False)
     return networks
+
+
+def described(folder: Path) -> Networks:
+    """The networks that a folder's manifest names, without values, for what runs without them. Raises AvatarError for anything else."""
+    return _described(folder)[0]
+
+
+def _described(folder: Path) -> tuple[Networks, dict[str, Any]]:
+    """(networks without values, content of the folder's manifest)."""
+    text, manifest = _manifest(folder)
+    networks = empty(preset(str(manifest["preset"])))
+    networks.origin = hashlib.sha256(text.encode()).hexdigest()
+    return networks, manifest
 
 
 def release(folder: Path) -> str | None:
@@ -254,4 +265,4 @@ def _manifest(folder: Path) -> tuple[str, dict[str, Any]]:
     return text, manifest
 
 
-__all__ = ["MANIFEST", "UNTRAINED", "Networks", "build", "empty", "kept", "load", "release", "save", "write_manifest"]
+__all__ = ["MANIFEST", "UNTRAINED", "Networks", "build", "described", "empty", "kept", "load", "release", "save", "write_manifest"]
