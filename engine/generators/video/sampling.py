@@ -147,7 +147,8 @@ def sample(
     """Pictures of the poses uint8 [F, H, W, 3] -> latents [F, C, h, w] float32. `guidance` 1 is none, and half the work.
 
     `start` [F, C, h, w]: of `first_latents` where it is not given. `half`: a clip that was begun with the same arguments goes on; `keep` is
-    told after every call of the network where it is. What windows say of a frame is averaged, then guided: u + g · (c - u).
+    told after every call of the network where it is, and copies what it does not write at once. What windows say of a frame is averaged,
+    then guided: u + g · (c - u).
     """
     at, frames = levels(steps), len(poses)
     if not frames:
@@ -161,7 +162,7 @@ def sample(
     if half is None:
         x = (first_latents(given.latents, frames, size=size) if start is None else start.float()).to(weight.device)
         half = Half(0, 0, x, x.new_zeros(1 if guidance == 1.0 else 2, *x.shape))
-    x, said = half.x.to(weight.device), half.said.to(weight.device)
+    x, said = half.x.to(weight.device), half.said.to(weight.device, copy=True)
     channels = _Poses(network, poses, spans)
     for step in range(half.step, len(at)):
         level = at.t[step].to(weight.device)[None]
