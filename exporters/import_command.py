@@ -10,6 +10,9 @@ from collections.abc import Callable
 def run(args: argparse.Namespace, *, tell: Callable[[str], None]) -> None:
     """Import what the command line says. Raises AvatarError for whatever does not fit."""
     generator, more = SYSTEMS[args.system](args, tell)
+    if not generator:
+        tell(f"Wrote {args.out}.")
+        return
     tell(f"Wrote {args.out}. Serve it: avatar serve --generator {generator} --weights {shlex.quote(str(args.out))}{more}")
 
 
@@ -26,6 +29,13 @@ def _liveportrait(args: argparse.Namespace, tell: Callable[[str], None]) -> tupl
 
     import_liveportrait(args.folder, args.out, precision=args.precision, tell=tell)
     return "reenact", ""
+
+
+def _unianimate(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[str, str]:
+    from exporters.import_unianimate import import_unianimate
+
+    import_unianimate(args.folder, args.out, vae=args.vae, clip=args.clip, precision=args.precision, tell=tell)
+    return "", ""
 
 
 def _wav2lip(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[str, str]:
@@ -46,8 +56,9 @@ SYSTEMS: dict[str, Callable[[argparse.Namespace, Callable[[str], None]], tuple[s
     "animate-anyone": _animate_anyone,
     "liveportrait": _liveportrait,
     "musetalk": _musetalk,
+    "unianimate": _unianimate,
     "wav2lip": _wav2lip,
 }
-"""Name on the command line -> its importer, which answers with the generator and with options that what it wrote needs."""
+"""Name on the command line -> its importer, which answers with the generator (none: not live) and with options that what it wrote needs."""
 
 __all__ = ["SYSTEMS", "run"]

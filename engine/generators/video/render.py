@@ -1,0 +1,118 @@
+"""A clip of UniAnimate from beginning to end: portrait, skeletons, frames; a render that was killed goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from engine.generators.video.networks import Networks, Portrait, resized
+from engine.generators.video.sampling import GUIDANCE, OVERLAP, SEED, SIZE, STEPS, Half, Progress, first_latents, sample
+from engine.types import AvatarError, UInt8Array
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Of a render; the defaults are the published ones."""
+
+    guidance: float = GUIDANCE
+    steps: int = STEPS  # asked for; 31 are taken
+    size: int = SIZE  # frames of a window
+    overlap: int = OVERLAP
+    seed: int = SEED
+
+
+DEFAULT = Settings()
+
+
+def render(
+    networks: Networks,
+    portrait: Portrait,
+    reference: UInt8Array,
+    poses: UInt8Array,
+    *,
+    settings: Settings = DEFAULT,
+    state: Path | None = None,
+    progress: Progress | None = None,
+) -> UInt8Array:
+    """Skeletons of the portrait [H, W, 3] and of every frame [F, H, W, 3], uint8 RGB of any size -> frames uint8 [F, H', W', 3].
+
+    The skeletons are of the OpenPose colours, painted on black, body with feet and hands but no face, aligned to the portrait. Red and blue
+    change places here, as they did in the pictures that the published weights were given. `state`: a file to keep what is done in, after
+    every call of the network; asked again for the same, the render goes on from it; removed at the end. Raises AvatarError for pictures
+    or a state that do not fit.
+    """
+    if poses.ndim != 4 or not len(poses):
+        raise AvatarError("There is nothing to render: the clip has no frames.")
+    size = networks.made.size
+    pose, clip = (np.ascontiguousarray(each[..., ::-1]) for each in (resized(reference, size), np.stack([resized(each, size) for each in poses])))
+    key = _key(networks, portrait, pose, clip, settings)
+    half = read_half(state, key=key) if state is not None and state.exists() else None
+
+    def keep(now: Half) -> None:
+        if state is not None:
+            write_half(now, state, key=key)
+
+    latents = sample(
+        networks.denoiser,
+        networks.given(portrait, pose),
+        torch.from_numpy(clip),
+        guidance=settings.guidance,
+        steps=settings.steps,
+        size=settings.size,
+        overlap=settings.overlap,
+        start=first_latents(portrait.latents, len(clip), seed=settings.seed, size=settings.size),
+        half=half,
+        keep=keep,
+        progress=progress,
+    )
+    if not bool(latents.isfinite().all()):
+        raise AvatarError("The network answered with numbers that are none; render in fp32, or check its weights.")
+    frames: UInt8Array = networks.decode(latents)
+    if state is not None:
+        state.unlink(missing_ok=True)
+    return frames
+
+
+def _key(networks: Networks, portrait: Portrait, pose: UInt8Array, clip: UInt8Array, settings: Settings) -> str:
+    """Of everything that the result depends on."""
+    told = json.dumps({"weights": networks.origin, "size": networks.made.name, "dtype": str(next(networks.denoiser.parameters()).dtype)})
+    made = hashlib.sha256((told + json.dumps(asdict(settings))).encode())
+    for each in (portrait.latents.float().cpu().numpy(), portrait.image.float().cpu().numpy(), pose, clip):
+        made.update(str(each.shape).encode() + np.ascontiguousarray(each).tobytes())
+    return made.hexdigest()
+
+
+def write_half(half: Half, path: Path, *, key: str) -> None:
+    """Whole or not at all: a kill while writing leaves the one before."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {"x": half.x.cpu().contiguous(), "said": half.said.cpu().contiguous()}
+        save_file(tensors, partial, metadata={"key": key, "step": str(half.step), "window": str(half.window)})
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        raise AvatarError(f"{path} cannot be written ({str(error).splitlines()[0]}); check the folder and the room on the disk.") from error
+
+
+def read_half(path: Path, *, key: str) -> Half:
+    """What `write_half` kept. Raises AvatarError for another render's file and for one that is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            told = file.metadata() or {}
+            half = Half(int(told["step"]), int(told["window"]), file.get_tensor("x"), file.get_tensor("said"))
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise AvatarError(f"{path} keeps no render that could go on; remove it, and the render begins anew.") from error
+    if told.get("key") != key:
+        raise AvatarError(f"{path} keeps a render of another clip, portrait, weights or settings; name another file, or remove it.")
+    return half
+
+
+__all__ = ["DEFAULT", "Settings", "read_half", "render", "write_half"]
