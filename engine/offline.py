@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,11 +47,13 @@ def render(
     progress: Progress | None = None,
     notice: Callable[[str], None] | None = None,
     record: str | Path | None = None,
+    makers: Mapping[str, Callable[[], Any]] | None = None,
 ) -> int:
     """Drive a persona with a clip, a sound file or recorded signals (.npz) and write the result -> number of frames.
 
     A file with video drives with its camera unless `settings.drive` is "voice"; a sound file drives with its voice. `notice` is told
-    what is worth knowing about a result that is no mistake; `record`: an .npz that the face's signals are written to. Raises AvatarError
+    what is worth knowing about a result that is no mistake; `record`: an .npz that the face's signals are written to;
+    `makers`: of the drivers of "body" and "hands" to use instead of MediaPipe's. Raises AvatarError
     for a file that cannot drive or be written, before anything is rendered, and for a camera drive without a face.
     """
     keep_apart(out, drive, record)
@@ -65,7 +67,8 @@ def render(
         watch = None if settings.drive == "voice" else _Watch(source.face, keep=recorder is not None)
         if recorder is not None and watch is None:
             raise AvatarError("A voice leaves no signals of a face to record; leave out --record-signals or drive with the camera.")
-        session = Session(Batch(generator, rows=1), persona, settings=settings, operator=operator, face=watch)
+        others = {} if watch is None or source.face is not None else {part: make() for part, make in (makers or {}).items()}
+        session = Session(Batch(generator, rows=1), persona, settings=settings, operator=operator, face=watch, **others)
         stack.callback(session.close)
         if not len(source.sound):
             writer.audio_rate = None
