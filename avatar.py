@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engine.config import Background
     from engine.persona import Persona
     from engine.serving import Choice
     from engine.types import Generator
@@ -61,6 +60,7 @@ def serve(args: argparse.Namespace) -> int:
             chat_model=args.chat_model,
             allow_echo=args.allow_echo,
             carry_strip=args.carry_strip,
+            dwpose=args.dwpose,
         )
     )
     return 0
@@ -69,6 +69,7 @@ def serve(args: argparse.Namespace) -> int:
 def render(args: argparse.Namespace) -> int:
     """Drive a portrait with a clip or a sound file and write a video."""
     from engine.config import OperatorSettings, SessionSettings
+    from engine.driving import background, dwpose_makers
     from engine.generators import load
     from engine.offline import keep_apart, natural_drive
     from engine.offline import render as run
@@ -80,7 +81,7 @@ def render(args: argparse.Namespace) -> int:
     backdrop = None if args.background in ("keep", "blur") else args.background
     keep_apart(args.out, args.drive, args.portrait, backdrop, args.record_signals)
     drive = args.drive_mode or natural_drive(args.drive)
-    settings = SessionSettings(drive=drive, background=_background(args), track_body=not args.no_body)
+    settings = SessionSettings(drive=drive, background=background(args.background), track_body=not args.no_body)
     choice = _choice(args)
     generator = load(choice.generator, **choice.options)
     notices = [generator.spec.notice] if generator.spec.notice and not args.offline else []
@@ -96,6 +97,7 @@ def render(args: argparse.Namespace) -> int:
             progress=bar,
             notice=notices.append,
             record=args.record_signals,
+            makers=dwpose_makers(args.dwpose),
         )
     finally:
         bar.end()
@@ -189,23 +191,6 @@ def _persona(generator: Generator, args: argparse.Namespace) -> Persona:
         return personas.load_persona(generator, args.persona)
     picture = read_picture(args.portrait) if args.portrait else personas.demo_portrait()
     return personas.make_persona(generator, picture, name=Path(args.portrait).stem if args.portrait else "demo")
-
-
-def _background(args: argparse.Namespace) -> Background:
-    from engine.config import Background
-    from engine.picture import read_picture
-    from engine.types import AvatarError
-
-    value: str = args.background
-    if value in ("keep", "blur"):
-        return Background(kind="keep" if value == "keep" else "blur")
-    if value.startswith("#"):
-        try:
-            red, green, blue = bytes.fromhex(value[1:])
-        except ValueError:
-            raise AvatarError(f"'{value}' is not a colour; write it as #rrggbb, for example #00b140.") from None
-        return Background(kind="colour", colour=(red, green, blue))
-    return Background(kind="picture", picture=read_picture(value))
 
 
 class _Bar:

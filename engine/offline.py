@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,11 +47,13 @@ def render(
     progress: Progress | None = None,
     notice: Callable[[str], None] | None = None,
     record: str | Path | None = None,
+    makers: Mapping[str, Callable[[], Any]] | None = None,
 ) -> int:
     """Drive a persona with a clip, a sound file or recorded signals (.npz) and write the result -> number of frames.
 
     A file with video drives with its camera unless `settings.drive` is "voice"; a sound file drives with its voice. `notice` is told
-    what is worth knowing about a result that is no mistake; `record`: an .npz that the face's signals are written to. Raises AvatarError
+    what is worth knowing about a result that is no mistake; `record`: an .npz that the face's signals are written to;
+    `makers`: of the drivers of "body" and "hands" to use instead of MediaPipe's. Raises AvatarError
     for a file that cannot drive or be written, before anything is rendered, and for a camera drive without a face.
     """
     keep_apart(out, drive, record)
@@ -60,7 +62,7 @@ def render(
     with contextlib.ExitStack() as stack:
         recorder = None if record is None else stack.enter_context(_Recorder(Path(record)))
         writer = stack.enter_context(Writer(out, audio_rate=SOUND_RATE))
-        run = stack.enter_context(_run(generator, persona, drive, settings=settings, operator=operator, record=recorder is not None))
+        run = stack.enter_context(_run(generator, persona, drive, settings, operator, makers, record=recorder is not None))
         sound, watch = run.source.sound, run.watch
         if not len(sound):
             writer.audio_rate = None
@@ -82,9 +84,16 @@ def render(
     return done
 
 
-def run_through(generator: Generator, persona: Persona, drive: str | Path, *, settings: SessionSettings | None = None) -> None:
+def run_through(
+    generator: Generator,
+    persona: Persona,
+    drive: str | Path,
+    *,
+    settings: SessionSettings | None = None,
+    makers: Mapping[str, Callable[[], Any]] | None = None,
+) -> None:
     """Ask a generator for every frame that `render` would ask it for, and write none. Raises AvatarError as `render` does."""
-    with _run(generator, persona, drive, settings=settings, operator=None, record=False) as run:
+    with _run(generator, persona, drive, settings, None, makers, record=False) as run:
         for _ in run.frames:
             pass
         if run.watch is not None:
@@ -104,14 +113,22 @@ class _Run:
 
 @contextlib.contextmanager
 def _run(
-    generator: Generator, persona: Persona, drive: str | Path, *, settings: SessionSettings | None, operator: OperatorSettings | None, record: bool
+    generator: Generator,
+    persona: Persona,
+    drive: str | Path,
+    settings: SessionSettings | None,
+    operator: OperatorSettings | None,
+    makers: Mapping[str, Callable[[], Any]] | None,
+    *,
+    record: bool,
 ) -> Iterator[_Run]:
     settings = settings or SessionSettings(drive=natural_drive(drive))
     source = _open(Path(drive), settings)
     watch = None if settings.drive == "voice" else _Watch(source.face, keep=record)
     if record and watch is None:
         raise AvatarError("A voice leaves no signals of a face to record; leave out --record-signals or drive with the camera.")
-    session = Session(Batch(generator, rows=1), persona, settings=settings, operator=operator, face=watch)
+    others = {} if watch is None or source.face is not None else {part: make() for part, make in (makers or {}).items()}
+    session = Session(Batch(generator, rows=1), persona, settings=settings, operator=operator, face=watch, **others)
     try:
         fps = generator.spec.fps
         expected = round(len(source.sound) / SOUND_RATE * fps) if watch is None else source.expected(fps)

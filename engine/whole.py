@@ -7,7 +7,7 @@ rendering.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -49,6 +49,7 @@ def render_whole(
     steps: int | None = None,
     guidance: float | None = None,
     progress: Progress | None = None,
+    makers: Mapping[str, Callable[[], Any]] | None = None,
     **more: Any,
 ) -> int:
     """As `engine.offline.render` (which `more` goes to) -> number of frames; `progress` tells steps of the rendering.
@@ -62,10 +63,10 @@ def render_whole(
     keep_apart(out, drive)
     Writer(out).abort()  # what cannot be written is told now, not after an hour
     clip = _Clip(generator, persona)
-    run_through(clip, persona, drive, settings=settings)
+    run_through(clip, persona, drive, settings=settings, makers=makers)
     kept = out.with_name(f".{out.name}.rendering")
     clip.finished = generator.at_leisure(persona.identity, clip.signals, kept=kept, steps=steps, guidance=guidance, progress=progress)
-    done = render(clip, persona, drive, out, settings=settings, operator=operator, **more)
+    done = render(clip, persona, drive, out, settings=settings, operator=operator, makers=makers, **more)
     for file in kept.glob("*") if kept.is_dir() else ():
         file.unlink()
     if kept.is_dir():

@@ -80,6 +80,7 @@ def add_generator(parser: argparse.ArgumentParser, *, lora: bool = False) -> Non
     )
     diffusion.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda where there is one)")
     if lora:
+        parser.add_argument("--dwpose", metavar="DIR", help="read body and hands with DWPose's own yolox_l.onnx and dw-ll_ucoco_384.onnx in DIR")
         diffusion.add_argument("--lora", action="append", metavar="FILE[:SCALE]", help="a LoRA (.safetensors) on the weights; may be given again")
 
 

@@ -81,6 +81,7 @@ class ServerSettings:
     chat_model: str = "gpt-4o-mini"
     chat_prompt: str = CHAT_PROMPT
     virtual_camera: bool = False
+    dwpose: Path | str | None = None  # a folder of DWPose's files, to read body and hands with instead of MediaPipe
     resume_seconds: float = 30.0  # how long a lost session is kept for its person
     silence_limit: float = 6.0  # s without any packet after which a peer is dead
     limits: Limits = field(default_factory=Limits)
@@ -111,6 +112,10 @@ class ServerSettings:
         for name in (self.tls_cert, self.tls_key):
             if name is not None and not Path(name).is_file():
                 raise AvatarError(f"There is no file {name}: check --tls-cert and --tls-key.")
+        if self.dwpose is not None:
+            from engine.drivers.dwpose import files
+
+            files(self.dwpose)
         if self.max_sessions < 1:
             raise AvatarError("A server needs room for at least one session: give --max-sessions 1 or more.")
         if not 1 <= self.port <= 65535:

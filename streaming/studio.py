@@ -19,6 +19,7 @@ from engine import built_in
 from engine.batch import Batch, warm_up
 from engine.built_in import BUILT_IN, DEMO
 from engine.config import OperatorSettings, SessionSettings
+from engine.driving import dwpose_makers
 from engine.generators import load
 from engine.persona import PORTRAIT, Persona, demo_portrait, list_personas, load_persona, personas_folder, read_portrait
 from engine.session import Session
@@ -75,7 +76,8 @@ class Studio:
             TtsSettings(url=settings.tts_url, api_key=settings.tts_key, model=settings.tts_model, voice=settings.tts_voice)
         )
         self._make_generator = generator or (lambda: load(settings.generator, **settings.generator_options))
-        self._make_face, self._make_body, self._make_hands = face, body, hands
+        beside = dwpose_makers(settings.dwpose)
+        self._make_face, self._make_body, self._make_hands = face, body or beside.get("body"), hands or beside.get("hands")
         self._make_persona = persona or self._read_persona
         self._generator: Generator | None = None
         self._ready: asyncio.Task[None] | None = None

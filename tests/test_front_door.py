@@ -46,6 +46,7 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--persona", "nobody"], "avatar persona list"),
         (["--carry-strip", "-1"], "--carry-strip"),
+        (["--dwpose", "absent"], "There is no yolox_l.onnx and no dw-ll_ucoco_384.onnx in 'absent'"),
         (["--ice-server", "turn:relay.example:3478"], "turn:user:password@host:port"),
         (["--ice-server", "turns:user@relay.example:443"], "turn:user:password@host:port"),
     ],

@@ -1,7 +1,8 @@
 """Condition pictures from signals: skeletons in the DWPose convention and face landmark maps, in the portrait's frame.
 
 The driver's picture is not the portrait's: its person sits elsewhere, nearer or further. Where the points go follows from one
-signal and from the portrait alone (`conditions_place`); a memory only eases the change from one rule to another (`conditions_ease`):
+signal and from the portrait alone (`conditions_place`); a memory only eases the change from one rule to another (`conditions_ease`), and knows
+the driver's proportions where they are not to be shown (`conditions_align`):
 
 1. *A face that the camera sees and that moves its own lips* (`motion.expression` given, confidences at least 0.3). A rigid fit says
    where the driver's head is now, `motion.head` says how far that is from the driver's neutral: so the neutral's place and size
@@ -13,6 +14,9 @@ signal and from the portrait alone (`conditions_place`); a memory only eases the
 3. *A body of which the camera sees neither shoulder* is the portrait's own, moved by `motion.body`. One it sees below a face of rule 2
    is brought to the portrait's by the two shoulders alone.
 
+4. *Proportions* are the driver's own, at the size of the portrait's head, unless the preset names an alignment: then the body below the
+   head takes on the portrait's (`conditions_align`).
+
 A hand or a joint whose confidence is under 0.3 is left out, and so is a joint that the tracker guesses well outside the picture. A face
 under it is not the driver's any more (rule 2), so that no frame is without one.
 """
@@ -21,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from engine.generators.diffusion.conditions_align import aligned
 from engine.generators.diffusion.conditions_ease import Ease, eased
 from engine.generators.diffusion.conditions_place import Anchor, Placed, anchor_of, place
 from engine.generators.diffusion.landmarks import paint_landmarks
@@ -36,7 +41,10 @@ def painter(made: Preset) -> Painter:
     """The painter of a preset's condition: of its skeleton, or of its landmarks."""
 
     def paint(signal: Signal, anchor: Anchor, ease: Ease) -> UInt8Array:
-        return draw(made.condition, eased(ease, place(signal, anchor, made.size), signal.time), made.size)
+        placed = place(signal, anchor, made.size)
+        if made.alignment != "own" and made.condition == "skeleton":
+            placed = aligned(ease.alignment, placed, signal, anchor, kind=made.alignment, size=made.size)
+        return draw(made.condition, eased(ease, placed, signal.time), made.size)
 
     return paint
 

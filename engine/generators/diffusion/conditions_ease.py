@@ -1,4 +1,4 @@
-"""Painted points without a seam where the driver's give way to the portrait's own, or back: the one memory of painted conditions.
+"""Painted points without a seam where the driver's give way to the portrait's own, or back: the memory of painted conditions.
 
 The mixer has eased the *motion* already (`engine.drivers.mix`); but a face that the camera sees is painted with the driver's own points,
 and one that it does not see with the portrait's. So where the points change hands, the difference to what was painted last is kept and
@@ -13,6 +13,7 @@ import numpy as np
 
 from engine.drivers.idle import smoothstep
 from engine.drivers.mix import EASE
+from engine.generators.diffusion.conditions_align import Alignment
 from engine.generators.diffusion.conditions_place import Placed
 from engine.generators.diffusion.skeleton import SEEN
 from engine.types import FloatArray
@@ -54,6 +55,7 @@ class Ease:
     time: float | None = None  # of the last signal
     face: Part = field(default_factory=Part)
     body: Part = field(default_factory=Part)
+    alignment: Alignment = field(default_factory=Alignment)
 
 
 def eased(ease: Ease, placed: Placed, time: float) -> Placed:

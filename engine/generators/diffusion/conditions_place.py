@@ -49,17 +49,6 @@ BodyFrom = Literal["head", "shoulders", "portrait"]
 """Whose body: the driver's, by the way of the head (rule 1) or of the shoulders, or the portrait's own (both rule 3)."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Placed:
-    """A signal's points in px of the frame."""
-
-    face: FloatArray  # [478, 2]
-    body: FloatArray  # [33, 3] x, y, visibility 0..1
-    hands: tuple[FloatArray, ...]  # of [21, 2]
-    face_from: FaceFrom
-    body_from: BodyFrom
-
-
 @dataclass(frozen=True, slots=True)
 class Similarity:
     """Driving picture -> frame, both in their heights."""
@@ -71,6 +60,18 @@ class Similarity:
         """Points [N, 2 or more], of which x and y are taken -> [N, 2]."""
         moved: Float64Array = self.scale * points[:, :2] + self.shift
         return moved
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Placed:
+    """A signal's points in px of the frame."""
+
+    face: FloatArray  # [478, 2]
+    body: FloatArray  # [33, 3] x, y, visibility 0..1
+    hands: tuple[FloatArray, ...]  # of [21, 2]
+    face_from: FaceFrom
+    body_from: BodyFrom
+    way: Similarity | None = None  # by which the driver's points came; None where there are none
 
 
 def anchor_of(portrait: UInt8Array) -> Anchor:
@@ -139,6 +140,7 @@ def place(signal: Signal, anchor: Anchor, size: tuple[int, int]) -> Placed:
         hands=tuple(hand.astype(np.float32) for hand in hands),
         face_from=face_from,
         body_from=body_from,
+        way=way,
     )
 
 
@@ -189,4 +191,4 @@ def _hands(signal: Signal) -> list[Float64Array]:
     return [metric(hand, signal.aspect)[:, :2] for hand in signal.hands if np.isfinite(hand).all() and hand[:, :2].any()]
 
 
-__all__ = ["Anchor", "Placed", "anchor_of", "place", "visibility"]
+__all__ = ["Anchor", "Placed", "Similarity", "anchor_of", "place", "visibility"]

@@ -15,6 +15,8 @@ Decoder = Literal["kl", "tiny"]
 """What makes pictures of a KL autoencoder's latents: its own decoder, or a tiny one that was distilled from it (TAESD)."""
 Condition = Literal["puppet", "skeleton", "landmarks"]
 """What tells a frame its motion: the puppet's own coarse frame, a painted skeleton (DWPose convention), or face landmarks."""
+Alignment = Literal["own", "musepose", "unianimate", "shape"]
+"""Whose proportions a skeleton has: the driver's own, or the portrait's by one of three published ways (`conditions_align`)."""
 Prediction = Literal["epsilon", "v", "x0", "flow"]
 Stepper = Literal["euler", "lcm"]
 
@@ -82,6 +84,7 @@ class Preset:
     unet: UNet
     guider: tuple[int, ...]  # channels of the pose guider, finest first; each but the first halves the size
     condition: Condition
+    alignment: Alignment = "own"
     fold: int = 1  # px that the guider folds into channels before its first convolution
     noise: Noise = Noise()
     image_encoder: Literal["none", "pooled", "clip"] = "none"  # what makes the identity's tokens

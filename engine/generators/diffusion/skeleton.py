@@ -13,10 +13,9 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from engine.drivers.align import JOINTS, NECK, SEEN
 from engine.types import FloatArray, UInt8Array
 
-SEEN = 0.3
-"""Score above which DWPose believes a point."""
 PUBLISHED_SIDE = 512
 """px of the picture's shorter side that the widths below are made for."""
 STICK = 4
@@ -28,8 +27,6 @@ FINGER = 2
 LIMB_SHARE = 0.6
 """Brightness of the limbs; joints, hands and face keep all of theirs."""
 
-NECK = 1
-JOINTS = 18
 FROM_BODY = {2: 12, 3: 14, 4: 16, 5: 11, 6: 13, 7: 15, 8: 24, 9: 26, 10: 28, 11: 23, 12: 25, 13: 27}
 """OpenPose's joint -> MediaPipe's pose landmark: the person's right arm, left arm, right leg, left leg. The neck lies between the shoulders."""
 FROM_FACE = {0: 1, 14: 468, 15: 473, 16: 234, 17: 454}
@@ -136,4 +133,4 @@ def _inside(point: FloatArray) -> bool:
     return int(point[0]) > 0 and int(point[1]) > 0
 
 
-__all__ = ["COLOURS", "FACE_51", "FINGERS", "LIMBS", "SEEN", "face_68", "joints_of", "paint_skeleton"]
+__all__ = ["COLOURS", "FACE_51", "FINGERS", "LIMBS", "NECK", "SEEN", "face_68", "joints_of", "paint_skeleton"]
