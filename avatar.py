@@ -78,6 +78,8 @@ def render(args: argparse.Namespace) -> int:
 
     if args.guidance is not None and not args.offline:
         raise AvatarError("A live stream has no guidance; give --offline beside --guidance, or leave it out.")
+    if args.offline and args.backend not in (None, "pytorch"):
+        raise AvatarError("A whole clip is rendered by PyTorch; leave --backend out, or --offline.")
     backdrop = None if args.background in ("keep", "blur") else args.background
     keep_apart(args.out, args.drive, args.portrait, backdrop, args.record_signals)
     drive = args.drive_mode or natural_drive(args.drive)

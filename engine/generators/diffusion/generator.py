@@ -231,7 +231,7 @@ class Diffusion:
         from engine.generators.diffusion import leisure
 
         if self._graph is not None:
-            raise AvatarError("A whole clip is rendered by PyTorch; leave --backend out, or --offline.")
+            raise AvatarError(f"A whole clip is rendered by PyTorch, and this generator runs on {self.backend}; load it without a backend.")
         how = leisure.sampling_of(self, steps=steps, guidance=guidance)
         return leisure.render(self, identity, signals, how=how, kept=kept, progress=progress)
 
