@@ -43,9 +43,11 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     whose.add_argument("--weights", type=Path, metavar="DIR", help="a folder of weights that was trained or imported")
     whose.add_argument("--persona", metavar="NAME", help="a saved persona that has weights of its own")
     parser.add_argument("--backend", choices=["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"], required=True, help="what will run them")
-    parser.add_argument("--precision", choices=["fp32", "fp16", "bf16", "int8"], help="of the live graph (default: fp32)")
-    parser.add_argument("--steps", type=int, metavar="N", help="denoising steps a frame (default: the preset's)")
-    parser.add_argument("--decoder", choices=["kl", "tiny"], help="as `avatar serve --decoder`")
+    parser.add_argument(
+        "--precision", choices=["fp32", "fp16", "bf16", "int8"], help="of the graph that costs most (default: fp32); the others keep fp32"
+    )
+    parser.add_argument("--steps", type=int, metavar="N", help="of diffusion: denoising steps a frame (default: the preset's)")
+    parser.add_argument("--decoder", choices=["kl", "tiny"], help="of diffusion: as `avatar serve --decoder`")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the folder to write (default: engines/BACKEND-KEY beside the weights)")
     parser.add_argument(
         "--lora", action="append", metavar="FILE[:SCALE]", help="a LoRA (.safetensors) to fuse, of the denoiser; may be given again (default: none)"

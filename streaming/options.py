@@ -58,11 +58,11 @@ def add_render(parser: argparse.ArgumentParser) -> None:
 def add_generator(parser: argparse.ArgumentParser, *, lora: bool = False) -> None:
     """Which generator, and what it is built with; options that are not given stay with the generator."""
     parser.add_argument("--generator", help="puppet, diffusion, lipsync or reenact (default: the one whose weights the persona has, else the puppet)")
-    lips = parser.add_argument_group("of the lips generator (with --weights, --backend, --precision and --device as below)")
+    lips = parser.add_argument_group("of the lips generator (with --weights, --backend, --graphs, --precision and --device as below)")
     lips.add_argument("--model", metavar="NAME", help="wav2lip (default) or musetalk, with random weights; --weights names its own")
     lips.add_argument("--over", metavar="NAME[=DIR]", help="put the lips into another generator's frames (of weights in DIR): head from the camera")
     lips.add_argument("--loop", metavar="FILE", help="a video of the portrait's person, idle, played forth and back (default: the still portrait)")
-    diffusion = parser.add_argument_group("of the diffusion generator; reenact takes preset, weights, precision, backend, mode and device too")
+    diffusion = parser.add_argument_group("of the diffusion generator; reenact has preset, weights, precision, backend, graphs, mode, device too")
     diffusion.add_argument("--preset", help="tiny, compact (default) or animate_anyone, with random weights; reenact: tiny (default) or liveportrait")
     diffusion.add_argument("--weights", metavar="DIR", help="a folder of weights that was trained or imported; it names its preset")
     diffusion.add_argument("--steps", type=int, metavar="N", help="denoising steps a frame (default: the preset's)")
