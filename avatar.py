@@ -68,7 +68,7 @@ def serve(args: argparse.Namespace) -> int:
 def render(args: argparse.Namespace) -> int:
     """Drive a portrait with a clip or a sound file and write a video."""
     from engine.config import OperatorSettings, SessionSettings
-    from engine.driving import background, dwpose_makers
+    from engine.driving import background, dwpose_makers, open_maps
     from engine.generators import load
     from engine.offline import keep_apart, natural_drive
     from engine.offline import render as run
@@ -80,6 +80,8 @@ def render(args: argparse.Namespace) -> int:
     choice = _choice(args)
     generator = load(choice.generator, **choice.options)
     notices = [generator.spec.notice] if generator.spec.notice else []
+    if args.maps and "maps" not in generator.spec.needs:
+        notices.append(f"The generator '{choice.generator}' reads no condition pictures, so --maps changes nothing.")
     bar = _Bar()
     try:
         frames = run(
@@ -93,6 +95,7 @@ def render(args: argparse.Namespace) -> int:
             notice=notices.append,
             record=args.record_signals,
             makers=dwpose_makers(args.dwpose),
+            maps=open_maps(args.maps, size=generator.spec.size, drive=args.drive),
         )
     finally:
         bar.end()
@@ -270,6 +273,8 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--drive-mode", choices=["camera", "voice", "auto"], help="who moves the face (default: the picture where there is one)")
     p.add_argument("--background", default="keep", metavar="keep|blur|#rrggbb|FILE")
     _add_generator(p, lora=True)
+    pictures = "condition pictures beside the drive, a clip or an ONNX file: densepose, depth, dwpose, normal or semantic; may be given again"
+    p.add_argument("--maps", action="append", default=[], metavar="NAME=FILE", help=pictures)
     p.add_argument("--no-body", action="store_true", help="leave the shoulders still")
     p.add_argument("--badge", action="store_true", help="a visible 'AI' badge")
     p.add_argument("--record-signals", metavar="FILE.npz", help="also keep what was read from the face (not the shoulders), to drive with later")
