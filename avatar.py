@@ -69,7 +69,7 @@ def serve(args: argparse.Namespace) -> int:
 def render(args: argparse.Namespace) -> int:
     """Drive a portrait with a clip or a sound file and write a video."""
     from engine.config import OperatorSettings, SessionSettings
-    from engine.driving import background, dwpose_makers
+    from engine.driving import background, dwpose_makers, open_maps
     from engine.generators import load
     from engine.offline import keep_apart, natural_drive
     from engine.offline import render as run
@@ -87,6 +87,8 @@ def render(args: argparse.Namespace) -> int:
     choice = _choice(args)
     generator = load(choice.generator, **choice.options)
     notices = [generator.spec.notice] if generator.spec.notice and not args.offline else []
+    if args.maps and "maps" not in generator.spec.needs:
+        notices.append(f"The generator '{choice.generator}' reads no condition pictures, so --maps changes nothing.")
     bar = _Bar()
     try:
         frames = (partial(render_whole, steps=args.steps, guidance=args.guidance) if args.offline else run)(
@@ -100,6 +102,7 @@ def render(args: argparse.Namespace) -> int:
             notice=notices.append,
             record=args.record_signals,
             makers=dwpose_makers(args.dwpose),
+            maps=open_maps(args.maps, size=generator.spec.size, drive=args.drive),
         )
     finally:
         bar.end()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from engine.config import Background
     from engine.drivers.dwpose import DWPose
+    from engine.drivers.maps import Maps
 
 Maker = Callable[[], Any]
 
@@ -53,4 +54,38 @@ def background(value: str) -> Background:
     return Background(kind="picture", picture=read_picture(value))
 
 
-__all__ = ["background", "dwpose_makers"]
+def open_maps(chosen: Sequence[str], *, size: tuple[int, int], drive: str | Path) -> Maps | None:
+    """`--maps NAME=FILE ...`: recorded clips, or networks (.onnx), for a generator's frames of `size` (H, W); None where there are none.
+
+    Raises AvatarError for a name that is none, a file that cannot be read, a network beside recorded signals, which have no pictures, and a
+    clip that is shorter than the drive.
+    """
+    if not chosen:
+        return None
+    from engine.drivers.maps import HELD, NAMES, Maps, MapSource, Network, Recorded
+    from engine.media import probe, video_frames
+    from engine.offline import RECORDING
+    from engine.types import AvatarError
+
+    sources: dict[str, MapSource] = {}
+    recorded = Path(drive).suffix.lower() == RECORDING
+    for entry in chosen:
+        name, _, file = entry.partition("=")
+        if name not in NAMES or not file or name in sources:
+            raise AvatarError(f"'{entry}' names no condition pictures; write --maps NAME=FILE, each name once, with one of: {', '.join(NAMES)}.")
+        if Path(file).suffix.lower() == ".onnx":
+            if recorded:
+                raise AvatarError(f"Recorded signals have no pictures for '{file}' to read; drive with a clip, or give a clip of condition pictures.")
+            sources[name] = Network(file, size=size)
+            continue
+        clip = probe(file)
+        if not clip.has_video:
+            raise AvatarError(f"'{clip.path.name}' has no video; give a clip of condition pictures.")
+        length = 0.0 if recorded else probe(drive).duration
+        if clip.duration + HELD < length:
+            raise AvatarError(f"'{clip.path.name}' is {clip.duration:.1f} s long and the drive {length:.1f} s; record it over all of the drive.")
+        sources[name] = Recorded(clip.path.name, video_frames(file), size=size)
+    return Maps(sources)
+
+
+__all__ = ["background", "dwpose_makers", "open_maps"]

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from engine.media import Writer, audio_samples, first_picture_time, probe, video
 from engine.persona import Persona
 from engine.session import Session
 from engine.types import AudioChunk, AvatarError, Drive, FloatArray, Generator, Output, Signal, VideoFrame
+
+if TYPE_CHECKING:
+    from engine.drivers.maps import Maps
 
 SOUND_RATE = 48_000
 """Hz of the rendered file's sound."""
@@ -48,13 +51,14 @@ def render(
     notice: Callable[[str], None] | None = None,
     record: str | Path | None = None,
     makers: Mapping[str, Callable[[], Any]] | None = None,
+    maps: Maps | None = None,
 ) -> int:
     """Drive a persona with a clip, a sound file or recorded signals (.npz) and write the result -> number of frames.
 
     A file with video drives with its camera unless `settings.drive` is "voice"; a sound file drives with its voice. `notice` is told
     what is worth knowing about a result that is no mistake; `record`: an .npz that the face's signals are written to;
-    `makers`: of the drivers of "body" and "hands" to use instead of MediaPipe's. Raises AvatarError
-    for a file that cannot drive or be written, before anything is rendered, and for a camera drive without a face.
+    `makers`: of the drivers of "body" and "hands" to use instead of MediaPipe's; `maps`: condition pictures to play beside the drive, closed
+    with it. Raises AvatarError for a file that cannot drive or be written, before anything is rendered, and for a camera drive without a face.
     """
     keep_apart(out, drive, record)
     if record is not None:
@@ -62,7 +66,7 @@ def render(
     with contextlib.ExitStack() as stack:
         recorder = None if record is None else stack.enter_context(_Recorder(Path(record)))
         writer = stack.enter_context(Writer(out, audio_rate=SOUND_RATE))
-        run = stack.enter_context(_run(generator, persona, drive, settings, operator, makers, record=recorder is not None))
+        run = stack.enter_context(_run(generator, persona, drive, settings, operator, makers, maps, record=recorder is not None))
         sound, watch = run.source.sound, run.watch
         if not len(sound):
             writer.audio_rate = None
@@ -91,9 +95,10 @@ def run_through(
     *,
     settings: SessionSettings | None = None,
     makers: Mapping[str, Callable[[], Any]] | None = None,
+    maps: Maps | None = None,
 ) -> None:
     """Ask a generator for every frame that `render` would ask it for, and write none. Raises AvatarError as `render` does."""
-    with _run(generator, persona, drive, settings, None, makers, record=False) as run:
+    with _run(generator, persona, drive, settings, None, makers, maps, record=False) as run:
         for _ in run.frames:
             pass
         if run.watch is not None:
@@ -119,22 +124,26 @@ def _run(
     settings: SessionSettings | None,
     operator: OperatorSettings | None,
     makers: Mapping[str, Callable[[], Any]] | None,
+    maps: Maps | None,
     *,
     record: bool,
 ) -> Iterator[_Run]:
-    settings = settings or SessionSettings(drive=natural_drive(drive))
-    source = _open(Path(drive), settings)
-    watch = None if settings.drive == "voice" else _Watch(source.face, keep=record)
-    if record and watch is None:
-        raise AvatarError("A voice leaves no signals of a face to record; leave out --record-signals or drive with the camera.")
-    others = {} if watch is None or source.face is not None else {part: make() for part, make in (makers or {}).items()}
-    session = Session(Batch(generator, rows=1), persona, settings=settings, operator=operator, face=watch, **others)
-    try:
+    with contextlib.ExitStack() as stack:
+        if maps is not None:
+            stack.callback(maps.close)
+        settings = settings or SessionSettings(drive=natural_drive(drive))
+        source = _open(Path(drive), settings)
+        watch = None if settings.drive == "voice" else _Watch(source.face, keep=record, maps=maps)
+        if record and watch is None:
+            raise AvatarError("A voice leaves no signals of a face to record; leave out --record-signals or drive with the camera.")
+        if maps is not None and watch is None:
+            raise AvatarError("Condition pictures are played beside a driving picture; leave out --maps or drive with the camera.")
+        others = {} if watch is None or source.face is not None else {part: make() for part, make in (makers or {}).items()}
+        session = Session(Batch(generator, rows=1), persona, settings=settings, operator=operator, face=watch, **others)
+        stack.callback(session.close)
         fps = generator.spec.fps
         expected = round(len(source.sound) / SOUND_RATE * fps) if watch is None else source.expected(fps)
         yield _Run(session, source, watch, _voice(session, source.sound) if watch is None else _camera(session, source, watch), expected)
-    finally:
-        session.close()
 
 
 def natural_drive(drive: str | Path) -> Drive:
@@ -273,17 +282,19 @@ def _frames(output: Output | None) -> list[VideoFrame]:
 class _Watch:
     """A face driver that counts where it sees a face, and keeps its signals on request."""
 
-    def __init__(self, face: Any, *, keep: bool) -> None:
+    def __init__(self, face: Any, *, keep: bool, maps: Maps | None = None) -> None:
         from engine.drivers.face import FaceDriver
 
         self._face = face or FaceDriver()
-        self._keep = keep
+        self._keep, self._maps = keep, maps
         self.frames = self.seen = 0
         self.last: Signal | None = None
         self.signals: list[Signal] = []
 
     def __call__(self, frame: VideoFrame) -> Signal:
         signal: Signal = self._face(frame)
+        if self._maps is not None:
+            signal = replace(signal, maps=self._maps(frame))
         self.frames, self.last = self.frames + 1, signal
         self.seen += signal.motion is not None and float(signal.motion.confidence[0]) > 0.0
         return signal

@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from engine.config import OperatorSettings, SessionSettings
 from engine.media import Writer
 from engine.offline import Progress, keep_apart, render, run_through
 from engine.persona import Persona
 from engine.types import AvatarError, Generator, GeneratorSpec, Identity, Signal, UInt8Array, VideoFrame
+
+if TYPE_CHECKING:
+    from engine.drivers.maps import Maps
 
 
 @runtime_checkable
@@ -50,6 +53,7 @@ def render_whole(
     guidance: float | None = None,
     progress: Progress | None = None,
     makers: Mapping[str, Callable[[], Any]] | None = None,
+    maps: Maps | None = None,
     **more: Any,
 ) -> int:
     """As `engine.offline.render` (which `more` goes to) -> number of frames; `progress` tells steps of the rendering.
@@ -63,10 +67,11 @@ def render_whole(
     keep_apart(out, drive)
     Writer(out).abort()  # what cannot be written is told now, not after an hour
     clip = _Clip(generator, persona)
-    run_through(clip, persona, drive, settings=settings, makers=makers)
+    run_through(clip, persona, drive, settings=settings, makers=makers, maps=maps)
     kept = out.with_name(f".{out.name}.rendering")
     clip.finished = generator.at_leisure(persona.identity, clip.signals, kept=kept, steps=steps, guidance=guidance, progress=progress)
-    done = render(clip, persona, drive, out, settings=settings, operator=operator, makers=makers, **more)
+    clip.spec = replace(clip.spec, needs=("motion",))  # whatever else it needed has been read
+    done = render(clip, persona, drive, out, settings=settings, operator=operator, **more)
     for file in kept.glob("*") if kept.is_dir() else ():
         file.unlink()
     if kept.is_dir():

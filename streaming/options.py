@@ -47,6 +47,8 @@ def add_render(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--drive-mode", choices=["camera", "voice", "auto"], help="who moves the face (default: the picture where there is one)")
     parser.add_argument("--background", default="keep", metavar="keep|blur|#rrggbb|FILE")
     add_generator(parser, lora=True)
+    pictures = "condition pictures beside the drive, a clip or an ONNX file: densepose, depth, dwpose, normal or semantic; may be given again"
+    parser.add_argument("--maps", action="append", default=[], metavar="NAME=FILE", help=pictures)
     parser.add_argument("--no-body", action="store_true", help="leave the shoulders still")
     parser.add_argument("--badge", action="store_true", help="a visible 'AI' badge")
     parser.add_argument("--record-signals", metavar="FILE.npz", help="also keep what was read from the face (not the shoulders), to drive with later")

@@ -15,7 +15,7 @@ from engine.types import AvatarError, Motion, Signal, VideoFrame, still_motion
 
 FORMAT = 1
 _PARTS = ("face", "head", "body", "hands", "speech", "pcm", "image")
-"""Signal's arrays. `maps` is not kept: it is made from the others."""
+"""Signal's arrays. `maps` is not kept: it is made from the others, or is a clip of its own."""
 _MOTION = tuple(f.name for f in fields(Motion))
 
 
