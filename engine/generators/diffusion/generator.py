@@ -53,6 +53,7 @@ NOTICE = "These weights are untrained: the picture shows that the engine runs, n
 
 MANY_STEPS = "These weights were made for {}; in {} the picture is soft until they are distilled."
 NO_GUIDANCE = "These weights were made for {}; a live stream has no guidance, so the picture is paler and less like the portrait than published ones."
+ALONE = "Their norms saw all frames of a window at once; live each frame is normalised by itself, which differs from what they were trained for."
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +131,8 @@ class Diffusion:
         self.precision: str = precision
         self.preset, self.steps = made.name, count
         self.weights = f"{networks.origin} {seed if not self.trained else ''} {kind} {made.name} {made.size}{loras.mark(networks.adapters)}"
+        if made.reference_each:
+            self.weights += f" {count} steps"  # at whose levels the portrait was read
         networks = self._within_memory("hold the weights", partial(networks.to, self.device, KINDS[kind]), ways=("a smaller preset", "--device cpu"))
         networks.denoiser.freeze(made.window)
         at = levels(made.noise, count).to(self.device)
@@ -145,6 +148,7 @@ class Diffusion:
             networks.denoiser = pytorch.compiled(networks.denoiser)
         self._base: Generator | None = load_generator("puppet", size=made.size) if made.condition == "puppet" else None
         self._paint = None if self._base else painter(made)
+        self._anchored = self._paint is not None and not made.maps  # whether the driver is brought to where the portrait is
         self._trust = networks.taught.trust if self._base and networks.taught else None
         self._taught = networks.taught
         self.spec = GeneratorSpec(
@@ -153,7 +157,7 @@ class Diffusion:
             fps=made.fps,
             chunk=made.chunk,
             delay=(count - 1) * made.chunk if self.recipe.batched else 0,
-            needs=("motion", "speech") if self._base else ("motion", "speech", "face", "body", "hands"),
+            needs=_needs(made),
             together=self.device.type != "cpu" and backend == "pytorch",
             warm_up=pytorch.WARM_UPS + 1 if self.mode == "cudagraph" else 2,
             notice=_notice(networks, count) if self.trained else NOTICE,
@@ -163,7 +167,7 @@ class Diffusion:
 
     def prepare(self, portrait: UInt8Array) -> Identity:
         """Portrait [H, W, 3] of any size -> Identity. Raises AvatarError where no face is found."""
-        anchor = anchor_of(portrait) if self._paint else None
+        anchor = anchor_of(portrait) if self._anchored else None
         base = self._based(portrait) if self._base else None
         height, width = self.spec.size
         how = cv2.INTER_AREA if portrait.shape[0] > height else cv2.INTER_CUBIC
@@ -174,8 +178,7 @@ class Diffusion:
         def remembered() -> Cache:
             picture = to_unit(torch.from_numpy(rgb)[None].to(self.device)).to(self.recipe.dtype)
             # Kept on the host: a session's row gets a copy on its device, and portraits that nobody shows take no room there.
-            kept: Cache = self.recipe.networks.remember(picture).to("cpu")
-            return kept
+            return self.recipe.remember(picture).to("cpu")
 
         return Identity(key, rgb, Features(self._within_memory("prepare a portrait", remembered), base, anchor))
 
@@ -215,7 +218,7 @@ class Diffusion:
         if self._base is not None:
             parts = {name.removeprefix("base."): array for name, array in arrays.items() if name.startswith("base.")}
             base = cast(Any, self._base).unpack(arrays["base_portrait"], parts)
-        anchor = Anchor(arrays["anchor.face"], arrays["anchor.body"]) if self._paint else None
+        anchor = Anchor(arrays["anchor.face"], arrays["anchor.body"]) if self._anchored else None
         return Identity(str(arrays["key"]), portrait, Features(Cache(kept("reference"), kept("identity")), base, anchor))
 
     def _tensor(self, words: npt.NDArray[Any]) -> torch.Tensor:
@@ -368,12 +371,20 @@ class Diffusion:
         return [ask.answered(picture) for picture, ask in zip(pictures, shown, strict=True)]
 
 
+def _needs(made: Preset) -> tuple[str, ...]:
+    """Fields of a signal that the preset's condition is made of."""
+    if made.maps:
+        return ("maps",)
+    return ("motion", "speech") if made.condition == "puppet" else ("motion", "speech", "face", "body", "hands")
+
+
 def _notice(networks: Networks, steps: int) -> str:
     """What whoever watches must be told of trained weights at so many steps; empty where there is nothing."""
     if not networks.made_for:
         return ""
     enough = 0 < networks.made_steps <= steps
-    return NO_GUIDANCE.format(networks.made_for) if enough else MANY_STEPS.format(networks.made_for, steps)
+    told = NO_GUIDANCE.format(networks.made_for) if enough else MANY_STEPS.format(networks.made_for, steps)
+    return f"{told} {ALONE}" if networks.preset.unet.joined_norms else told
 
 
 def _resized(made: Preset, size: tuple[int, int]) -> Preset:
