@@ -80,7 +80,7 @@ def caches(networks: Any, *, steps: int, precision: str, device: Any, laps: int 
         spoken = networks.speech(speech) if networks.speech is not None else None
         sources, x = Sources(frames, cache.reference, cache.identity, speech=spoken), noise
         for s in range(len(recipe.levels)):
-            answer = networks.denoiser(x, recipe.levels.t[s].expand(frames), hint, sources, Window(alone, made.window, frames, None, {}))
+            answer = networks.denoise(x, recipe.levels.t[s].expand(frames), hint, sources, Window(alone, made.window, frames, None, {}))
             x = advance(recipe.levels, s, x, answer, noise)
         to_pixels(networks.autoencoder.decode(x[-1:] / made.scale))
 

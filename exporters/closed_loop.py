@@ -126,7 +126,7 @@ def live(recipe: Any, runner: Runner, *, portrait: UInt8Array | None = None, kee
         seen.update({name: np.array(value) for name, value in found.items()})
         return found
 
-    cache = recipe.networks.remember(to_unit(torch.from_numpy(picture)[None]))
+    cache = recipe.remember(to_unit(torch.from_numpy(picture)[None]))
     stream = streams.open_stream(recipe, 1, cache)
     streams.seat(stream, 0, cache)
     stream.active[0] = True

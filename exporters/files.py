@@ -31,11 +31,12 @@ def find(folders: Sequence[Path], stems: Sequence[str]) -> Path | None:
     return next((path for folder in folders for name in names if (path := folder / name).is_file()), None)
 
 
-def read(path: Path, *, part: str = "") -> dict[str, Any]:
+def read(path: Path, *, part: str = "", aside: Sequence[str] = ()) -> dict[str, Any]:
     """The tensors of a checkpoint by their keys; mapped, so that nothing is in memory until it is used, unless the format is too old.
 
     A nesting in `state_dict` and a `module.` before every key, as trainers leave them, are taken off. `part`: of a file that holds several
-    networks by name, the one of this name. Raises AvatarError for a file that is damaged, holds more than tensors, or is no checkpoint.
+    networks by name, the one of this name. `aside`: keys that may hold something else, and are left out. Raises AvatarError for a file that
+    is damaged, holds more than tensors, or is no checkpoint.
     """
     import torch
     from safetensors.torch import load_file
@@ -57,6 +58,8 @@ def read(path: Path, *, part: str = "") -> dict[str, Any]:
         if not isinstance(held, dict) or part not in held:
             raise AvatarError(f"{path} holds no network called '{part}'; give the published file.")
         held = held[part]
+    if isinstance(held, dict):
+        held = {key: value for key, value in held.items() if key not in aside}
     if not isinstance(held, dict) or not held or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in held.items()):
         raise AvatarError(f"{path} is no checkpoint: it does not hold tensors by name; give the file with the weights themselves.")
     if all(key.startswith("module.") for key in held):

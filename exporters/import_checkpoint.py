@@ -76,9 +76,39 @@ def import_animate_anyone(
     `tiny_vae`: a folder of TAESD in diffusers' format, whose decoder `--decoder tiny` will take. Everything is checked before
     anything is written. Raises AvatarError, one sentence, for whatever does not fit.
     """
+    elsewhere = {keys.AUTOENCODER.option: vae, keys.IMAGE.option: image_encoder, keys.TINY.option: tiny_vae}
+    import_published(source, out, Published(keys.SYSTEM, keys.ANIMATE_ANYONE, made), elsewhere=elsewhere, precision=precision, tell=tell)
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What somebody published, and what becomes of it."""
+
+    system: str
+    tables: tuple[Table, ...]
+    made: Preset
+    beside: tuple[str, ...] = ()  # folders inside the given one, looked into first; "..": the one above, for what has a folder of its own
+    given: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)  # part -> tensors that come from no file of the tables
+    read: Mapping[str, Path] = field(default_factory=dict)  # name in the manifest -> a file that these were made from
+
+
+def import_published(
+    source: Path,
+    out: Path,
+    found: Published,
+    *,
+    elsewhere: Mapping[str, Path | None],
+    precision: Precision = "fp32",
+    tell: Callable[[str], None] = lambda line: None,
+) -> None:
+    """The files in `source`, or in the folders `elsewhere` (option of the command line -> folder), -> weights in a new folder `out`.
+
+    Everything is checked before anything is written. Raises AvatarError, one sentence, for whatever does not fit.
+    """
     if precision not in KINDS:
         raise AvatarError(f"Weights are kept as one of: {', '.join(KINDS)}; not as '{precision}'.")
-    sources = _sources(source, {keys.AUTOENCODER.part: vae, keys.IMAGE.part: image_encoder, keys.TINY.part: tiny_vae})
+    made, tiny_vae = found.made, elsewhere.get(keys.TINY.option)
+    sources = _sources(source, found, elsewhere)
     parts = empty(made).parts()
     if tiny_vae is not None:
         with torch.device("meta"):
@@ -90,11 +120,11 @@ def import_animate_anyone(
         hashes = {}
         for part in parts:
             given = [(each, match) for each, match in zip(sources, matches, strict=True) if each.table.part == part]
-            hashes[part] = write(folder / f"{part}.safetensors", given, precision)
+            hashes[part] = write(folder / f"{part}.safetensors", given, precision, more=found.given.get(part, {}))
             tell(f"{part}: written")
         tell("Hashing what was read ...")
-        origin = {"system": keys.SYSTEM, "precision": precision, "made_for": made.sampling.told, "steps": str(made.sampling.steps)}
-        origin |= {each.name: sha256(each.path) for each in sources}
+        origin = {"system": found.system, "precision": precision, "made_for": made.sampling.told, "steps": str(made.sampling.steps)}
+        origin |= {name: sha256(path) for name, path in ({each.name: each.path for each in sources} | dict(found.read)).items()}
         manifest = {"preset": made.name, "sha256": hashes, "origin": origin}
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         for part in hashes:  # the library makes files that only their owner may read
@@ -107,7 +137,9 @@ def match(table: Table, held: Mapping[str, Tensor], wanted: Mapping[str, Shape],
     made = Match(positions=positions)
     open_keys = {key.removeprefix(table.prefix): shape for key, shape in wanted.items() if table.fills(key)}
     for key, tensor in held.items():
-        drop = next((drop for drop in table.drops if key.endswith(drop.suffix)), None)
+        if not table.takes(key):
+            continue
+        drop = next((drop for drop in table.drops if drop.takes(key)), None)
         if drop is not None:
             made.dropped.append(key)
             if not _made_again(drop, tensor, positions):
@@ -131,9 +163,11 @@ def _plain(tensor: Tensor) -> bool:
 
 def _made_again(drop: Drop, tensor: Tensor, positions: int) -> bool:
     """Whether a tensor that is left out, [1, P, C] or [1, P], holds what will be made in its place."""
+    if drop.again == "nothing":
+        return True
     if drop.again == "count":
         return bool(tensor.ndim == 2 and torch.equal(tensor[0].long(), torch.arange(tensor.shape[1])))
-    if tensor.ndim != 3 or tuple(tensor.shape[:2]) != (1, positions):
+    if tensor.ndim != 3 or tensor.shape[0] != 1 or (tensor.shape[1] != positions and not drop.any_length):
         return False
     return bool(torch.allclose(tensor[0].float(), sinusoids(*tensor.shape[1:]), atol=CLOSE))
 
@@ -141,23 +175,30 @@ def _made_again(drop: Drop, tensor: Tensor, positions: int) -> bool:
 # -- what is there --------------------------------------------------------------------------------------------------------
 
 
-def _sources(source: Path, elsewhere: Mapping[str, Path | None]) -> list[Source]:
-    """Every file that is needed, where it usually lies or in the folder that was given for its part."""
+def _sources(source: Path, published: Published, elsewhere: Mapping[str, Path | None]) -> list[Source]:
+    """Every file that is needed, where it usually lies or in the folder that was given for its option."""
     if not source.is_dir():
-        raise AvatarError(f"{source} is no folder; give the one that {keys.SYSTEM}'s files were downloaded to.")
+        raise AvatarError(f"{source} is no folder; give the one that {published.system}'s files were downloaded to.")
     found: list[Source] = []
-    for table in (*keys.ANIMATE_ANYONE, *([keys.TINY] if elsewhere.get(keys.TINY.part) else [])):
-        given = elsewhere.get(table.part)
-        folders = [given] if given else [source / table.folder, source / PUBLISHED / table.folder]
+    for table in (*published.tables, *([keys.TINY] if elsewhere.get(keys.TINY.option) else [])):
+        given = elsewhere.get(table.option)
+        folders = [given] if given else places_of(source, published.beside, table.folder)
         path = find(folders, table.stems)
         if path is None:
             what = " or ".join(table.stems)
             hint = f" or name its folder with {table.option}" if table.option else ""
-            raise AvatarError(f"{folders[0]} has no file {what} (.safetensors, .pth, .pt, .ckpt or .bin); download it{hint}.")
+            raise AvatarError(f"{given or source / table.folder} has no file {what} (.safetensors, .pth, .pt, .ckpt or .bin); download it{hint}.")
         name = f"{path.parent.name}/{path.name}" if table.folder else path.name
         taken = any(name == other.name for other in found)  # two folders of one name
         found.append(Source(table, path, f"{table.part}: {name}" if taken else name))
     return found
+
+
+def places_of(source: Path, beside: Sequence[str], folder: str) -> list[Path]:
+    """Where a file with a folder of its own (or, with "", without one) may lie."""
+    inside = [source / name for name in beside if name != ".."]
+    above = [source.resolve().parent] if ".." in beside and folder else []
+    return [place / folder for place in (*inside, source, source / PUBLISHED, *above)]
 
 
 def _checked(source: Source, module: Any, preset: Preset, tell: Callable[[str], None]) -> Match:
@@ -165,7 +206,7 @@ def _checked(source: Source, module: Any, preset: Preset, tell: Callable[[str], 
     table = source.table
     if table.config:
         _check_config(source.path.parent, table, module.model.config)
-    held = read(source.path)
+    held = (table.read or read)(source.path)
     made = match(table, held, {key: tuple(value.shape) for key, value in module.state_dict().items()}, positions=preset.unet.positions)
     report(source, made, held, tell)
     return made
@@ -185,7 +226,7 @@ def report(source: Source, made: Match, held: Mapping[str, Tensor], tell: Callab
     values = sum(held[key].numel() for key in made.pairs.values())
     tell(f"{source.name}: {len(made.pairs)} tensors -> {source.table.part}, {values / 1e6:,.1f} million values")
     for drop in source.table.drops:
-        if names := [key for key in made.dropped if key.endswith(drop.suffix)]:
+        if names := [key for key in made.dropped if drop.takes(key)]:
             tell(f"  {len(names)} left out, {drop.reason.format(made.positions)}: {_few(names)}")
     wrong = {"missing": made.missing, "unexpected": made.unexpected, "unfit": made.unfit}
     for kind, names in wrong.items():
@@ -214,12 +255,17 @@ def check_room(folder: Path, needed: int) -> None:
 
 
 def write(
-    path: Path, given: Sequence[tuple[Source, Match]], precision: Precision, *, open_file: Callable[[Path], Mapping[str, Tensor]] = read
+    path: Path,
+    given: Sequence[tuple[Source, Match]],
+    precision: Precision,
+    *,
+    open_file: Callable[[Path], Mapping[str, Tensor]] = read,
+    more: Mapping[str, Tensor] | None = None,
 ) -> str:
     """One network's tensors from its files -> sha256 of what was written. Read anew and mapped: one network at a time is held at most."""
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {name: value.to(KINDS[precision]).contiguous() for name, value in (more or {}).items()}
     for source, match_ in given:
-        held = open_file(source.path)
+        held = (source.table.read or open_file)(source.path)
         tensors |= {ours: held[theirs].to(KINDS[precision]).contiguous() for ours, theirs in match_.pairs.items()}
     try:
         save_file(tensors, path)
@@ -228,4 +274,17 @@ def write(
     return sha256(path)
 
 
-__all__ = ["KINDS", "Match", "Precision", "Source", "check_room", "import_animate_anyone", "match", "report", "write"]
+__all__ = [
+    "KINDS",
+    "Match",
+    "Precision",
+    "Published",
+    "Source",
+    "check_room",
+    "import_animate_anyone",
+    "import_published",
+    "match",
+    "places_of",
+    "report",
+    "write",
+]

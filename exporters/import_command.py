@@ -20,8 +20,40 @@ def _animate_anyone(args: argparse.Namespace, tell: Callable[[str], None]) -> tu
     from exporters.import_checkpoint import import_animate_anyone
 
     found = {"vae": args.vae, "image_encoder": args.image_encoder, "tiny_vae": args.tiny_vae}
+    if args.v1:
+        from engine.generators.diffusion.presets import ANIMATE_ANYONE_V1
+
+        found["made"] = ANIMATE_ANYONE_V1
     import_animate_anyone(args.folder, args.out, **found, precision=args.precision, tell=tell)
-    return "diffusion", " --decoder tiny" if args.tiny_vae else ""
+    return "diffusion", _decoder(args)
+
+
+def _decoder(args: argparse.Namespace) -> str:
+    return " --decoder tiny" if args.tiny_vae else ""
+
+
+def _musepose(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[str, str]:
+    from exporters.import_body import import_musepose
+
+    found = {"vae": args.vae, "image_encoder": args.image_encoder, "tiny_vae": args.tiny_vae}
+    import_musepose(args.folder, args.out, **found, precision=args.precision, tell=tell)
+    return "diffusion", _decoder(args)
+
+
+def _champ(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[str, str]:
+    from exporters.import_body import import_champ
+
+    found = {"vae": args.vae, "image_encoder": args.image_encoder, "tiny_vae": args.tiny_vae}
+    import_champ(args.folder, args.out, **found, precision=args.precision, tell=tell)
+    return "diffusion", _decoder(args)
+
+
+def _magicanimate(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[str, str]:
+    from exporters.import_body import import_magicanimate
+
+    found = {"vae": args.vae, "unet": args.unet, "text_encoder": args.text_encoder, "tiny_vae": args.tiny_vae}
+    import_magicanimate(args.folder, args.out, **found, precision=args.precision, tell=tell)
+    return "diffusion", _decoder(args)
 
 
 def _liveportrait(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[str, str]:
@@ -54,7 +86,10 @@ def _musetalk(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[st
 
 SYSTEMS: dict[str, Callable[[argparse.Namespace, Callable[[str], None]], tuple[str, str]]] = {
     "animate-anyone": _animate_anyone,
+    "champ": _champ,
     "liveportrait": _liveportrait,
+    "magicanimate": _magicanimate,
+    "musepose": _musepose,
     "musetalk": _musetalk,
     "unianimate": _unianimate,
     "wav2lip": _wav2lip,

@@ -5,9 +5,10 @@ Our networks carry the published names on purpose, so most tables say "the same"
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 SYSTEM = "Moore-AnimateAnyone"
 LATER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -16,11 +17,17 @@ LATER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Keys that are left out, because what they hold is made again; a file that holds something else there is refused."""
+    """Keys that are left out, because what they hold is made again, or nobody needs it; a file that holds something else there is refused."""
 
     suffix: str  # of the keys
-    again: Literal["sinusoids", "count"]  # what they hold
+    again: Literal["sinusoids", "count", "nothing"]  # what they hold
     reason: str  # {} stands for the number of positions
+    prefix: str = ""  # of the keys
+    any_length: bool = False  # whether sinusoids may be of another number of positions
+
+    def takes(self, key: str) -> bool:
+        """Whether a published key is one of them."""
+        return key.startswith(self.prefix) and key.endswith(self.suffix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +38,14 @@ class Table:
     part: str  # our network
     ours: Callable[[str], str]  # published key -> our key, without the prefix
     fills: Callable[[str], bool] = lambda key: True  # which keys of ours are to come from this file
+    takes: Callable[[str], bool] = lambda key: True  # which published keys are its; others of the file are another table's
     prefix: str = ""  # of all of our keys
     drops: tuple[Drop, ...] = ()
     folder: str = ""  # the folder inside the published one that the file usually lies in
     config: tuple[str, ...] = ()  # fields of the folder's config.json that must be as ours are: shapes do not tell them
     system: str = SYSTEM  # who published it
     option: str = ""  # of the command line, that names the file's folder where it lies elsewhere
+    read: Callable[[Path], Mapping[str, Any]] | None = None  # how its file is opened, where that takes more than usual
 
 
 def same(key: str) -> str:

@@ -72,7 +72,7 @@ def scene(networks: Networks, batch: Batch) -> Scene:
 def answer(networks: Networks, view: Scene, x: Tensor, t: Tensor) -> Tensor:
     """One call of the denoiser for all N pictures."""
     sources = Sources(view.batch.frames, view.reference, view.identity, speech=view.spoken)
-    said: Tensor = networks.denoiser(x, t, view.hint, sources, view.window(networks.preset.window))
+    said: Tensor = networks.denoise(x, t, view.hint, sources, view.window(networks.preset.window))
     return said
 
 

@@ -10,12 +10,22 @@ def add_import(parser: argparse.ArgumentParser) -> None:
     """`avatar import`."""
     systems = parser.add_subparsers(dest="system", required=True)
     anyone = systems.add_parser("animate-anyone", help="Moore-AnimateAnyone's four files, the autoencoder and the image encoder")
-    anyone.add_argument("folder", type=Path, metavar="DIR", help="where its download script put them, or the folder above")
-    anyone.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the folder to write; it must not exist yet")
-    anyone.add_argument("--vae", type=Path, metavar="DIR", help="config.json and weights of the autoencoder (default: DIR/sd-vae-ft-mse)")
-    anyone.add_argument("--image-encoder", type=Path, metavar="DIR", help="the same of CLIP's image encoder (default: DIR/image_encoder)")
-    anyone.add_argument("--tiny-vae", type=Path, metavar="DIR", help="the same of TAESD (not TAESDXL), for --decoder tiny (default: none)")
-    anyone.add_argument("--precision", choices=["fp32", "fp16"], default="fp32", help="of the files written; fp16 halves them")
+    anyone.add_argument("--v1", action="store_true", help="files for its first configuration: no motion module in the middle, 24 positions")
+    muse = systems.add_parser("musepose", help="MusePose's four files, the autoencoder and the image encoder")
+    champ = systems.add_parser("champ", help="Champ's seven files, the autoencoder and the image encoder")
+    magic = systems.add_parser("magicanimate", help="MagicAnimate's three files, the autoencoder and Stable Diffusion 1.5's text encoder")
+    magic.add_argument(
+        "--text-encoder", type=Path, metavar="DIR", help="config.json and weights of it (default: DIR/stable-diffusion-v1-5/text_encoder)"
+    )
+    magic.add_argument("--unet", type=Path, metavar="DIR", help="Stable Diffusion 1.5's, where temporal_attention.ckpt holds motion modules alone")
+    for body in (anyone, muse, champ, magic):
+        body.add_argument("folder", type=Path, metavar="DIR", help="where they were downloaded to, or the folder above")
+        body.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the folder to write; it must not exist yet")
+        body.add_argument("--vae", type=Path, metavar="DIR", help="config.json and weights of the autoencoder (default: DIR/sd-vae-ft-mse)")
+        if body is not magic:
+            body.add_argument("--image-encoder", type=Path, metavar="DIR", help="the same of CLIP's image encoder (default: DIR/image_encoder)")
+        body.add_argument("--tiny-vae", type=Path, metavar="DIR", help="the same of TAESD (not TAESDXL), for --decoder tiny (default: none)")
+        body.add_argument("--precision", choices=["fp32", "fp16"], default="fp32", help="of the files written; fp16 halves them")
     portrait = systems.add_parser("liveportrait", help="LivePortrait's base_models and retargeting_models")
     portrait.add_argument("folder", type=Path, metavar="DIR", help="the folder that holds both, or one above it")
     portrait.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the folder to write; it must not exist yet")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,13 @@ class Sources:
     identity: Sequence[KeyValue] = ()  # a spatial block: [B, T, C], already projected; empty for none
     speech: Tensor | None = None  # [N, T, D]
     bank: list[Tensor] | None = None  # the reference network writes here what its blocks' first attention read, [N, L, C]
+    joined: int = 1  # frames that GroupNorms outside of attentions see at once, where the preset joins them
+    residuals: Sequence[Tensor] = ()  # of a ControlNet: [N, C, h, w] added to every skip, and the last to the middle's product
+
+    def of_step(self, step: int, steps: int) -> Sources:
+        """Where the reference holds as many blocks for each of `steps` levels, one level after another: those of one step."""
+        share = len(self.reference) // steps
+        return replace(self, reference=self.reference[step * share : (step + 1) * share])
 
 
 class Projections(nn.Module):
@@ -87,7 +94,8 @@ class SpatialBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, *, image_dim: int, speech_dim: int, index: int) -> None:
         super().__init__()
-        self.index = index  # among all spatial blocks of the network
+        self.index = self.reads = index  # among all spatial blocks of the network; among those that read the reference, below 0 if it does not
+        self.last = False  # of a network that ends where this block has been read
         self.norm1, self.attn1 = nn.LayerNorm(width), Heads(width, heads)
         if image_dim:
             self.norm2, self.attn2 = nn.LayerNorm(width), Heads(width, heads, source=image_dim)
@@ -98,11 +106,13 @@ class SpatialBlock(nn.Module):
     def forward(self, x: Tensor, sources: Sources) -> Tensor:
         """[N, L, C] -> [N, L, C]"""
         read = self.norm1(x)
-        if sources.bank is not None:
+        if sources.bank is not None and self.reads >= 0:
             sources.bank.append(read)
+        if self.last:
+            return x
         keys, values = self.attn1.project(read)
-        if sources.reference:
-            more = [_each_frame(kept, sources.frames) for kept in sources.reference[self.index]]
+        if sources.reference and self.reads >= 0:
+            more = [_each_frame(kept, sources.frames) for kept in sources.reference[self.reads]]
             keys, values = torch.cat([keys, more[0]], 1), torch.cat([values, more[1]], 1)
         x = x + self.attn1(read, keys, values)
         if sources.identity:
@@ -129,8 +139,16 @@ class SpatialTransformer(nn.Module):
         """[N, C, h, w] -> [N, C, h, w]"""
         tokens = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)
         tokens = self.transformer_blocks[0](tokens, sources)
+        if self.transformer_blocks[0].last:
+            return x
         made: Tensor = x + self.proj_out(tokens.transpose(1, 2).unflatten(2, x.shape[2:]))
         return made
+
+    def cut(self) -> None:
+        """Let go of all that comes after the place where the block is read."""
+        block = self.transformer_blocks[0]
+        block.last = True
+        del self.proj_out, block.attn1, block.norm2, block.attn2, block.norm3, block.ff
 
 
 def _each_frame(kept: Tensor, frames: int) -> Tensor:

@@ -27,7 +27,7 @@ def budget(made: Preset, *, steps: int | None = None, precision: str = "fp16") -
     """Of a preset at so many denoising steps. Every noise level has a window of its own."""
     word, levels = WORD[precision], steps or made.steps
     window = sum(2 * width * cells * slots(made) for width, cells in ring_shapes(made)) * levels * word
-    reference = sum(2 * width * cells for width, cells in block_shapes(made)) * word
+    reference = sum(2 * width * cells for width, cells in reading_shapes(made, levels)) * word
     return Budget(window, reference)
 
 
@@ -46,6 +46,12 @@ def block_shapes(made: Preset) -> list[tuple[int, int]]:
     return _places(made, made.unet.attention, middle=True)
 
 
+def reading_shapes(made: Preset, steps: int) -> list[tuple[int, int]]:
+    """Of those that read the reference, as many times as it is read at so many denoising steps."""
+    first = 0 if made.unet.bank == "full" else made.unet.layers * sum(made.unet.attention)
+    return block_shapes(made)[first:] * (steps if made.reference_each else 1)
+
+
 def _places(made: Preset, levels: tuple[bool, ...], *, middle: bool) -> list[tuple[int, int]]:
     """(channels, cells) of what stands after every resnet of some levels, and in the middle."""
     unet, (h, w) = made.unet, made.latent_size
@@ -55,4 +61,4 @@ def _places(made: Preset, levels: tuple[bool, ...], *, middle: bool) -> list[tup
     return [*down, *[shapes[-1]] * middle, *up]
 
 
-__all__ = ["Budget", "block_shapes", "budget", "ring_shapes", "slots"]
+__all__ = ["Budget", "block_shapes", "budget", "reading_shapes", "ring_shapes", "slots"]

@@ -21,7 +21,7 @@ from engine.backends.engines import ADAPTERS
 from engine.backends.exported import ON_A_GPU, Exported
 from engine.generators.diffusion import adapters
 from engine.generators.diffusion.autoencoder import TinyDecoded
-from engine.generators.diffusion.graphs import PARTS, step_spec
+from engine.generators.diffusion.graphs import PARTS, step_spec, told
 from engine.generators.diffusion.on_device import DeviceRow
 from engine.generators.diffusion.presets import Preset
 from engine.generators.diffusion.stream import Recipe, Stream
@@ -89,7 +89,7 @@ class _Row:
             given["speech"] = stream.speech[0].numpy()
         for i, pair in enumerate(stream.reference):
             given |= {f"reference.{i}.{part}": x.numpy() for part, x in zip(PARTS, pair, strict=True)}
-        given |= {f"identity.{i}.v": v.numpy() for i, (_, v) in enumerate(stream.identity)}
+        given |= {f"identity.{i}.{part}": x.numpy() for i, pair in enumerate(stream.identity) for part, x in told(pair)}
         self._given = given | {f"ring.{name}": ring for name, ring in self._rings.items()}
 
     def __call__(self) -> None:

@@ -27,34 +27,38 @@ from collections.abc import Callable
 
 from engine.generators.diffusion.conditions_align import aligned
 from engine.generators.diffusion.conditions_ease import Ease, eased
+from engine.generators.diffusion.conditions_maps import stacked
 from engine.generators.diffusion.conditions_place import Anchor, Placed, anchor_of, place
 from engine.generators.diffusion.landmarks import paint_landmarks
 from engine.generators.diffusion.presets import Condition, Preset
 from engine.generators.diffusion.skeleton import face_68, joints_of, paint_skeleton
 from engine.types import Signal, UInt8Array
 
-Painter = Callable[[Signal, Anchor, Ease], UInt8Array]
-"""(signal, where the portrait it drives has its face and shoulders, what was painted before) -> condition picture [H, W, 3]."""
+Painter = Callable[[Signal, Anchor | None, Ease], UInt8Array]
+"""(signal, where the portrait it drives has its face and shoulders, what was painted before) -> condition picture [H, W, K]."""
 
 
 def painter(made: Preset) -> Painter:
-    """The painter of a preset's condition: of its skeleton, or of its landmarks."""
+    """The painter of a preset's condition: of its skeleton, of its landmarks, or of what the signal brings, which knows no portrait."""
+    if made.maps:
+        return lambda signal, anchor, ease: stacked(signal.maps, made.maps, made.size)
 
-    def paint(signal: Signal, anchor: Anchor, ease: Ease) -> UInt8Array:
+    def paint(signal: Signal, anchor: Anchor | None, ease: Ease) -> UInt8Array:
+        assert anchor is not None
         placed = place(signal, anchor, made.size)
         if made.alignment != "own" and made.condition == "skeleton":
             placed = aligned(ease.alignment, placed, signal, anchor, kind=made.alignment, size=made.size)
-        return draw(made.condition, eased(ease, placed, signal.time), made.size)
+        return draw(made.condition, eased(ease, placed, signal.time), made.size, face=made.face)
 
     return paint
 
 
-def draw(condition: Condition, placed: Placed, size: tuple[int, int]) -> UInt8Array:
-    """The condition picture [H, W, 3] of points that lie in a frame of `size` (H, W)."""
+def draw(condition: Condition, placed: Placed, size: tuple[int, int], *, face: bool = True) -> UInt8Array:
+    """The condition picture [H, W, 3] of points that lie in a frame of `size` (H, W). `face`: whether a skeleton shows its face's points."""
     if condition == "landmarks":
         return paint_landmarks(size, placed.face)
     assert condition == "skeleton"
-    return paint_skeleton(size, joints_of(placed.face, placed.body), placed.hands, face_68(placed.face))
+    return paint_skeleton(size, joints_of(placed.face, placed.body), placed.hands, face_68(placed.face) if face else None)
 
 
 __all__ = ["Anchor", "Ease", "Painter", "Placed", "anchor_of", "draw", "painter"]

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from engine.backends import half_the_cores, pytorch  # before torch: see there
 from engine.generators import load as load_generator
 from engine.generators.diffusion.conditions import Anchor, Ease, anchor_of, painter
-from engine.generators.diffusion.presets import Decoder, Preset, check
+from engine.generators.diffusion.presets import Decoder, resized
 from engine.generators.diffusion.presets import preset as preset_named
 from engine.generators.diffusion.trust import Ask, Guiding
 from engine.generators.diffusion.trust import row as trusted_row
@@ -116,7 +116,7 @@ class Diffusion:
         folder = None if graphs is None else Path(graphs)
         self.adapters = loras.fuse(networks, adapters or loras.fused_in(folder, networks.origin))
         if size is not None:
-            made = networks.preset = _resized(made, size)
+            made = networks.preset = resized(made, size)
         asked, precision = precision, precision or ("fp16" if self.device.type == "cuda" else "fp32")
         kind = precision if backend == "pytorch" else "fp32"
         if kind not in KINDS:
@@ -126,6 +126,8 @@ class Diffusion:
         self.precision: str = precision
         self.preset, self.steps = made.name, count
         self.weights = f"{networks.origin} {seed if not self.trained else ''} {kind} {made.name} {made.size}{loras.mark(networks.adapters)}"
+        if made.reference_each:
+            self.weights += f" {count} steps"  # at whose levels the portrait was read
         networks = self._within_memory("hold the weights", partial(networks.to, self.device, KINDS[kind]), ways=("a smaller preset", "--device cpu"))
         networks.denoiser.freeze(made.window)
         at = levels(made.noise, count).to(self.device)
@@ -141,6 +143,7 @@ class Diffusion:
             networks.denoiser = pytorch.compiled(networks.denoiser)
         self._base: Generator | None = load_generator("puppet", size=made.size) if made.condition == "puppet" else None
         self._paint = None if self._base else painter(made)
+        self._anchored = self._paint is not None and not made.maps  # whether the driver is brought to where the portrait is
         self._trust = networks.taught.trust if self._base and networks.taught else None
         self._taught = networks.taught
         self.spec = GeneratorSpec(
@@ -149,7 +152,7 @@ class Diffusion:
             fps=made.fps,
             chunk=made.chunk,
             delay=(count - 1) * made.chunk if self.recipe.batched else 0,
-            needs=("motion", "speech") if self._base else ("motion", "speech", "face", "body", "hands"),
+            needs=made.needs,
             together=self.device.type != "cpu" and backend == "pytorch",
             warm_up=pytorch.WARM_UPS + 1 if self.mode == "cudagraph" else 2,
             notice=weights_of.notice(networks, count),
@@ -159,7 +162,7 @@ class Diffusion:
 
     def prepare(self, portrait: UInt8Array) -> Identity:
         """Portrait [H, W, 3] of any size -> Identity. Raises AvatarError where no face is found."""
-        anchor = anchor_of(portrait) if self._paint else None
+        anchor = anchor_of(portrait) if self._anchored else None
         base = self._based(portrait) if self._base else None
         height, width = self.spec.size
         how = cv2.INTER_AREA if portrait.shape[0] > height else cv2.INTER_CUBIC
@@ -170,8 +173,7 @@ class Diffusion:
         def remembered() -> Cache:
             picture = to_unit(torch.from_numpy(rgb)[None].to(self.device)).to(self.recipe.dtype)
             # Kept on the host: a session's row gets a copy on its device, and portraits that nobody shows take no room there.
-            kept: Cache = self.recipe.networks.remember(picture).to("cpu")
-            return kept
+            return self.recipe.remember(picture).to("cpu")
 
         return Identity(key, rgb, Features(self._within_memory("prepare a portrait", remembered), base, anchor))
 
@@ -211,7 +213,7 @@ class Diffusion:
         if self._base is not None:
             parts = {name.removeprefix("base."): array for name, array in arrays.items() if name.startswith("base.")}
             base = cast(Any, self._base).unpack(arrays["base_portrait"], parts)
-        anchor = Anchor(arrays["anchor.face"], arrays["anchor.body"]) if self._paint else None
+        anchor = Anchor(arrays["anchor.face"], arrays["anchor.body"]) if self._anchored else None
         return Identity(str(arrays["key"]), portrait, Features(Cache(kept("reference"), kept("identity")), base, anchor))
 
     def _tensor(self, words: npt.NDArray[Any]) -> torch.Tensor:
@@ -388,15 +390,6 @@ class Diffusion:
             return [replace(frame, time=frame.time - early, rgb=frame.rgb if self._base is not None else still.copy()) for frame in frames]
         state.proven.add(row)
         return [ask.answered(picture) for picture, ask in zip(pictures, shown, strict=True)]
-
-
-def _resized(made: Preset, size: tuple[int, int]) -> Preset:
-    """The preset at another size: no weight depends on it. Raises AvatarError where it does not fit."""
-    if min(size) < 1:
-        raise AvatarError(f"A picture of {size[0]} x {size[1]} px cannot be made; give a height and a width above 0.")
-    other = replace(made, size=size)
-    check(other)
-    return other
 
 
 def _heard(chunk: Sequence[Signal]) -> npt.NDArray[np.float32]:

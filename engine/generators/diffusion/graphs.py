@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from engine.generators.diffusion.attention import KeyValue, Sources
 from engine.generators.diffusion.autoencoder import to_pixels, to_unit
-from engine.generators.diffusion.budget import block_shapes, ring_shapes, slots
+from engine.generators.diffusion.budget import block_shapes, reading_shapes, ring_shapes, slots
 from engine.generators.diffusion.networks import Networks
 from engine.generators.diffusion.sampler import Levels, levels
 from engine.generators.diffusion.stream import Recipe, heard_and_seen, in_turn, shown
@@ -25,31 +25,32 @@ PARTS = "kv"
 
 def graphs(recipe: Recipe) -> dict[str, GraphSpec]:
     """What a persona needs from its portrait to its picture, by name; one session's row."""
-    return {"remember": remember_spec(recipe.networks), "step": step_spec(recipe.networks, len(recipe.levels))}
+    return {"remember": remember_spec(recipe.networks, recipe.levels.t), "step": step_spec(recipe.networks, len(recipe.levels))}
 
 
 # -- once a portrait --------------------------------------------------------------------------------------------------------
 
 
-def remember_spec(networks: Networks) -> GraphSpec:
-    """`portrait` uint8 [1, H, W, 3] -> `reference.I.k|v` [1, L, C] and, for presets with tokens, `identity.I.k|v` [1, T, C], by spatial block I."""
+def remember_spec(networks: Networks, at: Tensor | None = None) -> GraphSpec:
+    """`portrait` uint8 [1, H, W, 3] -> `reference.I.k|v` [1, L, C] by spatial block I that reads it (and by the step, one step after another,
+    where the preset reads at the steps' levels `at` [S]) and, for presets with tokens, `identity.I.k|v` [1, T, C] by spatial block I."""
     made = networks.preset
-    kinds = ["reference", *["identity"] * bool(made.unet.image_dim)]
-    outputs = [f"{kind}.{i}.{part}" for kind in kinds for i in range(len(block_shapes(made))) for part in PARTS]
+    counts = {"reference": len(reading_shapes(made, 1 if at is None else len(at))), "identity": len(block_shapes(made)) * bool(made.unet.image_dim)}
+    outputs = [f"{kind}.{i}.{part}" for kind, count in counts.items() for i in range(count) for part in PARTS]
     inputs: Shapes = {"portrait": ((1, *made.size, 3), "uint8")}
-    return GraphSpec(f"{made.name} remember", inputs, tuple(outputs), lambda: RememberGraph(networks))
+    return GraphSpec(f"{made.name} remember", inputs, tuple(outputs), lambda: RememberGraph(networks, at))
 
 
 class RememberGraph(nn.Module):
     """The reference network and all projections of what it and the identity's tokens say."""
 
-    def __init__(self, networks: Networks) -> None:
+    def __init__(self, networks: Networks, at: Tensor | None = None) -> None:
         super().__init__()
-        self.networks = networks
+        self.networks, self._at = networks, at
 
     def forward(self, portrait: Tensor) -> tuple[Tensor, ...]:
         """In the order of the spec's outputs."""
-        cache = self.networks.look(to_unit(portrait))
+        cache = self.networks.look(to_unit(portrait), self._at)
         return tuple(x for kept in (cache.reference, cache.identity) for pair in kept for x in pair)
 
 
@@ -60,8 +61,8 @@ def step_spec(networks: Networks, steps: int, *, rows: int = 1, rounded: bool = 
     """The graph of a whole live chunk of c frames for `rows` sessions (N = rows · c pictures), its denoising steps in turn.
 
     In: `condition` uint8 [N, H, W, K]; `speech` [N, 16, 80] log-mel, for presets that listen; `noise` [c, C, h, w], the stream's own; `where`
-    [rows, c, K + c, P] and `bias` [rows, c, K + c], see `temporal.Placed`; `reference.I.k|v` and `identity.I.v` of `remember_spec`, for `rows`
-    (attention to a single token never looks at its key); `ring.S.I.k|v` [rows, cells, heads, K, d], of temporal attention I at step S.
+    [rows, c, K + c, P] and `bias` [rows, c, K + c], see `temporal.Placed`; `reference.I.k|v` and `identity.I.k|v` of `remember_spec`, for `rows`
+    (no key of a single token: attention never looks at it); `ring.S.I.k|v` [rows, cells, heads, K, d], of temporal attention I at step S.
     Out: `picture` uint8 [N, H, W, 3] (with `rounded` false float32 [N, 3, H, W], about -1..1); `magnitude` [rows], no finite number where
     a latent or a pixel was none; `new.S.I.k|v` [rows, c, cells, heads, d], what each ring grows by: `temporal.put_at` says where.
     """
@@ -85,7 +86,9 @@ def step_inputs(networks: Networks, steps: int, rows: int) -> Shapes:
         "where": ((rows, c, keys, made.window), "float32"),
         "bias": ((rows, c, keys), "float32"),
     }
-    shapes |= {name: shape for name, shape in _cache_shapes(networks, rows).items() if not (name.startswith("identity.") and name.endswith(".k"))}
+    alone = made.tokens == 1
+    kept = _cache_shapes(networks, rows, steps=steps, identity_tokens=made.tokens)
+    shapes |= {name: shape for name, shape in kept.items() if not (alone and name.startswith("identity.") and name.endswith(".k"))}
     for s in range(steps):
         shapes |= _ring_shapes(networks, rows, f"ring.{s}")
     return shapes
@@ -107,7 +110,7 @@ class StepGraph(nn.Module):
         hint, spoken = heard_and_seen(networks, condition, given.get("speech"), torch.float32)
         last = torch.full((rows, made.chunk), made.window - 1, dtype=torch.int64, device=where.device)
         at = Placed(last, where, given["bias"])
-        identity = [(given[name], given[name]) for name in self._names if name.startswith("identity.")]
+        identity = [(given[name[:-1] + "k"] if made.tokens > 1 else given[name], given[name]) for name in self._names if _value(name)]
         sources = Sources(made.chunk, _pairs(given, "reference"), identity, speech=spoken)
         rings = [_pairs(given, f"ring.{s}") for s in range(len(self._levels))]
         latents, new = in_turn(networks, self._levels, given["noise"].repeat(rows, 1, 1, 1), hint, sources, rings, at)
@@ -115,6 +118,16 @@ class StepGraph(nn.Module):
         magnitude = _magnitude(latents, rows) + _magnitude(picture, rows)
         grown = (x for level in new for i in sorted(level) for x in level[i])
         return (to_pixels(picture) if self._rounded else picture, magnitude, *grown)
+
+
+def told(pair: KeyValue) -> list[tuple[str, Tensor]]:
+    """What the live graph takes of the identity's keys and values [B, T, C] in a block, by the end of the input's name."""
+    return [("v", pair[1])] if pair[1].shape[1] == 1 else list(zip(PARTS, pair, strict=True))
+
+
+def _value(name: str) -> bool:
+    """Whether an input is the values of the identity's tokens."""
+    return name.startswith("identity.") and name.endswith(".v")
 
 
 def _magnitude(x: Tensor, rows: int) -> Tensor:
@@ -125,7 +138,7 @@ def _magnitude(x: Tensor, rows: int) -> Tensor:
 # -- one denoising step -----------------------------------------------------------------------------------------------------
 
 
-def denoiser_inputs(networks: Networks, rows: int, *, identity_tokens: int = 1, dtype: str = "float32") -> Shapes:
+def denoiser_inputs(networks: Networks, rows: int, *, dtype: str = "float32") -> Shapes:
     """Name -> (shape, dtype) of one denoising step for `rows` sessions, in the order of the call."""
     made = networks.preset
     unet, (h, w), pictures = made.unet, made.latent_size, rows * made.chunk
@@ -138,7 +151,8 @@ def denoiser_inputs(networks: Networks, rows: int, *, identity_tokens: int = 1, 
     }
     if unet.speech_dim:
         shapes["speech"] = ((pictures, SPEECH_TOKENS, unet.speech_dim), dtype)
-    return shapes | _cache_shapes(networks, rows, identity_tokens=identity_tokens, dtype=dtype) | _ring_shapes(networks, rows, "ring", dtype=dtype)
+    kept = _cache_shapes(networks, rows, identity_tokens=made.tokens, dtype=dtype)
+    return shapes | kept | _ring_shapes(networks, rows, "ring", dtype=dtype)
 
 
 def denoiser_spec(networks: Networks, rows: int = 1) -> GraphSpec:
@@ -156,7 +170,7 @@ class DenoiserGraph(nn.Module):
 
     def __init__(self, networks: Networks, names: tuple[str, ...]) -> None:
         super().__init__()
-        self.denoiser, self._preset, self._names = networks.denoiser, networks.preset, names
+        self.networks, self._preset, self._names = networks, networks.preset, names
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """In the order of `denoiser_inputs` -> in the order of the spec's outputs."""
@@ -166,17 +180,18 @@ class DenoiserGraph(nn.Module):
         at = Places(torch.full_like(position[:, :, 0], made.window - 1), position, ~given["visible"])
         window = Window(at, made.window, made.chunk, _pairs(given, "ring"), {})
         sources = Sources(made.chunk, _pairs(given, "reference"), _pairs(given, "identity"), speech=given.get("speech"))
-        answer = self.denoiser(given["x"], given["level"], given["hint"], sources, window)
+        answer = self.networks.denoise(given["x"], given["level"], given["hint"], sources, window)
         return (answer, *(x for i in sorted(window.new) for x in window.new[i]))
 
 
 # -- names and shapes -------------------------------------------------------------------------------------------------------
 
 
-def _cache_shapes(networks: Networks, rows: int, *, identity_tokens: int = 1, dtype: str = "float32") -> Shapes:
+def _cache_shapes(networks: Networks, rows: int, *, steps: int = 1, identity_tokens: int = 1, dtype: str = "float32") -> Shapes:
     shapes: Shapes = {}
-    for i, (width, cells) in enumerate(block_shapes(networks.preset)):
+    for i, (width, cells) in enumerate(reading_shapes(networks.preset, steps)):
         shapes |= {f"reference.{i}.{part}": ((rows, cells, width), dtype) for part in PARTS}
+    for i, (width, _) in enumerate(block_shapes(networks.preset)):
         if networks.preset.unet.image_dim:
             shapes |= {f"identity.{i}.{part}": ((rows, identity_tokens, width), dtype) for part in PARTS}
     return shapes
@@ -197,4 +212,15 @@ def _pairs(given: dict[str, Tensor], kind: str) -> list[KeyValue]:
     return [(given[f"{kind}.{i}.k"], given[f"{kind}.{i}.v"]) for i in range(count)]
 
 
-__all__ = ["DenoiserGraph", "RememberGraph", "StepGraph", "denoiser_inputs", "denoiser_spec", "graphs", "remember_spec", "step_inputs", "step_spec"]
+__all__ = [
+    "DenoiserGraph",
+    "RememberGraph",
+    "StepGraph",
+    "denoiser_inputs",
+    "denoiser_spec",
+    "graphs",
+    "remember_spec",
+    "step_inputs",
+    "step_spec",
+    "told",
+]

@@ -6,18 +6,21 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from engine.generators.diffusion.attention import KeyValue
+from engine.generators.diffusion.attention import KeyValue, Sources
 from engine.generators.diffusion.autoencoder import KL, Tiny, TinyDecoded, autoencoder
-from engine.generators.diffusion.guider import PoseGuider
+from engine.generators.diffusion.controlnet import ControlNet
+from engine.generators.diffusion.guidance_encoder import guider
 from engine.generators.diffusion.presets import Decoder, Preset, check, preset_in
+from engine.generators.diffusion.temporal import Window
+from engine.generators.diffusion.text import ConstantText
 from engine.generators.diffusion.tokens import SpeechTokens, image_encoder
-from engine.generators.diffusion.unet import Denoiser, ReferenceNet, spatial_blocks
+from engine.generators.diffusion.unet import Denoiser, ReferenceNet, reading_blocks, spatial_blocks
 from engine.types import AvatarError
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ MANIFEST = "weights.json"
 UNTRAINED = "untrained"
 NOTICE = "These weights are untrained: the picture shows that the engine runs, not what it can do. Give trained ones with --weights."
 MANY_STEPS = "These weights were made for {}; in {} the picture is soft until they are distilled."
+ALONE = " Their norms saw all frames of a window at once; live each frame is normalised by itself, which differs from what they were trained for."
 AS_PUBLISHED = (
     " As published a picture leaves {:.1f} s after its motion at the earliest, since {} frames are made at once, and takes {} evaluations of the "
     "network; here it waits for none and takes {}. `avatar render --offline` does it as published."
@@ -43,7 +47,7 @@ TINY_PART = "tiny"
 class Cache:
     """What is computed once for an identity, by spatial block of the denoiser; one row."""
 
-    reference: list[KeyValue]  # [1, L, C] keys and values of the reference's bank, projected
+    reference: list[KeyValue]  # [1, L, C] keys and values of the reference's bank, projected; where it is read at every step, step by step
     identity: list[KeyValue]  # [1, T, C] of the identity's tokens; empty for presets without
 
     def to(self, device: torch.device | str) -> Cache:
@@ -58,10 +62,11 @@ class Networks(nn.Module):
         super().__init__()
         check(made)
         self.preset = made
-        self.reference, self.denoiser, self.guider = ReferenceNet(made.unet), Denoiser(made.unet), PoseGuider(made)
+        self.reference, self.denoiser, self.guider = ReferenceNet(made.unet), Denoiser(made.unet), guider(made)
         self.denoiser.guidance = made.guidance
         self.autoencoder = autoencoder(made)
         self.image = image_encoder(made)
+        self.controlnet = ControlNet(made) if made.controlnet else None
         self.speech = SpeechTokens(made.unet.speech_dim) if made.unet.speech_dim else None
         self.made_for = ""  # what the weights want and a live stream does not give, in words ...
         self.made_steps = 0  # ... and how many steps of it; 0 where that is not known
@@ -70,19 +75,38 @@ class Networks(nn.Module):
         self.adapters: tuple[Adapter, ...] = ()  # LoRAs that are part of the weights in memory (`adapters.fuse`), and of no file
 
     @torch.inference_mode()
-    def remember(self, picture: Tensor) -> Cache:
-        """Portrait [1, 3, H, W] -1..1 -> what every frame reads of it."""
-        return self.look(picture)
+    def remember(self, picture: Tensor, at: Tensor | None = None) -> Cache:
+        """Portrait [1, 3, H, W] -1..1 -> what every frame reads of it. `at` [S]: the steps' noise levels, which some presets read it at."""
+        return self.look(picture, at)
 
-    def look(self, picture: Tensor) -> Cache:
+    def look(self, picture: Tensor, at: Tensor | None = None) -> Cache:
         """As `remember`, for whatever traces or trains it."""
-        return self.cached(*self.read(picture))
+        return self.cached(*self.read(picture, at))
 
-    def read(self, picture: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        """Portrait [1, 3, H, W] -1..1 -> (what the reference network's blocks read, [1, L, C] each; the identity's tokens [1, T, D], if any)."""
+    def read(self, picture: Tensor, at: Tensor | None = None) -> tuple[list[Tensor], Tensor | None]:
+        """Portrait [1, 3, H, W] -1..1 -> (what the reference network's blocks read, [1, L, C] each; the identity's tokens [1, T, D], if any).
+
+        Raises AvatarError where the preset reads at every step and nothing says at which levels.
+        """
         latents = self.autoencoder.encode(picture) * self.preset.gain
         tokens = self.image(picture) if self.image is not None else None
-        return self.reference(latents, self._read(self.reference, tokens)), tokens
+        told = self._read(self.reference, tokens)
+        if not self.preset.reference_each:
+            return self.reference(latents, told), tokens
+        if at is None:
+            raise AvatarError(f"The preset '{self.preset.name}' reads its portrait anew at every step, which this cannot do; use another preset.")
+        return [read for t in at for read in self.reference(latents, told, t)], tokens
+
+    def denoise(self, x: Tensor, t: Tensor, hint: Tensor, sources: Sources, window: Window) -> Tensor:
+        """One call of the denoiser, of which a ControlNet is part: x [N, C, h, w], t [N], hint [N, C0, h, w] -> prediction [N, C, h, w]."""
+        if self.controlnet is None:
+            return self.denoiser(x, t, hint, sources, window)
+        more = sources.residuals or self.residuals(x, t, hint)
+        return self.denoiser(x, t, None, replace(sources, residuals=more), window)
+
+    def residuals(self, x: Tensor, t: Tensor, hint: Tensor) -> list[Tensor]:
+        """What a ControlNet adds in such a call, for `Sources.residuals`; empty where there is none."""
+        return self.controlnet(x, t, hint, cast(ConstantText, self.image)(x)) if self.controlnet is not None else []
 
     def cached(self, bank: list[Tensor], tokens: Tensor | None) -> Cache:
         """The same as keys and values for the denoiser's blocks, by the denoiser's own projections."""
@@ -90,11 +114,13 @@ class Networks(nn.Module):
 
     def project(self, bank: list[Tensor]) -> list[KeyValue]:
         """What the reference network's blocks read -> keys and values for the denoiser's, by the denoiser's own projections."""
-        return [block.attn1.project(read) for block, read in zip(spatial_blocks(self.denoiser), bank, strict=True)]
+        blocks = reading_blocks(self.denoiser)
+        assert len(bank) % len(blocks) == 0, "as many for every step"
+        return [blocks[i % len(blocks)].attn1.project(read) for i, read in enumerate(bank)]
 
     @staticmethod
     def _read(network: ReferenceNet | Denoiser, tokens: Tensor | None) -> list[KeyValue]:
-        return [] if tokens is None else [block.attn2.project(tokens) for block in spatial_blocks(network)]
+        return [] if tokens is None else [block.attn2.project(tokens) for block in spatial_blocks(network) if not block.last]
 
     def decode_by(self, tiny: Tiny) -> None:
         """From here on frames go through a tiny decoder; what is made of a portrait stays the same."""
@@ -116,7 +142,7 @@ def build(made: Preset, *, seed: int = 0, decoder: Decoder | None = None) -> Net
         networks = Networks(made)
         if decoder == "tiny":
             networks.decode_by(Tiny())
-    for zero in (networks.guider.conv_out, networks.denoiser.conv_out):
+    for zero in (*networks.guider.last(), networks.denoiser.conv_out):
         for parameter in zero.parameters():
             nn.init.zeros_(parameter)
     networks.eval().requires_grad_(False)
@@ -213,6 +239,7 @@ def notice(networks: Networks, steps: int) -> str:
     how = made.sampling
     enough = 0 < networks.made_steps <= steps
     said = NO_GUIDANCE.format(networks.made_for) if enough else MANY_STEPS.format(networks.made_for, steps)
+    said += ALONE if made.unet.joined_norms else ""
     evaluations = networks.made_steps * (1 if how.guidance == 1.0 else 2)
     return said + AS_PUBLISHED.format((how.window - 1) / made.fps, how.window, evaluations, steps) if evaluations else said
 

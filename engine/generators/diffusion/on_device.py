@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from engine.generators.diffusion.graphs import PARTS
+from engine.generators.diffusion.graphs import PARTS, told
 from engine.generators.diffusion.stream import Stream
 from engine.types import FloatArray, Runner
 
@@ -59,7 +59,7 @@ class DeviceRow:
             given["speech"] = stream.speech[0]
         for i, pair in enumerate(stream.reference):
             given |= {f"reference.{i}.{part}": x for part, x in zip(PARTS, pair, strict=True)}
-        given |= {f"identity.{i}.v": v for i, (_, v) in enumerate(stream.identity)}
+        given |= {f"identity.{i}.{part}": x for i, pair in enumerate(stream.identity) for part, x in told(pair)}
         self._given = given | {f"ring.{name}": ring for name, ring in self._rings.items()}
 
     @torch.no_grad()

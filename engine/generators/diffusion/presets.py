@@ -13,8 +13,13 @@ Latent = Literal["pixel", "kl", "tiny"]
 """What the denoiser works on: pixels folded into channels (space-to-depth), or the latents of a KL or a tiny autoencoder."""
 Decoder = Literal["kl", "tiny"]
 """What makes pictures of a KL autoencoder's latents: its own decoder, or a tiny one that was distilled from it (TAESD)."""
-Condition = Literal["puppet", "skeleton", "landmarks"]
-"""What tells a frame its motion: the puppet's own coarse frame, a painted skeleton (DWPose convention), or face landmarks."""
+Condition = Literal["puppet", "skeleton", "landmarks", "densepose", "maps"]
+"""What tells a frame its motion: the puppet's own coarse frame, a painted skeleton (DWPose convention), face landmarks, or pictures that come with
+the signal (`Signal.maps`, those of `MAPS`)."""
+MAPS: dict[str, tuple[str, ...]] = {"densepose": ("densepose",), "maps": ("depth", "normal", "semantic", "dwpose")}
+"""Condition -> names of the pictures it is made of, in the order of its channels."""
+TEXT_TOKENS = 77
+"""Of CLIP's text encoder."""
 Alignment = Literal["own", "musepose", "unianimate", "shape"]
 """Whose proportions a skeleton has: the driver's own, or the portrait's by one of three published ways (`conditions_align`)."""
 Prediction = Literal["epsilon", "v", "x0", "flow"]
@@ -32,7 +37,10 @@ class UNet:
     motion_middle: bool = True
     layers: int = 2  # resnets a level on the way down; one more on the way up
     heads: int = 8
-    groups: int = 32  # of every GroupNorm, each over one frame
+    groups: int = 32  # of every GroupNorm, each over one frame ...
+    joined_norms: bool = False  # ... but for those outside of attentions, which at leisure see all frames of a window (live: one, all the same)
+    bank: Literal["full", "mid_up"] = "full"  # which spatial blocks read the reference: all, or those of the middle and the way up
+    reference_cut: bool = False  # the reference network ends where its last block has been read, as published files may
     image_dim: int = 0  # width of the identity's tokens that attn2 reads; 0 for none
     guidance_dim: int = 0  # width of the guidance scale's embedding, for weights into which guidance was distilled; 0 for none
     speech_dim: int = 0  # width of the speech tokens that a third attention reads; 0 for none
@@ -66,6 +74,9 @@ class Sampling:
     overlap: int = 4  # of them, how many the next window shares
     closed: bool = True  # the last windows go on at the clip's start; else they end before it
     hint_unguided: bool = True  # whether the unguided half is told the motion too
+    tokens_unguided: bool = False  # whether it reads the tokens: those of an empty text say nothing of a portrait
+    padding: Literal["none", "windows", "multiple"] = "none"  # the last frame is repeated until windows come out even, or fill the clip
+    noise_frames: int = 0  # frames that have a noise of their own, which then repeats; 0 for all
 
     @property
     def told(self) -> str:
@@ -87,7 +98,11 @@ class Preset:
     alignment: Alignment = "own"
     fold: int = 1  # px that the guider folds into channels before its first convolution
     noise: Noise = Noise()
-    image_encoder: Literal["none", "pooled", "clip"] = "none"  # what makes the identity's tokens
+    image_encoder: Literal["none", "pooled", "clip", "text"] = "none"  # what makes the identity's tokens; text: constant ones, of no word
+    reference_each: bool = False  # whether the reference is read anew at every step, at that step's level; else once, at level 0
+    controlnet: bool = False  # whether the guider's picture goes through a ControlNet, instead of being added after the first convolution
+    guider_each: bool = False  # whether every map has a guider of its own, with an attention at its end; they are summed
+    face: bool = True  # whether a painted skeleton has a face
     guide: bool = False  # whether the puppet's frame comes with its guide (`puppet.guide`): 3 more channels of the condition
     residual: bool = False  # what is generated is the difference to the condition, which is the puppet's frame
     scale: float = 1.0  # latents are multiplied by this, so that their variance is about 1
@@ -105,9 +120,26 @@ class Preset:
         return self.size[0] // self.patch, self.size[1] // self.patch
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        """Fields of a signal that its condition is made of."""
+        if self.maps:
+            return ("maps",)
+        return ("motion", "speech") if self.condition == "puppet" else ("motion", "speech", "face", "body", "hands")
+
+    @property
     def channels(self) -> int:
         """Of the condition picture; the first three are what is seen."""
-        return 6 if self.guide else 3
+        return 6 if self.guide else 3 * max(1, len(self.maps))
+
+    @property
+    def maps(self) -> tuple[str, ...]:
+        """Names of the signal's pictures that the condition is made of; empty for a condition that is painted here."""
+        return MAPS.get(self.condition, ())
+
+    @property
+    def tokens(self) -> int:
+        """That the identity has."""
+        return TEXT_TOKENS if self.image_encoder == "text" else 1
 
     @property
     def depth(self) -> int:
@@ -203,7 +235,43 @@ ANIMATE_ANYONE = Preset(
 )
 """The layout of the published Moore-AnimateAnyone weights (Hu et al. 2023, arXiv 2311.17117)."""
 
-PRESETS = {preset.name: preset for preset in (TINY, COMPACT, ANIMATE_ANYONE)}
+ANIMATE_ANYONE_V1 = replace(
+    ANIMATE_ANYONE,
+    name="animate_anyone_v1",
+    unet=replace(ANIMATE_ANYONE.unet, motion_middle=False, positions=24, joined_norms=True),
+    noise=Noise(prediction="epsilon", zero_snr=False, spacing="leading"),
+)
+"""Moore-AnimateAnyone's first configuration. Its norms see all frames of a window: at leisure as published, live each frame by itself."""
+
+MUSE_POSE = replace(
+    ANIMATE_ANYONE,
+    name="muse_pose",
+    size=(768, 768),
+    unet=replace(ANIMATE_ANYONE.unet, positions=128),
+    face=False,
+    noise=Noise(betas="scaled_linear"),
+    sampling=Sampling(steps=20, window=48, closed=False, padding="windows"),
+    fps=12,
+)
+"""MusePose (github.com/TMElyralab/MusePose): every second frame of a clip, and a skeleton without a face."""
+
+CHAMP = replace(ANIMATE_ANYONE, name="champ", condition="maps", guider_each=True, sampling=Sampling(steps=20))
+"""Champ (Zhu et al. 2024, arXiv 2403.14781): driven by pictures of a body model's depth, normals and parts, and of a skeleton."""
+
+MAGIC_ANIMATE = replace(
+    ANIMATE_ANYONE_V1,
+    name="magic_animate",
+    unet=replace(ANIMATE_ANYONE_V1.unet, bank="mid_up", reference_cut=True),
+    condition="densepose",
+    image_encoder="text",
+    reference_each=True,
+    controlnet=True,
+    sampling=Sampling(steps=25, guidance=7.5, window=16, tokens_unguided=True, padding="multiple", noise_frames=16),
+)
+"""MagicAnimate (Xu et al. 2023, arXiv 2311.16498): driven by DensePose; the portrait is read at every step. Its norms see all frames of a window:
+at leisure as published, live each frame by itself."""
+
+PRESETS = {preset.name: preset for preset in (TINY, COMPACT, ANIMATE_ANYONE, ANIMATE_ANYONE_V1, MAGIC_ANIMATE, MUSE_POSE, CHAMP)}
 
 
 def preset(name: str) -> Preset:
@@ -241,6 +309,9 @@ def check(made: Preset) -> None:
         (1 <= made.chunk <= made.ring, "a chunk must fit into the window"),
         (made.patch == made.fold * 2 ** (len(made.guider) - 1), "the guider must come down to the latents' size"),
         (not made.guide or made.condition == "puppet", "a guide needs the puppet's frame"),
+        (not made.guider_each or bool(made.maps), "guiders of its maps need a condition of maps"),
+        (not made.controlnet or made.image_encoder == "text", "a ControlNet reads the tokens of a text"),
+        (not unet.plain or not (unet.joined_norms or made.controlnet), "a plain trunk has neither norms nor room for a ControlNet"),
         (not made.residual or (made.condition == "puppet" and made.latent == "pixel"), "a residual needs the puppet's frame and pixels"),
         ((made.image_encoder == "none") == (unet.image_dim == 0), "an image encoder and the width of its tokens come together"),
         (made.guidance == 1.0 or unet.guidance_dim > 0, "a guidance scale needs a network that is told it"),
@@ -251,4 +322,33 @@ def check(made: Preset) -> None:
             raise AvatarError(f"The preset '{made.name}' cannot be built: {complaint}.")
 
 
-__all__ = ["ANIMATE_ANYONE", "COMPACT", "PRESETS", "TINY", "Decoder", "Noise", "Preset", "Sampling", "UNet", "check", "preset", "preset_in"]
+def resized(made: Preset, size: tuple[int, int]) -> Preset:
+    """The preset at another size (H, W) px: no weight depends on it. Raises AvatarError where it does not fit."""
+    if min(size) < 1:
+        raise AvatarError(f"A picture of {size[0]} x {size[1]} px cannot be made; give a height and a width above 0.")
+    other = replace(made, size=size)
+    check(other)
+    return other
+
+
+__all__ = [
+    "ANIMATE_ANYONE",
+    "ANIMATE_ANYONE_V1",
+    "CHAMP",
+    "COMPACT",
+    "MAGIC_ANIMATE",
+    "MAPS",
+    "MUSE_POSE",
+    "PRESETS",
+    "TEXT_TOKENS",
+    "TINY",
+    "Decoder",
+    "Noise",
+    "Preset",
+    "Sampling",
+    "UNet",
+    "check",
+    "preset",
+    "preset_in",
+    "resized",
+]

@@ -96,6 +96,15 @@ class Recipe:
         """Of the networks."""
         return self.networks.preset
 
+    def remember(self, picture: Tensor) -> Cache:
+        """Portrait [1, 3, H, W] -1..1 -> what every frame of a stream or a clip reads of it."""
+        kept: Cache = self.networks.remember(picture, self.levels.t)
+        return kept
+
+    def of_step(self, sources: Sources, step: int) -> Sources:
+        """What is read at one of the levels."""
+        return sources.of_step(step, len(self.levels)) if self.preset.reference_each else sources
+
 
 def noise_of(made: Preset) -> Tensor:
     """[c, C, h, w] fp32: what every frame of every stream starts from."""
@@ -216,7 +225,8 @@ def in_turn(
     made, x, new = networks.preset, noise, []
     for s in range(len(levels)):
         window = Window(at, made.window, made.chunk, list(rings[s]), {})
-        answer = networks.denoiser(x, levels.t[s].expand(x.shape[0]), hint, sources, window)
+        read = sources.of_step(s, len(levels)) if made.reference_each else sources
+        answer = networks.denoise(x, levels.t[s].expand(x.shape[0]), hint, read, window)
         x = advance(levels, s, x, answer, noise)
         at = window.places
         new.append(window.new)
@@ -254,16 +264,24 @@ def _stream_batch(recipe: Recipe, stream: Stream, hint: Tensor, spoken: Tensor |
     reference, identity = (
         [(k.repeat_interleave(steps, 0), v.repeat_interleave(steps, 0)) for k, v in kept] for kept in (stream.reference, stream.identity)
     )
+    if made.reference_each:
+        reference = _side_by_side(stream.reference, steps)
     sources = Sources(chunk, reference, identity, speech=stream.spoken.flatten(0, 2) if spoken is not None else None)
     each = level.repeat(rows).repeat_interleave(chunk)  # [N] level of every picture
     x = torch.cat([noise[:, None], stream.x[:, 1:]], 1).flatten(0, 2)
     rings = [(k.flatten(0, 1), v.flatten(0, 1)) for k, v in stream.rings]
     window = Window(at, made.window, chunk, rings, {})
-    answer = recipe.networks.denoiser(x, levels.t[each], stream.hints.flatten(0, 2), sources, window)
+    answer = recipe.networks.denoise(x, levels.t[each], stream.hints.flatten(0, 2), sources, window)
     _grow(rings, window.new, put)
     moved = advance(levels, each, x, answer, noise.repeat_interleave(steps, 0).flatten(0, 1)).unflatten(0, (rows, steps, chunk))
     _shift(stream.x, noise, active, moved)
     return moved[:, -1].flatten(0, 1), stream.bases[:, -1] if made.residual else stream.condition
+
+
+def _side_by_side(kept: Sequence[KeyValue], steps: int) -> list[KeyValue]:
+    """[B, L, C] of every block at every step, one step after another -> [B · S, L, C] of every block."""
+    count = len(kept) // steps
+    return [tuple(torch.stack([kept[s * count + i][part] for s in range(steps)], 1).flatten(0, 1) for part in (0, 1)) for i in range(count)]
 
 
 def _shift(queue: Tensor, newest: Tensor, active: Tensor, moved: Tensor | None = None) -> None:
@@ -296,7 +314,7 @@ def whole_clip(recipe: Recipe, cache: Cache, condition: Tensor, speech: Tensor |
     alone = Places(at.query, at.key[:, :, empty:], at.hidden[:, :, empty:])
     for s in range(len(levels)):
         window = Window(alone, made.window, frames, None, {})
-        answer = networks.denoiser(x, levels.t[s].expand(frames), hint, sources, window)
+        answer = networks.denoise(x, levels.t[s].expand(frames), hint, recipe.of_step(sources, s), window)
         x = advance(levels, s, x, answer, noise)
     return x
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from engine.generators.diffusion.presets import Preset
+from engine.generators.diffusion.text import ConstantText
 from engine.types import MEL_BANDS, MEL_ROWS, MissingPart
 
 POOLED = 8
@@ -75,10 +76,12 @@ class SpeechTokens(nn.Module):
         return made
 
 
-def image_encoder(made: Preset) -> PooledImage | ClipImage | None:
+def image_encoder(made: Preset) -> PooledImage | ClipImage | ConstantText | None:
     """The one of a preset."""
     if made.image_encoder == "none":
         return None
+    if made.image_encoder == "text":
+        return ConstantText(made.unet.image_dim)
     return ClipImage() if made.image_encoder == "clip" else PooledImage(made.unet.image_dim)
 
 

@@ -12,9 +12,10 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional
 
-from engine.generators.diffusion.attention import Sources, SpatialTransformer
+from engine.generators.diffusion.attention import Sources, SpatialBlock, SpatialTransformer
 from engine.generators.diffusion.plain import PlainBlock, PlainDown, PlainUp
 from engine.generators.diffusion.presets import UNet
+from engine.generators.diffusion.resnet import JoinedResnet, joined
 from engine.generators.diffusion.temporal import MotionModule, Window
 
 NORM_EPS = 1e-5
@@ -43,7 +44,8 @@ class _Counter:
         c = self.config
         if c.plain:
             return PlainBlock(width, c.time_dim)
-        return ResnetBlock2D(in_channels=width_in, out_channels=width, temb_channels=c.time_dim, groups=c.groups, eps=NORM_EPS)
+        kind = JoinedResnet if c.joined_norms and self.motion else ResnetBlock2D
+        return kind(in_channels=width_in, out_channels=width, temb_channels=c.time_dim, groups=c.groups, eps=NORM_EPS)
 
 
 class Level(nn.Module):
@@ -65,9 +67,14 @@ class Level(nn.Module):
             self.motion_modules = nn.ModuleList(motions)
         self.has_attention, self.has_motion = bool(attentions), bool(motions)
 
+    def resnet(self, k: int, x: Tensor, level: Tensor, sources: Sources) -> Tensor:
+        """Resnet number k."""
+        made: Tensor = self.resnets[k](x, level, sources.joined) if sources.joined > 1 else self.resnets[k](x, level)
+        return made
+
     def run(self, k: int, x: Tensor, level: Tensor, sources: Sources, window: Window | None) -> Tensor:
         """Resnet, attention and motion module number k."""
-        x = self.resnets[k](x, level)
+        x = self.resnet(k, x, level, sources)
         if self.has_attention:
             x = self.attentions[k](x, sources)
         if self.has_motion and window is not None:
@@ -106,8 +113,7 @@ class Middle(Level):
 
     def forward(self, x: Tensor, level: Tensor, sources: Sources, window: Window | None) -> Tensor:
         """[N, C, h, w] -> [N, C, h, w]"""
-        made: Tensor = self.resnets[1](self.run(0, x, level, sources, window), level)
-        return made
+        return self.resnet(1, self.run(0, x, level, sources, window), level, sources)
 
 
 class Backbone(nn.Module):
@@ -122,6 +128,9 @@ class Backbone(nn.Module):
         self.guidance = 1.0  # what a network with guidance distilled into it is told
         self.register_buffer("_told", None, persistent=False)
         (self._plain if config.plain else self._stable_diffusion)(count)
+        blind = len(spatial_blocks(self.down_blocks)) if config.bank == "mid_up" else 0
+        for block in spatial_blocks(self):
+            block.reads = block.index - blind
         if tail:
             self.conv_norm_out = nn.Identity() if config.plain else nn.GroupNorm(config.groups, widths[0], eps=NORM_EPS)
             self.conv_out = nn.Conv2d(widths[0], config.in_channels, 3, padding=1)
@@ -181,23 +190,29 @@ class Backbone(nn.Module):
         for block in self.down_blocks:
             x = block(x, level, sources, window, skips)
         x = self.mid_block(x, level, sources, window)
+        if sources.residuals:
+            skips = [skip + more for skip, more in zip(skips, sources.residuals[:-1], strict=True)]
+            x = x + sources.residuals[-1]
         for block in self.up_blocks:
             x = block(x, level, sources, window, skips)
         if self.tail:
-            x = self.conv_out(functional.silu(self.conv_norm_out(x)))
+            x = self.conv_out(functional.silu(joined(self.conv_norm_out, x, sources.joined)))
         return x
 
 
 class ReferenceNet(Backbone):
-    """Reads the portrait once. Its only product is what its attentions read: the bank."""
+    """Reads the portrait. Its only product is what its attentions read: the bank."""
 
     def __init__(self, config: UNet) -> None:
         super().__init__(config, motion=False, tail=False)
+        if config.reference_cut:
+            self.up_blocks[-1].attentions[-1].cut()
 
-    def forward(self, latents: Tensor, tokens: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
-        """latents [N, C, h, w] without noise, the identity's tokens by block (or none) -> by block [N, L, C]."""
+    def forward(self, latents: Tensor, tokens: list[tuple[Tensor, Tensor]], t: Tensor | None = None) -> list[Tensor]:
+        """latents [N, C, h, w] without noise, the identity's tokens by block (or none), noise level t (default 0) -> by reading block [N, L, C]."""
         bank: list[Tensor] = []
-        self.body(latents, torch.zeros(len(latents), device=latents.device), None, Sources(identity=tokens, bank=bank), None)
+        level = torch.zeros(len(latents), device=latents.device) if t is None else t.expand(len(latents))
+        self.body(latents, level, None, Sources(identity=tokens, bank=bank), None)
         return bank
 
 
@@ -207,8 +222,11 @@ class Denoiser(Backbone):
     def __init__(self, config: UNet) -> None:
         super().__init__(config, motion=True, tail=True)
 
-    def forward(self, x: Tensor, t: Tensor, hint: Tensor, sources: Sources, window: Window) -> Tensor:
-        """x [N, C, h, w], t [N], hint [N, C0, h, w] -> prediction [N, C, h, w]; `window.new` receives the chunk's keys and values."""
+    def forward(self, x: Tensor, t: Tensor, hint: Tensor | None, sources: Sources, window: Window) -> Tensor:
+        """x [N, C, h, w], t [N], hint [N, C0, h, w], or None where the sources have a ControlNet's residuals -> prediction [N, C, h, w].
+
+        `window.new` receives the chunk's keys and values.
+        """
         return self.body(x, t, hint, sources, window)
 
     def freeze(self, length: int) -> None:
@@ -219,11 +237,14 @@ class Denoiser(Backbone):
             self._told = embed_guidance(self.guidance, self.config.guidance_dim).to(self.conv_in.weight)
 
 
-def spatial_blocks(network: Backbone) -> list[nn.Module]:
+def spatial_blocks(network: nn.Module) -> list[SpatialBlock]:
     """In the order of their indices."""
-    from engine.generators.diffusion.attention import SpatialBlock
-
     return sorted((m for m in network.modules() if isinstance(m, SpatialBlock)), key=lambda m: m.index)
+
+
+def reading_blocks(network: nn.Module) -> list[SpatialBlock]:
+    """Those of them that read the reference."""
+    return [block for block in spatial_blocks(network) if block.reads >= 0]
 
 
 def temporal_attentions(network: Backbone) -> list[nn.Module]:
@@ -248,4 +269,4 @@ def embed_guidance(scale: float, width: int) -> Tensor:
     return torch.cat([torch.sin(angle), torch.cos(angle)])[None]
 
 
-__all__ = ["Backbone", "Denoiser", "ReferenceNet", "embed", "embed_guidance", "spatial_blocks", "temporal_attentions"]
+__all__ = ["Backbone", "Denoiser", "ReferenceNet", "embed", "embed_guidance", "reading_blocks", "spatial_blocks", "temporal_attentions"]
