@@ -164,14 +164,15 @@ def _checked(source: Source, module: Any, preset: Preset, tell: Callable[[str], 
     """Raise AvatarError unless a file is what its table says of our network."""
     table = source.table
     if table.config:
-        _check_config(source.path.parent, table, module.model.config)
+        check_config(source.path.parent, table, module.model.config)
     held = read(source.path)
     made = match(table, held, {key: tuple(value.shape) for key, value in module.state_dict().items()}, positions=preset.unet.positions)
     report(source, made, held, tell)
     return made
 
 
-def _check_config(folder: Path, table: Table, ours: Any) -> None:
+def check_config(folder: Path, table: Table, ours: Any) -> None:
+    """Raise AvatarError where a folder's config.json says other than ours in the fields that a table names."""
     config = read_config(folder)
     for name in table.config:
         want = getattr(ours, name)
@@ -228,4 +229,4 @@ def write(
     return sha256(path)
 
 
-__all__ = ["KINDS", "Match", "Precision", "Source", "check_room", "import_animate_anyone", "match", "report", "write"]
+__all__ = ["KINDS", "NOTICE", "Match", "Precision", "Source", "check_config", "check_room", "import_animate_anyone", "match", "report", "write"]

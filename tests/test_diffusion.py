@@ -472,7 +472,7 @@ def test_a_preset_that_contradicts_itself_is_refused(changes: dict[str, Any], co
 
 
 def test_an_unknown_preset_is_refused() -> None:
-    with pytest.raises(AvatarError, match="choose one of: animate_anyone, compact, tiny"):
+    with pytest.raises(AvatarError, match="choose one of: animate_anyone, compact, echomimic"):
         preset("huge")
 
 

@@ -21,32 +21,51 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from engine.generators.diffusion.conditions_ease import Ease, eased
 from engine.generators.diffusion.conditions_place import Anchor, Placed, anchor_of, place
-from engine.generators.diffusion.landmarks import paint_landmarks
+from engine.generators.diffusion.landmarks import paint_features, paint_landmarks
 from engine.generators.diffusion.presets import Condition, Preset
+from engine.generators.diffusion.regions import face_mask
 from engine.generators.diffusion.skeleton import face_68, joints_of, paint_skeleton
-from engine.types import Signal, UInt8Array
+from engine.types import FloatArray, Signal, UInt8Array
 
 Painter = Callable[[Signal, Anchor, Ease], UInt8Array]
 """(signal, where the portrait it drives has its face and shoulders, what was painted before) -> condition picture [H, W, 3]."""
 
 
 def painter(made: Preset) -> Painter:
-    """The painter of a preset's condition: of its skeleton, or of its landmarks."""
+    """The painter of a preset's condition: of its skeleton, of its landmarks or features, or of the face's place, which never changes."""
+
+    def masked(signal: Signal, anchor: Anchor, ease: Ease) -> UInt8Array:
+        return mask_of(anchor, made)
 
     def paint(signal: Signal, anchor: Anchor, ease: Ease) -> UInt8Array:
         return draw(made.condition, eased(ease, place(signal, anchor, made.size), signal.time), made.size)
 
-    return paint
+    return masked if made.condition == "mask" else paint
+
+
+def pixels(anchor: Anchor, size: tuple[int, int]) -> FloatArray:
+    """The portrait's own face [478, 2] in px of a picture of `size` (H, W)."""
+    return np.asarray(anchor.face[:, :2] * np.array(size[::-1], np.float32), np.float32)
+
+
+def mask_of(anchor: Anchor, made: Preset) -> UInt8Array:
+    """The condition picture [H, W, K] of a portrait whose head sound alone moves: where its face is."""
+    mask = face_mask(pixels(anchor, made.size), made.size)
+    return np.repeat(mask[..., None], made.planes, 2)
 
 
 def draw(condition: Condition, placed: Placed, size: tuple[int, int]) -> UInt8Array:
     """The condition picture [H, W, 3] of points that lie in a frame of `size` (H, W)."""
     if condition == "landmarks":
         return paint_landmarks(size, placed.face)
+    if condition == "features":
+        return paint_features(size, placed.face)
     assert condition == "skeleton"
     return paint_skeleton(size, joints_of(placed.face, placed.body), placed.hands, face_68(placed.face))
 
 
-__all__ = ["Anchor", "Ease", "Painter", "Placed", "anchor_of", "draw", "painter"]
+__all__ = ["Anchor", "Ease", "Painter", "Placed", "anchor_of", "draw", "mask_of", "painter", "pixels"]

@@ -18,7 +18,8 @@ import numpy.typing as npt
 from engine.backends import half_the_cores, pytorch  # before torch: see there
 from engine.generators import load as load_generator
 from engine.generators.diffusion.conditions import Anchor, Ease, anchor_of, painter
-from engine.generators.diffusion.presets import Decoder, Preset, check
+from engine.generators.diffusion.declared import log_mel, needs_of, notice, resized
+from engine.generators.diffusion.presets import Decoder
 from engine.generators.diffusion.presets import preset as preset_named
 from engine.generators.diffusion.trust import Ask, Guiding
 from engine.generators.diffusion.trust import row as trusted_row
@@ -32,8 +33,10 @@ try:
     from engine.generators.diffusion import networks as weights_of
     from engine.generators.diffusion import stream as streams
     from engine.generators.diffusion.autoencoder import to_unit
+    from engine.generators.diffusion.face_of import seen_face
+    from engine.generators.diffusion.listening import Ear, Listening
     from engine.generators.diffusion.memory import within_memory
-    from engine.generators.diffusion.networks import UNTRAINED, Cache, Networks
+    from engine.generators.diffusion.networks import UNTRAINED, Cache
     from engine.generators.diffusion.sampler import levels
     from engine.generators.diffusion.staging import Staging
 except ImportError as error:
@@ -47,12 +50,9 @@ KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """PyTorch's; other backends get fp32 networks and are asked for a precision."""
 VERSION = "2"
 """Of the features: cached ones of another version are made anew."""
-SILENCE = -10.0
-"""Log-mel of nothing heard."""
+MORE = ("regions", "latents", "tokens")
+"""What a cache has beside keys and values, in presets that need it."""
 NOTICE = "These weights are untrained: the picture shows that the engine runs, not what it can do. Give trained ones with --weights."
-
-MANY_STEPS = "These weights were made for {}; in {} the picture is soft until they are distilled."
-NO_GUIDANCE = "These weights were made for {}; a live stream has no guidance, so the picture is paler and less like the portrait than published ones."
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,7 @@ class State:
     pool: Any = None  # that the graphs of all of `run` share: one of them runs at a time, and none keeps anything there
     shown: list[deque[list[Ask]]] = field(default_factory=list)  # a row: chunks that the stream batch still holds
     eases: dict[int, Ease] = field(default_factory=dict)  # row -> what its painted condition remembers
+    ears: dict[int, Ear] = field(default_factory=dict)  # row -> what it has heard, where a network listens
     proven: set[int] = field(default_factory=set)  # rows that have made a picture since their past began
     lost: int = 0  # times that a row's past was given up because its numbers were none
 
@@ -120,7 +121,7 @@ class Diffusion:
         folder = None if graphs is None else Path(graphs)
         self.adapters = loras.fuse(networks, adapters or loras.fused_in(folder, networks.origin))
         if size is not None:
-            made = networks.preset = _resized(made, size)
+            made = networks.preset = resized(made, size)
         asked, precision = precision, precision or ("fp16" if self.device.type == "cuda" else "fp32")
         kind = precision if backend == "pytorch" else "fp32"
         if kind not in KINDS:
@@ -132,6 +133,8 @@ class Diffusion:
         self.weights = f"{networks.origin} {seed if not self.trained else ''} {kind} {made.name} {made.size}{loras.mark(networks.adapters)}"
         networks = self._within_memory("hold the weights", partial(networks.to, self.device, KINDS[kind]), ways=("a smaller preset", "--device cpu"))
         networks.denoiser.freeze(made.window)
+        self._listening = None if networks.listener is None else Listening(networks.listener, made)
+        self._behind = (count - 1) * made.chunk if stream_batch and count > 1 else 0  # frames that a stream batch holds
         at = levels(made.noise, count).to(self.device)
         self.recipe = streams.Recipe(networks, at, stream_batch and count > 1, KINDS[kind], self.device)
         self.mode = mode or pytorch.best_mode(self.device)
@@ -152,11 +155,11 @@ class Diffusion:
             size=made.size,
             fps=made.fps,
             chunk=made.chunk,
-            delay=(count - 1) * made.chunk if self.recipe.batched else 0,
-            needs=("motion", "speech") if self._base else ("motion", "speech", "face", "body", "hands"),
+            delay=self._behind + (self._listening.delay if self._listening else 0),
+            needs=needs_of(made, listens=self._listening is not None),
             together=self.device.type != "cpu" and backend == "pytorch",
             warm_up=pytorch.WARM_UPS + 1 if self.mode == "cudagraph" else 2,
-            notice=_notice(networks, count) if self.trained else NOTICE,
+            notice=notice(networks, count) if self.trained else NOTICE,
         )
 
     # -- slow, once -----------------------------------------------------------------------------------------------------
@@ -171,10 +174,12 @@ class Diffusion:
         made_by = f"diffusion {VERSION} {self.recipe.preset} {self.weights}"
         key = hashlib.sha256(np.ascontiguousarray(portrait).tobytes() + made_by.encode()).hexdigest()
 
+        face = None if anchor is None else seen_face(self.recipe.networks, portrait, anchor)
+
         def remembered() -> Cache:
             picture = to_unit(torch.from_numpy(rgb)[None].to(self.device)).to(self.recipe.dtype)
             # Kept on the host: a session's row gets a copy on its device, and portraits that nobody shows take no room there.
-            kept: Cache = self.recipe.networks.remember(picture).to("cpu")
+            kept: Cache = self.recipe.networks.remember(picture, face).to("cpu")
             return kept
 
         return Identity(key, rgb, Features(self._within_memory("prepare a portrait", remembered), base, anchor))
@@ -195,6 +200,8 @@ class Diffusion:
         for name, kept in (("reference", features.cache.reference), ("identity", features.cache.identity)):
             for i, pair in enumerate(kept):
                 arrays |= {f"{name}.{i}.{part}": _words(x) for part, x in zip("kv", pair, strict=True)}
+        more = {name: getattr(features.cache, name) for name in MORE}
+        arrays |= {f"more.{name}": _words(x) for name, x in more.items() if x is not None}
         if features.base is not None:
             arrays |= {f"base.{name}": array for name, array in cast(Any, self._base).pack(features.base).items()}
             arrays["base_portrait"] = features.base.portrait
@@ -216,7 +223,8 @@ class Diffusion:
             parts = {name.removeprefix("base."): array for name, array in arrays.items() if name.startswith("base.")}
             base = cast(Any, self._base).unpack(arrays["base_portrait"], parts)
         anchor = Anchor(arrays["anchor.face"], arrays["anchor.body"]) if self._paint else None
-        return Identity(str(arrays["key"]), portrait, Features(Cache(kept("reference"), kept("identity")), base, anchor))
+        more = {name: self._tensor(arrays[f"more.{name}"]) for name in MORE if f"more.{name}" in arrays}
+        return Identity(str(arrays["key"]), portrait, Features(Cache(kept("reference"), kept("identity"), **more), base, anchor))
 
     def _tensor(self, words: npt.NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(np.array(words)).view(self.recipe.dtype)
@@ -249,6 +257,7 @@ class Diffusion:
             streams.forget(state.stream, row)
         state.shown[row].clear()
         state.eases.pop(row, None)
+        state.ears.pop(row, None)
         state.proven.discard(row)
         if self._base is not None:
             self._base.reset(state.base, row)
@@ -260,6 +269,7 @@ class Diffusion:
         state.rows[row] = None
         state.shown[row].clear()
         state.eases.pop(row, None)
+        state.ears.pop(row, None)
         state.proven.discard(row)
         if state.stream is not None:
             streams.vacate(state.stream, row)
@@ -275,8 +285,9 @@ class Diffusion:
             raise AvatarError("A signal came for a row where no portrait is seated; admit an identity first.")
         if not asked or ends is None:
             return [None] * len(signals)
+        signals = self._later(state, signals)
         for row, asks in self._conditions(state, signals).items():
-            ends.put(row, np.stack([ask.picture for ask in asks]), _heard(cast(Sequence[Signal], signals[row])))
+            ends.put(row, np.stack([ask.picture for ask in asks]), self._heard(state, row, cast(Sequence[Signal], signals[row])))
             state.shown[row].append(asks)
         try:
             pictures, finite = self._within_memory("make a frame", lambda: self._run(state, ends, asked))
@@ -287,6 +298,17 @@ class Diffusion:
         made = [self._told(state, row, pictures[row] if finite[row] else None) if row in asked else None for row in range(len(signals))]
         self._give_up(state, [row for row in asked if not finite[row]])
         return made
+
+    def _later(self, state: State, signals: Sequence[Sequence[Signal] | None]) -> Sequence[Sequence[Signal] | None]:
+        """The signals that frames are made of now: where a network listens, those whose sound it has heard to the end."""
+        listening = self._listening
+        if listening is None:
+            return signals
+        return [None if chunk is None else listening.later(state.ears.setdefault(row, Ear()), chunk) for row, chunk in enumerate(signals)]
+
+    def _heard(self, state: State, row: int, chunk: Sequence[Signal]) -> npt.NDArray[np.float32]:
+        """[c, *`Ears.heard`]: log-mel, or what the listening network makes of a row's sound."""
+        return log_mel(chunk) if self._listening is None else self._listening.heard(state.ears[row], chunk)
 
     def _run(self, state: State, ends: Staging, asked: Sequence[int]) -> tuple[UInt8Array, list[bool]]:
         """Step the rows that have a chunk -> see `Staging.fetch`."""
@@ -341,8 +363,8 @@ class Diffusion:
         for row, asks in asked.items():
             anchor, ease = cast(Identity, state.rows[row]).features.anchor, state.eases.setdefault(row, Ease())
             for signal in cast(Sequence[Signal], signals[row]):
-                frame = VideoFrame(self._paint(signal, anchor, ease), signal.time, signal.id)
-                asks.append(Ask(frame, frame.rgb))
+                picture = self._paint(signal, anchor, ease)
+                asks.append(Ask(VideoFrame(picture, signal.time, signal.id), picture))
         return asked
 
     def _ask(self, state: State, row: int, frame: VideoFrame, signal: Signal) -> Ask:
@@ -357,38 +379,15 @@ class Diffusion:
         """The pictures with the time of the motion they show. Where there are none, as until a stream batch is full, they are the
         conditions, or the portrait."""
         waiting = state.shown[row]
-        filling = len(waiting) * self.spec.chunk <= self.spec.delay
+        filling = len(waiting) * self.spec.chunk <= self._behind
         shown = waiting[-1] if filling else waiting.popleft()
         if filling or pictures is None:
             still = cast(Identity, state.rows[row]).portrait
-            early = self.spec.delay / self.spec.fps if filling else 0.0  # what comes first is shown as if it had been asked for in time
+            early = self._behind / self.spec.fps if filling else 0.0  # what comes first is shown as if it had been asked for in time
             frames = [ask.frame for ask in shown]
             return [replace(frame, time=frame.time - early, rgb=frame.rgb if self._base is not None else still.copy()) for frame in frames]
         state.proven.add(row)
         return [ask.answered(picture) for picture, ask in zip(pictures, shown, strict=True)]
-
-
-def _notice(networks: Networks, steps: int) -> str:
-    """What whoever watches must be told of trained weights at so many steps; empty where there is nothing."""
-    if not networks.made_for:
-        return ""
-    enough = 0 < networks.made_steps <= steps
-    return NO_GUIDANCE.format(networks.made_for) if enough else MANY_STEPS.format(networks.made_for, steps)
-
-
-def _resized(made: Preset, size: tuple[int, int]) -> Preset:
-    """The preset at another size: no weight depends on it. Raises AvatarError where it does not fit."""
-    if min(size) < 1:
-        raise AvatarError(f"A picture of {size[0]} x {size[1]} px cannot be made; give a height and a width above 0.")
-    other = replace(made, size=size)
-    check(other)
-    return other
-
-
-def _heard(chunk: Sequence[Signal]) -> npt.NDArray[np.float32]:
-    """[c, 16, 80] log-mel."""
-    quiet = np.full((16, 80), SILENCE, np.float32)
-    return np.stack([quiet if signal.speech is None else signal.speech for signal in chunk])
 
 
 def _words(x: torch.Tensor) -> npt.NDArray[Any]:

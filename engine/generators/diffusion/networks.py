@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from engine.generators.diffusion.attention import KeyValue
 from engine.generators.diffusion.autoencoder import KL, Tiny, TinyDecoded, autoencoder
 from engine.generators.diffusion.guider import PoseGuider
+from engine.generators.diffusion.listening import listener
 from engine.generators.diffusion.presets import Decoder, Preset, check, preset_in
-from engine.generators.diffusion.tokens import SpeechTokens, image_encoder
+from engine.generators.diffusion.tokens import VECTOR, image_encoder, speech_tokens
 from engine.generators.diffusion.unet import Denoiser, ReferenceNet, spatial_blocks
 from engine.types import AvatarError
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 MANIFEST = "weights.json"
 """Beside the .safetensors files: which preset they are for and where they come from."""
 UNTRAINED = "untrained"
+RECOGNISER = "recogniser.onnx"
+"""The file of a face recogniser, in the folder of weights that read its vectors."""
 TINY_PART = "tiny"
 """The file of a tiny decoder, in the folder of weights whose latents it decodes."""
 
@@ -37,10 +40,22 @@ class Cache:
 
     reference: list[KeyValue]  # [1, L, C] keys and values of the reference's bank, projected
     identity: list[KeyValue]  # [1, T, C] of the identity's tokens; empty for presets without
+    regions: Tensor | None = None  # [1, 3, R] masks of the speech's branches (`Face.regions`); None for presets without
+    latents: Tensor | None = None  # [1, C, h, w] of the portrait, where clips at leisure read pictures beside it
+    tokens: Tensor | None = None  # [1, T, D] of the identity, likewise
 
     def to(self, device: torch.device | str) -> Cache:
         """The same on a device."""
-        return Cache(*([(k.to(device), v.to(device)) for k, v in kept] for kept in (self.reference, self.identity)))
+        pairs = ([(k.to(device), v.to(device)) for k, v in kept] for kept in (self.reference, self.identity))
+        return Cache(*pairs, *(None if x is None else x.to(device) for x in (self.regions, self.latents, self.tokens)))
+
+
+@dataclass(frozen=True, slots=True)
+class Face:
+    """What some presets know of a portrait's face beside the picture. What is not given is as where no face is found."""
+
+    vector: Tensor | None = None  # [1, 512] a recogniser's; else zeros, as published
+    regions: Tensor | None = None  # [1, 3, R] 0..1 surroundings, face, lips, the cells of all levels one after the other; else all ones
 
 
 class Networks(nn.Module):
@@ -54,27 +69,59 @@ class Networks(nn.Module):
         self.denoiser.guidance = made.guidance
         self.autoencoder = autoencoder(made)
         self.image = image_encoder(made)
-        self.speech = SpeechTokens(made.unet.speech_dim) if made.unet.speech_dim else None
+        self.speech = speech_tokens(made)
+        self.listener = listener(made.ears)
         self.made_for = ""  # what the weights want and a live stream does not give, in words ...
         self.made_steps = 0  # ... and how many steps of it; 0 where that is not known
+        self.recogniser: Path | None = None  # of faces, for presets that read its vectors
         self.taught: Taught | None = None  # what the generator whose frames are the condition was taught before
         self.origin = UNTRAINED  # sha256 of the weights' manifest, once there are any
         self.adapters: tuple[Adapter, ...] = ()  # LoRAs that are part of the weights in memory (`adapters.fuse`), and of no file
 
     @torch.inference_mode()
-    def remember(self, picture: Tensor) -> Cache:
-        """Portrait [1, 3, H, W] -1..1 -> what every frame reads of it."""
-        return self.look(picture)
+    def remember(self, picture: Tensor, face: Face | None = None) -> Cache:
+        """Portrait [1, 3, H, W] -1..1 -> what every frame reads of it. `face`: for presets that know of one."""
+        return self.look(picture, face)
 
-    def look(self, picture: Tensor) -> Cache:
+    def look(self, picture: Tensor, face: Face | None = None) -> Cache:
         """As `remember`, for whatever traces or trains it."""
-        return self.cached(*self.read(picture))
+        vector = None if face is None else face.vector
+        cache = self.cached(*self.read(picture, vector))
+        if self.preset.unet.speech_in == "branches":
+            cells = sum(h * w for h, w in self.preset.level_sizes)
+            regions = None if face is None else face.regions
+            cache = replace(cache, regions=picture.new_ones(len(picture), 3, cells) if regions is None else regions.to(picture))
+        if self.preset.sampling.carried:
+            cache = replace(cache, latents=self.encode(picture), tokens=self._tokens(picture, vector))
+        return cache
 
-    def read(self, picture: Tensor) -> tuple[list[Tensor], Tensor | None]:
+    def encode(self, picture: Tensor) -> Tensor:
+        """Pictures [N, 3, H, W] -1..1 -> latents [N, C, h, w] as the denoiser has them."""
+        latents: Tensor = self.autoencoder.encode(picture) * self.preset.gain
+        return latents
+
+    def _tokens(self, picture: Tensor, vector: Tensor | None) -> Tensor | None:
+        if self.preset.image_encoder == "face":
+            picture = picture.new_zeros(len(picture), VECTOR) if vector is None else vector.to(picture)
+        return self.image(picture) if self.image is not None else None
+
+    def nobody(self) -> Tensor | None:
+        """[1, T, D] tokens of a face that nobody has, which the unguided half is told; None where that half is told nothing."""
+        return self._tokens(next(self.denoiser.parameters()).new_zeros(1, 1), None) if self.preset.image_encoder == "face" else None
+
+    def read(self, picture: Tensor, vector: Tensor | None = None) -> tuple[list[Tensor], Tensor | None]:
         """Portrait [1, 3, H, W] -1..1 -> (what the reference network's blocks read, [1, L, C] each; the identity's tokens [1, T, D], if any)."""
-        latents = self.autoencoder.encode(picture) * self.preset.gain
-        tokens = self.image(picture) if self.image is not None else None
-        return self.reference(latents, self._read(self.reference, tokens)), tokens
+        tokens = self._tokens(picture, vector)
+        return self.reference(self.encode(picture), self._read(self.reference, tokens)), tokens
+
+    def reread(self, latents: Tensor, tokens: Tensor | None) -> list[Tensor]:
+        """Latents [N, C, h, w] of other pictures, and the tokens [N, T, D] that come with each -> what the blocks read, [N, L, C] each."""
+        bank: list[Tensor] = self.reference(latents, self._read(self.reference, tokens))
+        return bank
+
+    def identity(self, tokens: Tensor | None) -> list[KeyValue]:
+        """The identity's tokens as keys and values for the denoiser's blocks."""
+        return self._read(self.denoiser, tokens)
 
     def cached(self, bank: list[Tensor], tokens: Tensor | None) -> Cache:
         """The same as keys and values for the denoiser's blocks, by the denoiser's own projections."""
@@ -186,6 +233,10 @@ def load(folder: Path, *, decoder: Decoder | None = None) -> Networks:
         networks.decode_by(tiny)
     _number(networks)
     networks.made_for, networks.made_steps = made_for, made_steps
+    if "recogniser" in manifest:
+        networks.recogniser = folder / RECOGNISER
+        if not networks.recogniser.is_file() or sha256(networks.recogniser) != manifest["recogniser"]:
+            raise AvatarError(f"{networks.recogniser} is not the file that its {MANIFEST} names; import the weights again.")
     if "assets" in manifest:
         from engine.generators.diffusion.taught import read
 
@@ -205,4 +256,4 @@ def _number(networks: Networks) -> None:
             networks.get_submodule(owner).register_buffer(own, torch.arange(buffer.shape[1])[None], persistent=False)
 
 
-__all__ = ["TINY_PART", "UNTRAINED", "Cache", "Networks", "build", "empty", "load", "save"]
+__all__ = ["RECOGNISER", "TINY_PART", "UNTRAINED", "Cache", "Face", "Networks", "build", "empty", "load", "save"]

@@ -7,14 +7,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from engine.types import AvatarError
+from engine.types import MEL_BANDS, MEL_ROWS, AvatarError
 
 Latent = Literal["pixel", "kl", "tiny"]
 """What the denoiser works on: pixels folded into channels (space-to-depth), or the latents of a KL or a tiny autoencoder."""
 Decoder = Literal["kl", "tiny"]
 """What makes pictures of a KL autoencoder's latents: its own decoder, or a tiny one that was distilled from it (TAESD)."""
-Condition = Literal["puppet", "skeleton", "landmarks"]
-"""What tells a frame its motion: the puppet's own coarse frame, a painted skeleton (DWPose convention), or face landmarks."""
+Condition = Literal["puppet", "skeleton", "landmarks", "mask", "features"]
+"""What tells a frame its motion: the puppet's own coarse frame, a painted skeleton (DWPose convention), face landmarks; where sound is to move
+the face, only where it is (a mask), or its eyes, brows and nose."""
+Hearing = Literal["mel", "whisper", "wav2vec"]
+"""What a frame hears: log-mel, the states of Whisper's encoder, or the layers of wav2vec 2.0."""
+SpeechIn = Literal["own", "second", "branches"]
+"""Where the denoiser reads speech: in a third attention of every block; in the second one, which then reads nothing else; in a module of its
+own after every spatial attention, with a branch each for what surrounds the face, the face and the lips."""
 Prediction = Literal["epsilon", "v", "x0", "flow"]
 Stepper = Literal["euler", "lcm"]
 
@@ -33,7 +39,10 @@ class UNet:
     groups: int = 32  # of every GroupNorm, each over one frame
     image_dim: int = 0  # width of the identity's tokens that attn2 reads; 0 for none
     guidance_dim: int = 0  # width of the guidance scale's embedding, for weights into which guidance was distilled; 0 for none
-    speech_dim: int = 0  # width of the speech tokens that a third attention reads; 0 for none
+    speech_dim: int = 0  # width of the speech tokens; 0 for none
+    speech_in: SpeechIn = "own"
+    speech_gain: float = 1.0  # of what the second attention hears
+    branch_gains: tuple[float, float, float] = (1.0, 1.0, 1.0)  # of surroundings, face and lips
     positions: int = 32  # that the motion modules' files know; no window may be longer
     plain: bool = False  # a quick trunk without norms, one block a level, which attends in the middle alone
 
@@ -64,11 +73,41 @@ class Sampling:
     overlap: int = 4  # of them, how many the next window shares
     closed: bool = True  # the last windows go on at the clip's start; else they end before it
     hint_unguided: bool = True  # whether the unguided half is told the motion too
+    speech_unguided: bool = True  # whether it hears the speech
+    shift: int = 0  # frames by which the windows move on with every step
+    carried: int = 0  # last frames of the clip before that a clip of `window` frames reads; 0 for windows that overlap instead
+    dealt: bool = False  # whether pictures get the identity's tokens of both halves in turn, as Hallo's code deals them out
+    clipped: float = 0.0  # bound of the noise where every frame starts; 0 for none
 
     @property
     def told(self) -> str:
         """In words."""
         return f"{self.steps} steps" + (f" with guidance {self.guidance:g}" if self.guidance != 1.0 else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Ears:
+    """The network that makes speech features of sound: the last of Whisper's encoder and wav2vec 2.0 beside log-mel, which needs none."""
+
+    kind: Hearing = "mel"
+    width: int = 0
+    layers: int = 0
+    heads: int = 0
+    positions: int = 0  # Whisper: steps of 20 ms that it is given
+    convolutions: int = 0  # wav2vec: width of those that read the sound
+    hidden: int = 0  # wav2vec: width between its layers and the tokens
+    tokens: int = MEL_ROWS // 4  # a frame
+
+    @property
+    def heard(self) -> tuple[int, int]:
+        """Shape of what a frame hears, before it becomes tokens."""
+        if self.kind == "mel":
+            return MEL_ROWS, MEL_BANDS
+        return (self.tokens, self.width) if self.kind == "whisper" else (FRAMES_HEARD * self.layers, self.width)
+
+
+FRAMES_HEARD = 5
+"""Frames around its own whose layers of wav2vec a frame hears."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +123,9 @@ class Preset:
     condition: Condition
     fold: int = 1  # px that the guider folds into channels before its first convolution
     noise: Noise = Noise()
-    image_encoder: Literal["none", "pooled", "clip"] = "none"  # what makes the identity's tokens
+    image_encoder: Literal["none", "pooled", "clip", "face"] = "none"  # what makes the identity's tokens
+    planes: int = 3  # channels of a condition that is painted
+    ears: Ears = Ears()
     guide: bool = False  # whether the puppet's frame comes with its guide (`puppet.guide`): 3 more channels of the condition
     residual: bool = False  # what is generated is the difference to the condition, which is the puppet's frame
     scale: float = 1.0  # latents are multiplied by this, so that their variance is about 1
@@ -104,7 +145,13 @@ class Preset:
     @property
     def channels(self) -> int:
         """Of the condition picture; the first three are what is seen."""
-        return 6 if self.guide else 3
+        return 6 if self.guide else self.planes
+
+    @property
+    def level_sizes(self) -> list[tuple[int, int]]:
+        """(h, w) of every level, finest first."""
+        h, w = self.latent_size
+        return [(h >> i, w >> i) for i in range(len(self.unet.channels))]
 
     @property
     def depth(self) -> int:
@@ -200,7 +247,41 @@ ANIMATE_ANYONE = Preset(
 )
 """The layout of the published Moore-AnimateAnyone weights (Hu et al. 2023, arXiv 2311.17117)."""
 
-PRESETS = {preset.name: preset for preset in (TINY, COMPACT, ANIMATE_ANYONE)}
+ECHOMIMIC = replace(
+    ANIMATE_ANYONE,
+    name="echomimic",
+    unet=replace(ANIMATE_ANYONE.unet, image_dim=0, speech_dim=384, speech_in="second", speech_gain=3.0),
+    condition="mask",
+    planes=1,
+    image_encoder="none",
+    ears=Ears("whisper", width=384, layers=4, heads=6, positions=1500, tokens=50),
+    window=12,
+    fps=24,
+    sampling=Sampling(steps=30, guidance=2.5, window=12, overlap=3, shift=2, hint_unguided=False, speech_unguided=False, clipped=1.5),
+)
+"""The layout of EchoMimic (Chen et al. 2024, arXiv 2407.08136): speech instead of an identity's tokens, a mask of the face instead of a pose."""
+ECHOMIMIC_ACC = replace(ECHOMIMIC, name="echomimic_acc", sampling=replace(ECHOMIMIC.sampling, steps=6, guidance=1.0))
+"""Its distilled weights: few steps without guidance."""
+ECHOMIMIC_POSE = replace(ECHOMIMIC, name="echomimic_pose", condition="features", planes=3, sampling=replace(ECHOMIMIC.sampling, shift=3, clipped=0.0))
+"""Its weights that are told eyes, brows and nose of every frame."""
+ECHOMIMIC_POSE_ACC = replace(ECHOMIMIC_POSE, name="echomimic_pose_acc", sampling=replace(ECHOMIMIC_POSE.sampling, steps=6, guidance=1.0))
+HALLO = replace(
+    ANIMATE_ANYONE,
+    name="hallo",
+    unet=replace(ANIMATE_ANYONE.unet, motion=(True, True, True, False), speech_dim=768, speech_in="branches"),
+    guider=(16, 32, 64, 128),
+    condition="mask",
+    image_encoder="face",
+    ears=Ears("wav2vec", width=768, layers=12, heads=12, convolutions=512, hidden=512, tokens=32),
+    sampling=Sampling(steps=40, guidance=3.5, window=16, overlap=0, hint_unguided=False, speech_unguided=False, carried=2, dealt=True),
+)
+"""The layout of Hallo (Xu et al. 2024, arXiv 2406.08801): a recogniser's vector as the identity's tokens, speech in branches.
+
+At leisure its clips of 16 frames read the last two of the clip before; live, the causal window is what carries a clip on instead.
+"""
+
+AUDIO = (ECHOMIMIC, ECHOMIMIC_ACC, ECHOMIMIC_POSE, ECHOMIMIC_POSE_ACC, HALLO)
+PRESETS = {preset.name: preset for preset in (TINY, COMPACT, ANIMATE_ANYONE, *AUDIO)}
 
 
 def preset(name: str) -> Preset:
@@ -223,6 +304,10 @@ def preset_in(manifest: Mapping[str, Any], weights: Path) -> Preset:
     return replace(made, steps=int(told)) if str(told).isdecimal() and int(told) else made
 
 
+def _carries(unet: UNet) -> bool:
+    return all(spatial or not temporal for spatial, temporal in zip(unet.attention, unet.motion, strict=False))
+
+
 def check(made: Preset) -> None:
     """Raise AvatarError where the fields of a preset contradict each other."""
     unet, (height, width) = made.unet, made.size
@@ -232,7 +317,10 @@ def check(made: Preset) -> None:
         (bare or not unet.plain, "a plain trunk attends in the middle alone, and has one block a level"),
         (height % made.depth == 0 and width % made.depth == 0, f"its size must be a multiple of {made.depth}"),
         (all(c % unet.groups == 0 and c % unet.heads == 0 for c in unet.channels), "groups and heads must divide every level's channels"),
-        (max(made.window, made.sampling.window) <= unet.positions, "its windows are longer than its motion modules know positions"),
+        (
+            max(made.window, made.sampling.window + made.sampling.carried) <= unet.positions,
+            "its windows are longer than its motion modules know positions",
+        ),
         (0 <= made.sampling.overlap < made.sampling.window, "windows overlap by less than their length"),
         (0 <= made.sinks < made.window - 1, "it needs fewer pinned frames than its window has"),
         (1 <= made.chunk <= made.ring, "a chunk must fit into the window"),
@@ -240,6 +328,13 @@ def check(made: Preset) -> None:
         (not made.guide or made.condition == "puppet", "a guide needs the puppet's frame"),
         (not made.residual or (made.condition == "puppet" and made.latent == "pixel"), "a residual needs the puppet's frame and pixels"),
         ((made.image_encoder == "none") == (unet.image_dim == 0), "an image encoder and the width of its tokens come together"),
+        (made.planes == 3 or made.condition == "mask", "only a mask of the face has other than three channels"),
+        (unet.speech_in != "second" or unet.image_dim == 0 < unet.speech_dim, "the second attention reads either speech or the identity's tokens"),
+        (unet.speech_in == "own" or not unet.plain, "a plain trunk reads speech in a third attention"),
+        (made.ears.kind == "mel" or unet.speech_dim > 0, "what hears needs a network that reads speech"),
+        (made.ears.kind != "whisper" or made.ears.width == unet.speech_dim, "Whisper's states are the speech tokens, and as wide"),
+        (made.ears.kind != "whisper" or made.ears.tokens == 10 * (made.ears.layers + 1), "a frame hears ten steps of all of Whisper's states"),
+        (made.sampling.carried == 0 or _carries(unet), "carried frames need a spatial attention wherever there is a temporal one"),
         (made.guidance == 1.0 or unet.guidance_dim > 0, "a guidance scale needs a network that is told it"),
         (made.latent != "pixel" or unet.in_channels == _pixels(made.patch), "pixel latents have 3 channels a px of the patch"),
     )
@@ -248,4 +343,21 @@ def check(made: Preset) -> None:
             raise AvatarError(f"The preset '{made.name}' cannot be built: {complaint}.")
 
 
-__all__ = ["ANIMATE_ANYONE", "COMPACT", "PRESETS", "TINY", "Decoder", "Noise", "Preset", "Sampling", "UNet", "check", "preset", "preset_in"]
+__all__ = [
+    "ANIMATE_ANYONE",
+    "AUDIO",
+    "COMPACT",
+    "ECHOMIMIC",
+    "HALLO",
+    "PRESETS",
+    "TINY",
+    "Decoder",
+    "Ears",
+    "Noise",
+    "Preset",
+    "Sampling",
+    "UNet",
+    "check",
+    "preset",
+    "preset_in",
+]
