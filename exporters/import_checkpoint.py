@@ -205,14 +205,15 @@ def _checked(source: Source, module: Any, preset: Preset, tell: Callable[[str], 
     """Raise AvatarError unless a file is what its table says of our network."""
     table = source.table
     if table.config:
-        _check_config(source.path.parent, table, module.model.config)
+        check_config(source.path.parent, table, module.model.config)
     held = (table.read or read)(source.path)
     made = match(table, held, {key: tuple(value.shape) for key, value in module.state_dict().items()}, positions=preset.unet.positions)
     report(source, made, held, tell)
     return made
 
 
-def _check_config(folder: Path, table: Table, ours: Any) -> None:
+def check_config(folder: Path, table: Table, ours: Any) -> None:
+    """Raise AvatarError where a folder's config.json says other than ours in the fields that a table names."""
     config = read_config(folder)
     for name in table.config:
         want = getattr(ours, name)
@@ -276,10 +277,12 @@ def write(
 
 __all__ = [
     "KINDS",
+    "NOTICE",
     "Match",
     "Precision",
     "Published",
     "Source",
+    "check_config",
     "check_room",
     "import_animate_anyone",
     "import_published",

@@ -84,9 +84,26 @@ def _musetalk(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[st
     return "lipsync", ""
 
 
+def _echomimic(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[str, str]:
+    from exporters.import_audio import import_echomimic
+
+    import_echomimic(args.folder, args.out, variant=args.variant, vae=args.vae, precision=args.precision, tell=tell)
+    return "diffusion", ""
+
+
+def _hallo(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[str, str]:
+    from exporters.import_audio import import_hallo
+
+    found = {"vae": args.vae, "wav2vec": args.wav2vec, "recogniser": args.recogniser}
+    import_hallo(args.folder, args.out, **found, precision=args.precision, tell=tell)
+    return "diffusion", ""
+
+
 SYSTEMS: dict[str, Callable[[argparse.Namespace, Callable[[str], None]], tuple[str, str]]] = {
     "animate-anyone": _animate_anyone,
     "champ": _champ,
+    "echomimic": _echomimic,
+    "hallo": _hallo,
     "liveportrait": _liveportrait,
     "magicanimate": _magicanimate,
     "musepose": _musepose,

@@ -42,7 +42,16 @@ def add_import(parser: argparse.ArgumentParser) -> None:
     musetalk.add_argument("folder", type=Path, metavar="DIR", help="where its download script put them (models), or the folder above")
     musetalk.add_argument("--vae", type=Path, metavar="DIR", help="config.json and weights of the autoencoder (default: DIR/sd-vae)")
     musetalk.add_argument("--whisper", type=Path, metavar="DIR", help="the same of whisper-tiny (default: DIR/whisper)")
-    for lips in (wav2lip, musetalk):
+    echomimic = systems.add_parser("echomimic", help="EchoMimic's files, with the autoencoder and OpenAI's Whisper")
+    echomimic.add_argument("folder", type=Path, metavar="DIR", help="where they were downloaded to (pretrained_weights), or the folder above")
+    echomimic.add_argument("--variant", choices=["base", "acc", "pose", "pose_acc"], default="base", help="which of its weights (default: base)")
+    hallo = systems.add_parser("hallo", help="Hallo's net.pth, with the autoencoder, wav2vec 2.0 and the face recogniser")
+    hallo.add_argument("folder", type=Path, metavar="DIR", help="where they were downloaded to (pretrained_models), or the folder above")
+    hallo.add_argument("--wav2vec", type=Path, metavar="DIR", help="config.json and weights of wav2vec2-base-960h (default: DIR/wav2vec/...)")
+    hallo.add_argument("--recogniser", type=Path, metavar="FILE", help="glintr100.onnx (default: DIR/face_analysis/models/glintr100.onnx)")
+    for speaking in (echomimic, hallo):
+        speaking.add_argument("--vae", type=Path, metavar="DIR", help="config.json and weights of the autoencoder (default: DIR/sd-vae-ft-mse)")
+    for lips in (wav2lip, musetalk, echomimic, hallo):
         lips.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the folder to write; it must not exist yet")
         lips.add_argument("--precision", choices=["fp32", "fp16"], default="fp32", help="of the files written; fp16 halves them")
 

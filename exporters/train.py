@@ -84,6 +84,8 @@ def train(
     learner = Learner(settings, data.size, start=start, teacher=teacher, device=device, recogniser=recogniser)
     known["batches"] = settings.accumulate * learner.crew.count
     made = learner.networks.preset
+    if made.ears.kind != "mel":
+        raise AvatarError(f"The preset '{made.name}' listens with a network of its own, whose features the data lacks; train another preset.")
     batches = Batches(
         data,
         seed=settings.seed,

@@ -24,6 +24,9 @@ class Sources:
     reference: Sequence[KeyValue] = ()  # a spatial block: [B, Lr, C]; empty for none
     identity: Sequence[KeyValue] = ()  # a spatial block: [B, T, C], already projected; empty for none
     speech: Tensor | None = None  # [N, T, D]
+    regions: Tensor | None = None  # [B, 3, R] masks of the speech's branches, the cells of all levels one after the other
+    carried: Sequence[Tensor] = ()  # a spatial block: [m, L, C] of frames before a clip, which its motion module sees first; one row only
+    reads: Tensor | None = None  # [N] row of the reference that each frame reads, where that is not its own
     bank: list[Tensor] | None = None  # the reference network writes here what its blocks' first attention read, [N, L, C]
     joined: int = 1  # frames that GroupNorms outside of attentions see at once, where the preset joins them
     residuals: Sequence[Tensor] = ()  # of a ControlNet: [N, C, h, w] added to every skip, and the last to the middle's product
@@ -92,14 +95,17 @@ class FeedForward(nn.Module):
 class SpatialBlock(nn.Module):
     """Self-attention that also reads the reference, then the identity's tokens, then speech, then the feed-forward."""
 
-    def __init__(self, width: int, heads: int, *, image_dim: int, speech_dim: int, index: int) -> None:
+    def __init__(self, width: int, heads: int, *, image_dim: int, speech_dim: int, index: int, second: float = 0.0) -> None:
+        """`second`: how much the second attention counts where it reads speech; 0 where speech has a third one."""
         super().__init__()
         self.index = self.reads = index  # among all spatial blocks of the network; among those that read the reference, below 0 if it does not
         self.last = False  # of a network that ends where this block has been read
+        self.second = second
         self.norm1, self.attn1 = nn.LayerNorm(width), Heads(width, heads)
-        if image_dim:
-            self.norm2, self.attn2 = nn.LayerNorm(width), Heads(width, heads, source=image_dim)
-        if speech_dim:
+        if image_dim or second:
+            self.norm2, self.attn2 = nn.LayerNorm(width), Heads(width, heads, source=image_dim or speech_dim)
+        self.third = speech_dim > 0 and not second
+        if self.third:
             self.norm_speech, self.attn_speech = nn.LayerNorm(width), Heads(width, heads, source=speech_dim)
         self.norm3, self.ff = nn.LayerNorm(width), FeedForward(width)
 
@@ -112,14 +118,17 @@ class SpatialBlock(nn.Module):
             return x
         keys, values = self.attn1.project(read)
         if sources.reference and self.reads >= 0:
-            more = [_each_frame(kept, sources.frames) for kept in sources.reference[self.reads]]
+            kept_here = sources.reference[self.reads]
+            more = [_each_frame(kept, sources.frames) if sources.reads is None else kept[sources.reads] for kept in kept_here]
             keys, values = torch.cat([keys, more[0]], 1), torch.cat([values, more[1]], 1)
         x = x + self.attn1(read, keys, values)
         if sources.identity:
             keys, values = (_each_frame(kept, sources.frames) for kept in sources.identity[self.index])
             # Attention to a single token is that token, whatever the query.
             x = x + (self.attn2.out(values) if values.shape[1] == 1 else self.attn2(self.norm2(x), keys, values))
-        if sources.speech is not None:
+        if sources.speech is not None and self.second:
+            x = x + self.second * self.attn2(self.norm2(x), *self.attn2.project(sources.speech))
+        if sources.speech is not None and self.third:
             x = x + self.attn_speech(self.norm_speech(x), *self.attn_speech.project(sources.speech))
         made: Tensor = x + self.ff(self.norm3(x))
         return made
@@ -128,11 +137,12 @@ class SpatialBlock(nn.Module):
 class SpatialTransformer(nn.Module):
     """A picture's cells as tokens, one block, and back (projections are 1 x 1 convolutions, as in Stable Diffusion 1.5)."""
 
-    def __init__(self, width: int, heads: int, groups: int, *, image_dim: int, speech_dim: int, index: int) -> None:
+    def __init__(self, width: int, heads: int, groups: int, *, image_dim: int, speech_dim: int, index: int, second: float = 0.0) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(groups, width, eps=1e-6)
         self.proj_in = nn.Conv2d(width, width, 1)
-        self.transformer_blocks = nn.ModuleList([SpatialBlock(width, heads, image_dim=image_dim, speech_dim=speech_dim, index=index)])
+        block = SpatialBlock(width, heads, image_dim=image_dim, speech_dim=speech_dim, index=index, second=second)
+        self.transformer_blocks = nn.ModuleList([block])
         self.proj_out = nn.Conv2d(width, width, 1)
 
     def forward(self, x: Tensor, sources: Sources) -> Tensor:

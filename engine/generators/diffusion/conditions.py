@@ -25,23 +25,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from engine.generators.diffusion.conditions_align import aligned
 from engine.generators.diffusion.conditions_ease import Ease, eased
 from engine.generators.diffusion.conditions_maps import stacked
 from engine.generators.diffusion.conditions_place import Anchor, Placed, anchor_of, place
-from engine.generators.diffusion.landmarks import paint_landmarks
+from engine.generators.diffusion.landmarks import paint_features, paint_landmarks
 from engine.generators.diffusion.presets import Condition, Preset
+from engine.generators.diffusion.regions import face_mask
 from engine.generators.diffusion.skeleton import face_68, joints_of, paint_skeleton
-from engine.types import Signal, UInt8Array
+from engine.types import FloatArray, Signal, UInt8Array
 
 Painter = Callable[[Signal, Anchor | None, Ease], UInt8Array]
 """(signal, where the portrait it drives has its face and shoulders, what was painted before) -> condition picture [H, W, K]."""
 
 
 def painter(made: Preset) -> Painter:
-    """The painter of a preset's condition: of its skeleton, of its landmarks, or of what the signal brings, which knows no portrait."""
+    """The painter of a preset's condition: of its skeleton, of its landmarks or features, of the face's place, which never changes, or of what
+    the signal brings, which knows no portrait."""
     if made.maps:
         return lambda signal, anchor, ease: stacked(signal.maps, made.maps, made.size)
+
+    def masked(signal: Signal, anchor: Anchor | None, ease: Ease) -> UInt8Array:
+        assert anchor is not None
+        return mask_of(anchor, made)
 
     def paint(signal: Signal, anchor: Anchor | None, ease: Ease) -> UInt8Array:
         assert anchor is not None
@@ -50,15 +58,28 @@ def painter(made: Preset) -> Painter:
             placed = aligned(ease.alignment, placed, signal, anchor, kind=made.alignment, size=made.size)
         return draw(made.condition, eased(ease, placed, signal.time), made.size, face=made.face)
 
-    return paint
+    return masked if made.condition == "mask" else paint
+
+
+def pixels(anchor: Anchor, size: tuple[int, int]) -> FloatArray:
+    """The portrait's own face [478, 2] in px of a picture of `size` (H, W)."""
+    return np.asarray(anchor.face[:, :2] * np.array(size[::-1], np.float32), np.float32)
+
+
+def mask_of(anchor: Anchor, made: Preset) -> UInt8Array:
+    """The condition picture [H, W, K] of a portrait whose head sound alone moves: where its face is."""
+    mask = face_mask(pixels(anchor, made.size), made.size)
+    return np.repeat(mask[..., None], made.planes, 2)
 
 
 def draw(condition: Condition, placed: Placed, size: tuple[int, int], *, face: bool = True) -> UInt8Array:
     """The condition picture [H, W, 3] of points that lie in a frame of `size` (H, W). `face`: whether a skeleton shows its face's points."""
     if condition == "landmarks":
         return paint_landmarks(size, placed.face)
+    if condition == "features":
+        return paint_features(size, placed.face)
     assert condition == "skeleton"
     return paint_skeleton(size, joints_of(placed.face, placed.body), placed.hands, face_68(placed.face) if face else None)
 
 
-__all__ = ["Anchor", "Ease", "Painter", "Placed", "anchor_of", "draw", "painter"]
+__all__ = ["Anchor", "Ease", "Painter", "Placed", "anchor_of", "draw", "mask_of", "painter", "pixels"]

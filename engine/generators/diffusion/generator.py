@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from engine.backends import half_the_cores, pytorch  # before torch: see there
 from engine.generators import load as load_generator
-from engine.generators.diffusion.conditions import Anchor, Ease, anchor_of, painter
+from engine.generators.diffusion.conditions import Ease, anchor_of, painter
+from engine.generators.diffusion.hearing import log_mel
 from engine.generators.diffusion.presets import Decoder, resized
 from engine.generators.diffusion.presets import preset as preset_named
 from engine.generators.diffusion.trust import Ask, Guiding
@@ -32,6 +33,9 @@ try:
     from engine.generators.diffusion import networks as weights_of
     from engine.generators.diffusion import stream as streams
     from engine.generators.diffusion.autoencoder import to_unit
+    from engine.generators.diffusion.face_of import seen_face
+    from engine.generators.diffusion.features import VERSION, Features, packed, unpacked
+    from engine.generators.diffusion.listening import Ear, Listening
     from engine.generators.diffusion.memory import within_memory
     from engine.generators.diffusion.networks import UNTRAINED, Cache
     from engine.generators.diffusion.sampler import levels
@@ -45,19 +49,6 @@ T = TypeVar("T")
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """PyTorch's; other backends get fp32 networks and are asked for a precision."""
-VERSION = "2"
-"""Of the features: cached ones of another version are made anew."""
-SILENCE = -10.0
-"""Log-mel of nothing heard."""
-
-
-@dataclass(frozen=True, slots=True)
-class Features:
-    """One portrait, ready."""
-
-    cache: Cache
-    base: Identity | None  # the same portrait for the generator whose frames are the condition
-    anchor: Anchor | None  # where the portrait has its face and shoulders, for a painted condition
 
 
 @dataclass
@@ -72,6 +63,7 @@ class State:
     pool: Any = None  # that the graphs of all of `run` share: one of them runs at a time, and none keeps anything there
     shown: list[deque[list[Ask]]] = field(default_factory=list)  # a row: chunks that the stream batch still holds
     eases: dict[int, Ease] = field(default_factory=dict)  # row -> what its painted condition remembers
+    ears: dict[int, Ear] = field(default_factory=dict)  # row -> what it has heard, where a network listens
     proven: set[int] = field(default_factory=set)  # rows that have made a picture since their past began
     lost: int = 0  # times that a row's past was given up because its numbers were none
 
@@ -130,6 +122,8 @@ class Diffusion:
             self.weights += f" {count} steps"  # at whose levels the portrait was read
         networks = self._within_memory("hold the weights", partial(networks.to, self.device, KINDS[kind]), ways=("a smaller preset", "--device cpu"))
         networks.denoiser.freeze(made.window)
+        self._listening = None if networks.listener is None else Listening(networks.listener, made)
+        self._behind = (count - 1) * made.chunk if stream_batch and count > 1 else 0  # frames that a stream batch holds
         at = levels(made.noise, count).to(self.device)
         self.recipe = streams.Recipe(networks, at, stream_batch and count > 1, KINDS[kind], self.device)
         self.mode = mode or pytorch.best_mode(self.device)
@@ -151,7 +145,7 @@ class Diffusion:
             size=made.size,
             fps=made.fps,
             chunk=made.chunk,
-            delay=(count - 1) * made.chunk if self.recipe.batched else 0,
+            delay=self._behind + (self._listening.delay if self._listening else 0),
             needs=made.needs,
             together=self.device.type != "cpu" and backend == "pytorch",
             warm_up=pytorch.WARM_UPS + 1 if self.mode == "cudagraph" else 2,
@@ -170,10 +164,12 @@ class Diffusion:
         made_by = f"diffusion {VERSION} {self.recipe.preset} {self.weights}"
         key = hashlib.sha256(np.ascontiguousarray(portrait).tobytes() + made_by.encode()).hexdigest()
 
+        face = None if anchor is None else seen_face(self.recipe.networks, portrait, anchor)
+
         def remembered() -> Cache:
             picture = to_unit(torch.from_numpy(rgb)[None].to(self.device)).to(self.recipe.dtype)
             # Kept on the host: a session's row gets a copy on its device, and portraits that nobody shows take no room there.
-            return self.recipe.remember(picture).to("cpu")
+            return self.recipe.remember(picture, face).to("cpu")
 
         return Identity(key, rgb, Features(self._within_memory("prepare a portrait", remembered), base, anchor))
 
@@ -187,37 +183,24 @@ class Diffusion:
         return cast(Identity, base.prepare(portrait))
 
     def pack(self, identity: Identity) -> dict[str, npt.NDArray[Any]]:
-        """What `np.savez` can keep of an identity, without pickle; half precisions are kept as they are, in 16-bit words."""
+        """What `np.savez` can keep of an identity, without pickle."""
+        told = {"key": np.array(identity.key), "version": np.array(VERSION), "weights": np.array(self.weights)}
         features: Features = identity.features
-        arrays = {"key": np.array(identity.key), "version": np.array(VERSION), "weights": np.array(self.weights)}
-        for name, kept in (("reference", features.cache.reference), ("identity", features.cache.identity)):
-            for i, pair in enumerate(kept):
-                arrays |= {f"{name}.{i}.{part}": _words(x) for part, x in zip("kv", pair, strict=True)}
+        arrays = told | packed(features)
         if features.base is not None:
             arrays |= {f"base.{name}": array for name, array in cast(Any, self._base).pack(features.base).items()}
             arrays["base_portrait"] = features.base.portrait
-        if features.anchor is not None:
-            arrays |= {"anchor.face": features.anchor.face, "anchor.body": features.anchor.body}
         return arrays
 
     def unpack(self, portrait: UInt8Array, arrays: dict[str, npt.NDArray[Any]]) -> Identity:
         """The inverse of `pack`. Raises AvatarError for arrays of another version or of other weights."""
         if str(arrays.get("version", "")) != VERSION or str(arrays.get("weights", "")) != self.weights:
             raise AvatarError("These features were made with other weights; prepare the portrait again.")
-
-        def kept(name: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
-            count = sum(key.startswith(f"{name}.") and key.endswith(".k") for key in arrays)
-            return [(self._tensor(arrays[f"{name}.{i}.k"]), self._tensor(arrays[f"{name}.{i}.v"])) for i in range(count)]
-
         base = None
         if self._base is not None:
             parts = {name.removeprefix("base."): array for name, array in arrays.items() if name.startswith("base.")}
             base = cast(Any, self._base).unpack(arrays["base_portrait"], parts)
-        anchor = Anchor(arrays["anchor.face"], arrays["anchor.body"]) if self._anchored else None
-        return Identity(str(arrays["key"]), portrait, Features(Cache(kept("reference"), kept("identity")), base, anchor))
-
-    def _tensor(self, words: npt.NDArray[Any]) -> torch.Tensor:
-        return torch.from_numpy(np.array(words)).view(self.recipe.dtype)
+        return Identity(str(arrays["key"]), portrait, unpacked(arrays, base, self.recipe.dtype))
 
     def at_leisure(
         self,
@@ -237,13 +220,13 @@ class Diffusion:
         how = leisure.sampling_of(self, steps=steps, guidance=guidance)
         return leisure.render(self, identity, signals, how=how, kept=kept, progress=progress)
 
-    def asks(self, identity: Identity) -> Callable[[Signal], tuple[Ask, npt.NDArray[np.float32]]]:
-        """What the networks are asked for, signal by signal of a stream, and what is heard [1, 16, 80]."""
+    def asks(self, identity: Identity) -> Callable[[Signal], Ask]:
+        """What the networks are asked for, signal by signal of a stream."""
         state = self.allocate(1)
         state.rows[0] = identity
         if self._base is not None:
             self._base.admit(state.base, 0, identity.features.base)
-        return lambda signal: (self._conditions(state, [[signal]])[0][0], _heard([signal]))
+        return lambda signal: self._conditions(state, [[signal]])[0][0]
 
     # -- fast, many -----------------------------------------------------------------------------------------------------
 
@@ -273,6 +256,7 @@ class Diffusion:
             streams.forget(state.stream, row)
         state.shown[row].clear()
         state.eases.pop(row, None)
+        state.ears.pop(row, None)
         state.proven.discard(row)
         if self._base is not None:
             self._base.reset(state.base, row)
@@ -284,6 +268,7 @@ class Diffusion:
         state.rows[row] = None
         state.shown[row].clear()
         state.eases.pop(row, None)
+        state.ears.pop(row, None)
         state.proven.discard(row)
         if state.stream is not None:
             streams.vacate(state.stream, row)
@@ -299,8 +284,9 @@ class Diffusion:
             raise AvatarError("A signal came for a row where no portrait is seated; admit an identity first.")
         if not asked or ends is None:
             return [None] * len(signals)
+        signals = self._later(state, signals)
         for row, asks in self._conditions(state, signals).items():
-            ends.put(row, np.stack([ask.picture for ask in asks]), _heard(cast(Sequence[Signal], signals[row])))
+            ends.put(row, np.stack([ask.picture for ask in asks]), self._heard(state, row, cast(Sequence[Signal], signals[row])))
             state.shown[row].append(asks)
         try:
             pictures, finite = self._within_memory("make a frame", lambda: self._run(state, ends, asked))
@@ -311,6 +297,17 @@ class Diffusion:
         made = [self._told(state, row, pictures[row] if finite[row] else None) if row in asked else None for row in range(len(signals))]
         self._give_up(state, [row for row in asked if not finite[row]])
         return made
+
+    def _later(self, state: State, signals: Sequence[Sequence[Signal] | None]) -> Sequence[Sequence[Signal] | None]:
+        """The signals that frames are made of now: where a network listens, those whose sound it has heard to the end."""
+        listening = self._listening
+        if listening is None:
+            return signals
+        return [None if chunk is None else listening.later(state.ears.setdefault(row, Ear()), chunk) for row, chunk in enumerate(signals)]
+
+    def _heard(self, state: State, row: int, chunk: Sequence[Signal]) -> npt.NDArray[np.float32]:
+        """[c, *`Ears.heard`]: log-mel, or what the listening network makes of a row's sound."""
+        return log_mel(chunk) if self._listening is None else self._listening.heard(state.ears[row], chunk)
 
     def _run(self, state: State, ends: Staging, asked: Sequence[int]) -> tuple[UInt8Array, list[bool]]:
         """Step the rows that have a chunk -> see `Staging.fetch`."""
@@ -365,8 +362,8 @@ class Diffusion:
         for row, asks in asked.items():
             anchor, ease = cast(Identity, state.rows[row]).features.anchor, state.eases.setdefault(row, Ease())
             for signal in cast(Sequence[Signal], signals[row]):
-                frame = VideoFrame(self._paint(signal, anchor, ease), signal.time, signal.id)
-                asks.append(Ask(frame, frame.rgb))
+                picture = self._paint(signal, anchor, ease)
+                asks.append(Ask(VideoFrame(picture, signal.time, signal.id), picture))
         return asked
 
     def _ask(self, state: State, row: int, frame: VideoFrame, signal: Signal) -> Ask:
@@ -381,27 +378,15 @@ class Diffusion:
         """The pictures with the time of the motion they show. Where there are none, as until a stream batch is full, they are the
         conditions, or the portrait."""
         waiting = state.shown[row]
-        filling = len(waiting) * self.spec.chunk <= self.spec.delay
+        filling = len(waiting) * self.spec.chunk <= self._behind
         shown = waiting[-1] if filling else waiting.popleft()
         if filling or pictures is None:
             still = cast(Identity, state.rows[row]).portrait
-            early = self.spec.delay / self.spec.fps if filling else 0.0  # what comes first is shown as if it had been asked for in time
+            early = self._behind / self.spec.fps if filling else 0.0  # what comes first is shown as if it had been asked for in time
             frames = [ask.frame for ask in shown]
             return [replace(frame, time=frame.time - early, rgb=frame.rgb if self._base is not None else still.copy()) for frame in frames]
         state.proven.add(row)
         return [ask.answered(picture) for picture, ask in zip(pictures, shown, strict=True)]
 
 
-def _heard(chunk: Sequence[Signal]) -> npt.NDArray[np.float32]:
-    """[c, 16, 80] log-mel."""
-    quiet = np.full((16, 80), SILENCE, np.float32)
-    return np.stack([quiet if signal.speech is None else signal.speech for signal in chunk])
-
-
-def _words(x: torch.Tensor) -> npt.NDArray[Any]:
-    """fp32 as it is; half precisions as 16-bit words, which NumPy may lack a type for."""
-    kept = x.detach().cpu().contiguous()
-    return np.asarray(kept.numpy() if kept.dtype == torch.float32 else kept.view(torch.int16).numpy())
-
-
-__all__ = ["Diffusion", "Features", "State"]
+__all__ = ["Diffusion", "State"]

@@ -12,11 +12,12 @@ from engine.generators.diffusion.attention import KeyValue, Sources
 from engine.generators.diffusion.autoencoder import to_pixels, to_unit
 from engine.generators.diffusion.budget import block_shapes, reading_shapes, ring_shapes, slots
 from engine.generators.diffusion.networks import Networks
+from engine.generators.diffusion.presets import Preset
 from engine.generators.diffusion.sampler import Levels, levels
 from engine.generators.diffusion.stream import Recipe, heard_and_seen, in_turn, shown
 from engine.generators.diffusion.temporal import Placed, Places, Window
 from engine.generators.diffusion.tokens import SPEECH_TOKENS
-from engine.types import MEL_BANDS, MEL_ROWS, GraphSpec
+from engine.types import MEL_BANDS, MEL_ROWS, AvatarError, GraphSpec
 
 Shapes = dict[str, tuple[tuple[int, ...], str]]
 PARTS = "kv"
@@ -31,10 +32,17 @@ def graphs(recipe: Recipe) -> dict[str, GraphSpec]:
 # -- once a portrait --------------------------------------------------------------------------------------------------------
 
 
+def _check(made: Preset) -> None:
+    """Raise AvatarError for presets whose live step reads what graphs have no inputs for yet."""
+    if made.ears.kind != "mel":
+        raise AvatarError(f"The preset '{made.name}' listens with a network of its own, which no export holds; use --backend pytorch.")
+
+
 def remember_spec(networks: Networks, at: Tensor | None = None) -> GraphSpec:
     """`portrait` uint8 [1, H, W, 3] -> `reference.I.k|v` [1, L, C] by spatial block I that reads it (and by the step, one step after another,
     where the preset reads at the steps' levels `at` [S]) and, for presets with tokens, `identity.I.k|v` [1, T, C] by spatial block I."""
     made = networks.preset
+    _check(made)
     counts = {"reference": len(reading_shapes(made, 1 if at is None else len(at))), "identity": len(block_shapes(made)) * bool(made.unet.image_dim)}
     outputs = [f"{kind}.{i}.{part}" for kind, count in counts.items() for i in range(count) for part in PARTS]
     inputs: Shapes = {"portrait": ((1, *made.size, 3), "uint8")}
@@ -67,6 +75,7 @@ def step_spec(networks: Networks, steps: int, *, rows: int = 1, rounded: bool = 
     a latent or a pixel was none; `new.S.I.k|v` [rows, c, cells, heads, d], what each ring grows by: `temporal.put_at` says where.
     """
     made = networks.preset
+    _check(made)
     at = levels(made.noise, steps)
     inputs = step_inputs(networks, steps, rows)
     new = [name.replace("ring", "new") for name in inputs if name.startswith("ring.")]

@@ -61,4 +61,31 @@ def paint_landmarks(size: tuple[int, int], face: FloatArray) -> UInt8Array:
     return canvas
 
 
-__all__ = ["BROWS", "GROUPS", "paint_landmarks"]
+FEATURES = ("left eye", "right eye", "left brow", "right brow")
+"""Groups of EchoMimic's map, which has no outline, irises or lips ..."""
+SWAPPED = {"left": "right", "right": "left"}
+"""... and names sides as the person in the picture does, so that their colours are the other side's."""
+DOTS = ((468, (10, 200, 250)), (473, (250, 200, 10)), (4, (200, 200, 200)))
+"""(point, RGB) of the squares over both pupils and the tip of the nose."""
+DOT = 3
+"""px from the middle of a square to its edge, where a line is LINE px wide."""
+
+
+def paint_features(size: tuple[int, int], face: FloatArray) -> UInt8Array:
+    """EchoMimic's map of eyes, brows, pupils and nose as a picture of `size` (H, W), from a face [478, 2] in px."""
+    canvas = np.zeros((*size, 3), np.uint8)
+    scale = min(size) / PUBLISHED_SIDE
+    line, half = max(1, round(LINE * scale)), max(1, round(DOT * scale))
+    points = np.round(face).astype(np.int32)
+    groups = {name: (colour, closed, lines) for name, colour, closed, lines in GROUPS}
+    for name in FEATURES:
+        side, _, part = name.partition(" ")
+        _, closed, lines = groups[name]
+        cv2.polylines(canvas, [points[list(at)] for at in lines], closed, groups[f"{SWAPPED[side]} {part}"][0], thickness=line)
+    for point, colour in DOTS:
+        x, y = points[point]
+        canvas[max(0, y - half) : max(0, y + half), max(0, x - half) : max(0, x + half)] = colour
+    return canvas
+
+
+__all__ = ["BROWS", "GROUPS", "paint_features", "paint_landmarks"]

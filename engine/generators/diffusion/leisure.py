@@ -15,7 +15,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from engine.drivers.resample import RATE
+from engine.drivers.speech import LOOK_AHEAD
 from engine.generators.diffusion.autoencoder import to_pixels
+from engine.generators.diffusion.features import Features
+from engine.generators.diffusion.hearing import log_mel
+from engine.generators.diffusion.listening import heard_in
 from engine.generators.diffusion.memory import within_memory
 from engine.generators.diffusion.offline import Progress, sample
 from engine.generators.diffusion.presets import Sampling
@@ -25,7 +30,7 @@ from engine.generators.diffusion.trust import Ask
 from engine.types import AvatarError, FloatArray, Identity, Signal, UInt8Array, VideoFrame
 
 if TYPE_CHECKING:
-    from engine.generators.diffusion.generator import Diffusion, Features
+    from engine.generators.diffusion.generator import Diffusion
 
 CONDITIONS, DONE = "conditions.npy", "done.safetensors"
 """Files of the folder that a rendering goes on from."""
@@ -36,7 +41,7 @@ class Asked:
     """What every frame is asked for."""
 
     conditions: npt.NDArray[np.uint8]  # [F, H, W, K], a file's
-    speech: FloatArray  # [F, 16, 80]
+    speech: FloatArray  # [F, 16, 80], or [F, *`Ears.heard`]
     points: list[FloatArray | None]  # of the puppet's mouth and eyes, where weights are believed only so far
     confidence: list[FloatArray | None]
 
@@ -65,7 +70,7 @@ def render(generator: Diffusion, identity: Identity, signals: Sequence[Signal], 
         kept.mkdir(exist_ok=True)
         asked = _asked(generator, identity, signals, kept / CONDITIONS)
         held = _Held(kept / DONE, _key(asked, identity, how))
-        cache = cast("Features", identity.features).cache.to(device)
+        cache = cast(Features, identity.features).cache.to(device)
         told = torch.from_numpy(asked.conditions), torch.from_numpy(asked.speech)
         going: dict[str, Any] = {"begun": held.begun(device, recipe.dtype), "keep": held.keep, "progress": progress}
         latents = within_memory(
@@ -137,15 +142,32 @@ def _asked(generator: Diffusion, identity: Identity, signals: Sequence[Signal], 
     height, width = generator.spec.size
     shape = (len(signals), height, width, generator.recipe.preset.channels)
     conditions = cast("np.memmap[Any, np.dtype[np.uint8]]", cast(Any, np.lib.format.open_memmap)(path, "w+", np.uint8, shape))
-    speech, points, confidence = [], [], []
+    points, confidence = [], []
     for number, signal in enumerate(signals):
-        ask, heard = asks(signal)
+        ask = asks(signal)
         conditions[number] = ask.picture
-        speech.append(heard)
         points.append(ask.points)
         confidence.append(ask.confidence)
     conditions.flush()
-    return Asked(conditions, np.concatenate(speech), points, confidence)
+    return Asked(conditions, _heard(generator, signals), points, confidence)
+
+
+def _heard(generator: Diffusion, signals: Sequence[Signal]) -> FloatArray:
+    """What every frame hears; of a listening network it is what that makes of the whole sound, as published."""
+    networks = generator.recipe.networks
+    if networks.listener is None:
+        return log_mel(signals)
+    start = signals[0].time
+    pcm = np.zeros(round((signals[-1].time - start + LOOK_AHEAD) * RATE) + 1, np.float32)
+    for signal in signals:
+        if signal.pcm is not None:
+            end = round((signal.time - start + LOOK_AHEAD) * RATE)
+            known = signal.pcm[max(0, len(signal.pcm) - end) :]
+            pcm[end - len(known) : end] = known
+    heard = heard_in(networks.listener, pcm, networks.preset).cpu().numpy()
+    at = np.round([(signal.time - start) * networks.preset.fps for signal in signals]).astype(int)
+    found: FloatArray = heard[np.clip(at, 0, len(heard) - 1)]
+    return found
 
 
 __all__ = ["Pictures", "render", "sampling_of"]

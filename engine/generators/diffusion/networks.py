@@ -16,10 +16,11 @@ from engine.generators.diffusion.attention import KeyValue, Sources
 from engine.generators.diffusion.autoencoder import KL, Tiny, TinyDecoded, autoencoder
 from engine.generators.diffusion.controlnet import ControlNet
 from engine.generators.diffusion.guidance_encoder import guider
+from engine.generators.diffusion.listening import listener
 from engine.generators.diffusion.presets import Decoder, Preset, check, preset_in
 from engine.generators.diffusion.temporal import Window
 from engine.generators.diffusion.text import ConstantText
-from engine.generators.diffusion.tokens import SpeechTokens, image_encoder
+from engine.generators.diffusion.tokens import VECTOR, image_encoder, speech_tokens
 from engine.generators.diffusion.unet import Denoiser, ReferenceNet, reading_blocks, spatial_blocks
 from engine.types import AvatarError
 
@@ -39,6 +40,8 @@ AS_PUBLISHED = (
 )
 """Delay of the published mode: a frame waits for the last one of its window."""
 NO_GUIDANCE = "These weights were made for {}; a live stream has no guidance, so the picture is paler and less like the portrait than published ones."
+RECOGNISER = "recogniser.onnx"
+"""The file of a face recogniser, in the folder of weights that read its vectors."""
 TINY_PART = "tiny"
 """The file of a tiny decoder, in the folder of weights whose latents it decodes."""
 
@@ -49,10 +52,22 @@ class Cache:
 
     reference: list[KeyValue]  # [1, L, C] keys and values of the reference's bank, projected; where it is read at every step, step by step
     identity: list[KeyValue]  # [1, T, C] of the identity's tokens; empty for presets without
+    regions: Tensor | None = None  # [1, 3, R] masks of the speech's branches (`Face.regions`); None for presets without
+    latents: Tensor | None = None  # [1, C, h, w] of the portrait, where clips at leisure read pictures beside it
+    tokens: Tensor | None = None  # [1, T, D] of the identity, likewise
 
     def to(self, device: torch.device | str) -> Cache:
         """The same on a device."""
-        return Cache(*([(k.to(device), v.to(device)) for k, v in kept] for kept in (self.reference, self.identity)))
+        pairs = ([(k.to(device), v.to(device)) for k, v in kept] for kept in (self.reference, self.identity))
+        return Cache(*pairs, *(None if x is None else x.to(device) for x in (self.regions, self.latents, self.tokens)))
+
+
+@dataclass(frozen=True, slots=True)
+class Face:
+    """What some presets know of a portrait's face beside the picture. What is not given is as where no face is found."""
+
+    vector: Tensor | None = None  # [1, 512] a recogniser's; else zeros, as published
+    regions: Tensor | None = None  # [1, 3, R] 0..1 surroundings, face, lips, the cells of all levels one after the other; else all ones
 
 
 class Networks(nn.Module):
@@ -67,35 +82,68 @@ class Networks(nn.Module):
         self.autoencoder = autoencoder(made)
         self.image = image_encoder(made)
         self.controlnet = ControlNet(made) if made.controlnet else None
-        self.speech = SpeechTokens(made.unet.speech_dim) if made.unet.speech_dim else None
+        self.speech = speech_tokens(made)
+        self.listener = listener(made.ears)
         self.made_for = ""  # what the weights want and a live stream does not give, in words ...
         self.made_steps = 0  # ... and how many steps of it; 0 where that is not known
+        self.recogniser: Path | None = None  # of faces, for presets that read its vectors
         self.taught: Taught | None = None  # what the generator whose frames are the condition was taught before
         self.origin = UNTRAINED  # sha256 of the weights' manifest, once there are any
         self.adapters: tuple[Adapter, ...] = ()  # LoRAs that are part of the weights in memory (`adapters.fuse`), and of no file
 
     @torch.inference_mode()
-    def remember(self, picture: Tensor, at: Tensor | None = None) -> Cache:
-        """Portrait [1, 3, H, W] -1..1 -> what every frame reads of it. `at` [S]: the steps' noise levels, which some presets read it at."""
-        return self.look(picture, at)
+    def remember(self, picture: Tensor, at: Tensor | None = None, face: Face | None = None) -> Cache:
+        """Portrait [1, 3, H, W] -1..1 -> what every frame reads of it. `at` [S]: the steps' noise levels, which some presets read it at; `face`:
+        for presets that know of one."""
+        return self.look(picture, at, face)
 
-    def look(self, picture: Tensor, at: Tensor | None = None) -> Cache:
+    def look(self, picture: Tensor, at: Tensor | None = None, face: Face | None = None) -> Cache:
         """As `remember`, for whatever traces or trains it."""
-        return self.cached(*self.read(picture, at))
+        vector = None if face is None else face.vector
+        cache = self.cached(*self.read(picture, at, vector))
+        if self.preset.unet.speech_in == "branches":
+            cells = sum(h * w for h, w in self.preset.level_sizes)
+            regions = None if face is None else face.regions
+            cache = replace(cache, regions=picture.new_ones(len(picture), 3, cells) if regions is None else regions.to(picture))
+        if self.preset.sampling.carried:
+            cache = replace(cache, latents=self.encode(picture), tokens=self._tokens(picture, vector))
+        return cache
 
-    def read(self, picture: Tensor, at: Tensor | None = None) -> tuple[list[Tensor], Tensor | None]:
+    def encode(self, picture: Tensor) -> Tensor:
+        """Pictures [N, 3, H, W] -1..1 -> latents [N, C, h, w] as the denoiser has them."""
+        latents: Tensor = self.autoencoder.encode(picture) * self.preset.gain
+        return latents
+
+    def _tokens(self, picture: Tensor, vector: Tensor | None) -> Tensor | None:
+        if self.preset.image_encoder == "face":
+            picture = picture.new_zeros(len(picture), VECTOR) if vector is None else vector.to(picture)
+        return self.image(picture) if self.image is not None else None
+
+    def nobody(self) -> Tensor | None:
+        """[1, T, D] tokens of a face that nobody has, which the unguided half is told; None where that half is told nothing."""
+        return self._tokens(next(self.denoiser.parameters()).new_zeros(1, 1), None) if self.preset.image_encoder == "face" else None
+
+    def read(self, picture: Tensor, at: Tensor | None = None, vector: Tensor | None = None) -> tuple[list[Tensor], Tensor | None]:
         """Portrait [1, 3, H, W] -1..1 -> (what the reference network's blocks read, [1, L, C] each; the identity's tokens [1, T, D], if any).
 
         Raises AvatarError where the preset reads at every step and nothing says at which levels.
         """
-        latents = self.autoencoder.encode(picture) * self.preset.gain
-        tokens = self.image(picture) if self.image is not None else None
-        told = self._read(self.reference, tokens)
+        tokens = self._tokens(picture, vector)
         if not self.preset.reference_each:
-            return self.reference(latents, told), tokens
+            return self.reread(self.encode(picture), tokens), tokens
         if at is None:
             raise AvatarError(f"The preset '{self.preset.name}' reads its portrait anew at every step, which this cannot do; use another preset.")
+        latents, told = self.encode(picture), self._read(self.reference, tokens)
         return [read for t in at for read in self.reference(latents, told, t)], tokens
+
+    def reread(self, latents: Tensor, tokens: Tensor | None) -> list[Tensor]:
+        """Latents [N, C, h, w] of pictures, and the tokens [N, T, D] that come with each -> what the blocks read, [N, L, C] each."""
+        bank: list[Tensor] = self.reference(latents, self._read(self.reference, tokens))
+        return bank
+
+    def identity(self, tokens: Tensor | None) -> list[KeyValue]:
+        """The identity's tokens as keys and values for the denoiser's blocks."""
+        return self._read(self.denoiser, tokens)
 
     def denoise(self, x: Tensor, t: Tensor, hint: Tensor, sources: Sources, window: Window) -> Tensor:
         """One call of the denoiser, of which a ControlNet is part: x [N, C, h, w], t [N], hint [N, C0, h, w] -> prediction [N, C, h, w]."""
@@ -220,6 +268,10 @@ def load(folder: Path, *, decoder: Decoder | None = None) -> Networks:
         networks.decode_by(tiny)
     _number(networks)
     networks.made_for, networks.made_steps = made_for, made_steps
+    if "recogniser" in manifest:
+        networks.recogniser = folder / RECOGNISER
+        if not networks.recogniser.is_file() or sha256(networks.recogniser) != manifest["recogniser"]:
+            raise AvatarError(f"{networks.recogniser} is not the file that its {MANIFEST} names; import the weights again.")
     if "assets" in manifest:
         from engine.generators.diffusion.taught import read
 
@@ -254,4 +306,4 @@ def _number(networks: Networks) -> None:
             networks.get_submodule(owner).register_buffer(own, torch.arange(buffer.shape[1])[None], persistent=False)
 
 
-__all__ = ["TINY_PART", "UNTRAINED", "Cache", "Networks", "build", "empty", "load", "notice", "save"]
+__all__ = ["RECOGNISER", "TINY_PART", "UNTRAINED", "Cache", "Face", "Networks", "build", "empty", "load", "notice", "save"]

@@ -7,21 +7,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from engine.types import AvatarError
+from engine.types import MEL_BANDS, MEL_ROWS, AvatarError
 
 Latent = Literal["pixel", "kl", "tiny"]
 """What the denoiser works on: pixels folded into channels (space-to-depth), or the latents of a KL or a tiny autoencoder."""
 Decoder = Literal["kl", "tiny"]
 """What makes pictures of a KL autoencoder's latents: its own decoder, or a tiny one that was distilled from it (TAESD)."""
-Condition = Literal["puppet", "skeleton", "landmarks", "densepose", "maps"]
+Condition = Literal["puppet", "skeleton", "landmarks", "densepose", "maps", "mask", "features"]
 """What tells a frame its motion: the puppet's own coarse frame, a painted skeleton (DWPose convention), face landmarks, or pictures that come with
-the signal (`Signal.maps`, those of `MAPS`)."""
+the signal (`Signal.maps`, those of `MAPS`); where sound is to move the face, only where it is (a mask), or its eyes, brows and nose."""
 MAPS: dict[str, tuple[str, ...]] = {"densepose": ("densepose",), "maps": ("depth", "normal", "semantic", "dwpose")}
 """Condition -> names of the pictures it is made of, in the order of its channels."""
 TEXT_TOKENS = 77
 """Of CLIP's text encoder."""
 Alignment = Literal["own", "musepose", "unianimate", "shape"]
 """Whose proportions a skeleton has: the driver's own, or the portrait's by one of three published ways (`conditions_align`)."""
+Hearing = Literal["mel", "whisper", "wav2vec"]
+"""What a frame hears: log-mel, the states of Whisper's encoder, or the layers of wav2vec 2.0."""
+SpeechIn = Literal["own", "second", "branches"]
+"""Where the denoiser reads speech: in a third attention of every block; in the second one, which then reads nothing else; in a module of its
+own after every spatial attention, with a branch each for what surrounds the face, the face and the lips."""
 Prediction = Literal["epsilon", "v", "x0", "flow"]
 Stepper = Literal["euler", "lcm"]
 
@@ -43,7 +48,10 @@ class UNet:
     reference_cut: bool = False  # the reference network ends where its last block has been read, as published files may
     image_dim: int = 0  # width of the identity's tokens that attn2 reads; 0 for none
     guidance_dim: int = 0  # width of the guidance scale's embedding, for weights into which guidance was distilled; 0 for none
-    speech_dim: int = 0  # width of the speech tokens that a third attention reads; 0 for none
+    speech_dim: int = 0  # width of the speech tokens; 0 for none
+    speech_in: SpeechIn = "own"
+    speech_gain: float = 1.0  # of what the second attention hears
+    branch_gains: tuple[float, float, float] = (1.0, 1.0, 1.0)  # of surroundings, face and lips
     positions: int = 32  # that the motion modules' files know; no window may be longer
     plain: bool = False  # a quick trunk without norms, one block a level, which attends in the middle alone
 
@@ -77,11 +85,41 @@ class Sampling:
     tokens_unguided: bool = False  # whether it reads the tokens: those of an empty text say nothing of a portrait
     padding: Literal["none", "windows", "multiple"] = "none"  # the last frame is repeated until windows come out even, or fill the clip
     noise_frames: int = 0  # frames that have a noise of their own, which then repeats; 0 for all
+    speech_unguided: bool = True  # whether it hears the speech
+    shift: int = 0  # frames by which the windows move on with every step
+    carried: int = 0  # last frames of the clip before that a clip of `window` frames reads; 0 for windows that overlap instead
+    dealt: bool = False  # whether pictures get the identity's tokens of both halves in turn, as Hallo's code deals them out
+    clipped: float = 0.0  # bound of the noise where every frame starts; 0 for none
 
     @property
     def told(self) -> str:
         """In words."""
         return f"{self.steps} steps" + (f" with guidance {self.guidance:g}" if self.guidance != 1.0 else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Ears:
+    """The network that makes speech features of sound: the last of Whisper's encoder and wav2vec 2.0 beside log-mel, which needs none."""
+
+    kind: Hearing = "mel"
+    width: int = 0
+    layers: int = 0
+    heads: int = 0
+    positions: int = 0  # Whisper: steps of 20 ms that it is given
+    convolutions: int = 0  # wav2vec: width of those that read the sound
+    hidden: int = 0  # wav2vec: width between its layers and the tokens
+    tokens: int = MEL_ROWS // 4  # a frame
+
+    @property
+    def heard(self) -> tuple[int, int]:
+        """Shape of what a frame hears, before it becomes tokens."""
+        if self.kind == "mel":
+            return MEL_ROWS, MEL_BANDS
+        return (self.tokens, self.width) if self.kind == "whisper" else (FRAMES_HEARD * self.layers, self.width)
+
+
+FRAMES_HEARD = 5
+"""Frames around its own whose layers of wav2vec a frame hears."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +136,13 @@ class Preset:
     alignment: Alignment = "own"
     fold: int = 1  # px that the guider folds into channels before its first convolution
     noise: Noise = Noise()
-    image_encoder: Literal["none", "pooled", "clip", "text"] = "none"  # what makes the identity's tokens; text: constant ones, of no word
+    image_encoder: Literal["none", "pooled", "clip", "text", "face"] = "none"  # what makes the identity's tokens; text: constant ones, of no word
     reference_each: bool = False  # whether the reference is read anew at every step, at that step's level; else once, at level 0
     controlnet: bool = False  # whether the guider's picture goes through a ControlNet, instead of being added after the first convolution
     guider_each: bool = False  # whether every map has a guider of its own, with an attention at its end; they are summed
     face: bool = True  # whether a painted skeleton has a face
+    planes: int = 3  # channels of a condition that is painted
+    ears: Ears = Ears()
     guide: bool = False  # whether the puppet's frame comes with its guide (`puppet.guide`): 3 more channels of the condition
     residual: bool = False  # what is generated is the difference to the condition, which is the puppet's frame
     scale: float = 1.0  # latents are multiplied by this, so that their variance is about 1
@@ -124,12 +164,15 @@ class Preset:
         """Fields of a signal that its condition is made of."""
         if self.maps:
             return ("maps",)
-        return ("motion", "speech") if self.condition == "puppet" else ("motion", "speech", "face", "body", "hands")
+        if self.condition == "mask":
+            return ("pcm",)
+        painted = () if self.condition == "puppet" else ("face", "body", "hands")
+        return ("motion", "speech" if self.ears.kind == "mel" else "pcm", *painted)
 
     @property
     def channels(self) -> int:
         """Of the condition picture; the first three are what is seen."""
-        return 6 if self.guide else 3 * max(1, len(self.maps))
+        return 6 if self.guide else self.planes * max(1, len(self.maps))
 
     @property
     def maps(self) -> tuple[str, ...]:
@@ -140,6 +183,12 @@ class Preset:
     def tokens(self) -> int:
         """That the identity has."""
         return TEXT_TOKENS if self.image_encoder == "text" else 1
+
+    @property
+    def level_sizes(self) -> list[tuple[int, int]]:
+        """(h, w) of every level, finest first."""
+        h, w = self.latent_size
+        return [(h >> i, w >> i) for i in range(len(self.unet.channels))]
 
     @property
     def depth(self) -> int:
@@ -271,7 +320,44 @@ MAGIC_ANIMATE = replace(
 """MagicAnimate (Xu et al. 2023, arXiv 2311.16498): driven by DensePose; the portrait is read at every step. Its norms see all frames of a window:
 at leisure as published, live each frame by itself."""
 
-PRESETS = {preset.name: preset for preset in (TINY, COMPACT, ANIMATE_ANYONE, ANIMATE_ANYONE_V1, MAGIC_ANIMATE, MUSE_POSE, CHAMP)}
+ECHOMIMIC = replace(
+    ANIMATE_ANYONE,
+    name="echomimic",
+    unet=replace(ANIMATE_ANYONE.unet, image_dim=0, speech_dim=384, speech_in="second", speech_gain=3.0),
+    condition="mask",
+    planes=1,
+    image_encoder="none",
+    ears=Ears("whisper", width=384, layers=4, heads=6, positions=1500, tokens=50),
+    window=12,
+    fps=24,
+    sampling=Sampling(steps=30, guidance=2.5, window=12, overlap=3, shift=2, hint_unguided=False, speech_unguided=False, clipped=1.5),
+)
+"""The layout of EchoMimic (Chen et al. 2024, arXiv 2407.08136): speech instead of an identity's tokens, a mask of the face instead of a pose."""
+ECHOMIMIC_ACC = replace(ECHOMIMIC, name="echomimic_acc", sampling=replace(ECHOMIMIC.sampling, steps=6, guidance=1.0))
+"""Its distilled weights: few steps without guidance."""
+ECHOMIMIC_POSE = replace(ECHOMIMIC, name="echomimic_pose", condition="features", planes=3, sampling=replace(ECHOMIMIC.sampling, shift=3, clipped=0.0))
+"""Its weights that are told eyes, brows and nose of every frame."""
+ECHOMIMIC_POSE_ACC = replace(ECHOMIMIC_POSE, name="echomimic_pose_acc", sampling=replace(ECHOMIMIC_POSE.sampling, steps=6, guidance=1.0))
+HALLO = replace(
+    ANIMATE_ANYONE,
+    name="hallo",
+    unet=replace(ANIMATE_ANYONE.unet, motion=(True, True, True, False), speech_dim=768, speech_in="branches"),
+    guider=(16, 32, 64, 128),
+    condition="mask",
+    image_encoder="face",
+    ears=Ears("wav2vec", width=768, layers=12, heads=12, convolutions=512, hidden=512, tokens=32),
+    sampling=Sampling(
+        steps=40, guidance=3.5, window=16, overlap=0, hint_unguided=False, speech_unguided=False, carried=2, dealt=True, padding="multiple"
+    ),
+)
+"""The layout of Hallo (Xu et al. 2024, arXiv 2406.08801): a recogniser's vector as the identity's tokens, speech in branches.
+
+At leisure its clips of 16 frames read the last two of the clip before; live, the causal window is what carries a clip on instead.
+"""
+
+AUDIO = (ECHOMIMIC, ECHOMIMIC_ACC, ECHOMIMIC_POSE, ECHOMIMIC_POSE_ACC, HALLO)
+PUBLISHED = (ANIMATE_ANYONE, ANIMATE_ANYONE_V1, MAGIC_ANIMATE, MUSE_POSE, CHAMP)
+PRESETS = {preset.name: preset for preset in (TINY, COMPACT, *PUBLISHED, *AUDIO)}
 
 
 def preset(name: str) -> Preset:
@@ -294,6 +380,10 @@ def preset_in(manifest: Mapping[str, Any], weights: Path) -> Preset:
     return replace(made, steps=int(told)) if str(told).isdecimal() and int(told) else made
 
 
+def _carries(unet: UNet) -> bool:
+    return all(spatial or not temporal for spatial, temporal in zip(unet.attention, unet.motion, strict=False))
+
+
 def check(made: Preset) -> None:
     """Raise AvatarError where the fields of a preset contradict each other."""
     unet, (height, width) = made.unet, made.size
@@ -303,7 +393,10 @@ def check(made: Preset) -> None:
         (bare or not unet.plain, "a plain trunk attends in the middle alone, and has one block a level"),
         (height % made.depth == 0 and width % made.depth == 0, f"its size must be a multiple of {made.depth}"),
         (all(c % unet.groups == 0 and c % unet.heads == 0 for c in unet.channels), "groups and heads must divide every level's channels"),
-        (max(made.window, made.sampling.window) <= unet.positions, "its windows are longer than its motion modules know positions"),
+        (
+            max(made.window, made.sampling.window + made.sampling.carried) <= unet.positions,
+            "its windows are longer than its motion modules know positions",
+        ),
         (0 <= made.sampling.overlap < made.sampling.window, "windows overlap by less than their length"),
         (0 <= made.sinks < made.window - 1, "it needs fewer pinned frames than its window has"),
         (1 <= made.chunk <= made.ring, "a chunk must fit into the window"),
@@ -314,6 +407,13 @@ def check(made: Preset) -> None:
         (not unet.plain or not (unet.joined_norms or made.controlnet), "a plain trunk has neither norms nor room for a ControlNet"),
         (not made.residual or (made.condition == "puppet" and made.latent == "pixel"), "a residual needs the puppet's frame and pixels"),
         ((made.image_encoder == "none") == (unet.image_dim == 0), "an image encoder and the width of its tokens come together"),
+        (made.planes == 3 or made.condition == "mask", "only a mask of the face has other than three channels"),
+        (unet.speech_in != "second" or unet.image_dim == 0 < unet.speech_dim, "the second attention reads either speech or the identity's tokens"),
+        (unet.speech_in == "own" or not unet.plain, "a plain trunk reads speech in a third attention"),
+        (made.ears.kind == "mel" or unet.speech_dim > 0, "what hears needs a network that reads speech"),
+        (made.ears.kind != "whisper" or made.ears.width == unet.speech_dim, "Whisper's states are the speech tokens, and as wide"),
+        (made.ears.kind != "whisper" or made.ears.tokens == 10 * (made.ears.layers + 1), "a frame hears ten steps of all of Whisper's states"),
+        (made.sampling.carried == 0 or _carries(unet), "carried frames need a spatial attention wherever there is a temporal one"),
         (made.guidance == 1.0 or unet.guidance_dim > 0, "a guidance scale needs a network that is told it"),
         (made.latent != "pixel" or unet.in_channels == _pixels(made.patch), "pixel latents have 3 channels a px of the patch"),
     )
@@ -334,8 +434,11 @@ def resized(made: Preset, size: tuple[int, int]) -> Preset:
 __all__ = [
     "ANIMATE_ANYONE",
     "ANIMATE_ANYONE_V1",
+    "AUDIO",
     "CHAMP",
     "COMPACT",
+    "ECHOMIMIC",
+    "HALLO",
     "MAGIC_ANIMATE",
     "MAPS",
     "MUSE_POSE",
@@ -343,6 +446,7 @@ __all__ = [
     "TEXT_TOKENS",
     "TINY",
     "Decoder",
+    "Ears",
     "Noise",
     "Preset",
     "Sampling",

@@ -17,12 +17,10 @@ from torch import Tensor, nn
 from engine.generators.diffusion.attention import KeyValue, Sources
 from engine.generators.diffusion.autoencoder import to_pixels, to_unit
 from engine.generators.diffusion.budget import ring_shapes, slots
-from engine.generators.diffusion.networks import Cache, Networks
+from engine.generators.diffusion.networks import Cache, Face, Networks
 from engine.generators.diffusion.presets import Preset
 from engine.generators.diffusion.sampler import Levels, advance
 from engine.generators.diffusion.temporal import Placed, Places, Window, places, put_at, write
-from engine.generators.diffusion.tokens import SPEECH_TOKENS
-from engine.types import MEL_BANDS, MEL_ROWS
 
 NOISE_SEED = 20260101
 """Every stream starts every frame from the same noise: what changes between two frames is the condition, so nothing flickers."""
@@ -35,9 +33,10 @@ class Stream:
     count: Tensor  # [B] int64 frames seen
     active: Tensor  # [B] bool: rows that have a chunk now
     condition: Tensor  # [B, c, H, W, K] uint8; K of `Preset.channels`
-    speech: Tensor  # [B, c, 16, 80] log-mel
+    speech: Tensor  # [B, c, 16, 80] log-mel, or whatever else frames hear (`Ears.heard`)
     out: Tensor  # [B, c, H, W, 3] uint8
     finite: Tensor  # [B] bool: whether all numbers of the last chunk were some; in `out` this is invisible
+    regions: Tensor  # [B, 3, R] masks of the speech's branches; R is 0 where there are none
     noise: Tensor  # [c, C, h, w]
     # Stream batch only (S is 0 else): what lies between two calls
     x: Tensor  # [B, S, c, C, h, w] latents at the entry of each step
@@ -78,7 +77,7 @@ class Stream:
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors())
 
 
-SINGLE = ("count", "active", "condition", "speech", "out", "finite", "noise", "x", "hints", "spoken", "bases")
+SINGLE = ("count", "active", "condition", "speech", "out", "finite", "regions", "noise", "x", "hints", "spoken", "bases")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +95,9 @@ class Recipe:
         """Of the networks."""
         return self.networks.preset
 
-    def remember(self, picture: Tensor) -> Cache:
-        """Portrait [1, 3, H, W] -1..1 -> what every frame of a stream or a clip reads of it."""
-        kept: Cache = self.networks.remember(picture, self.levels.t)
+    def remember(self, picture: Tensor, face: Face | None = None) -> Cache:
+        """Portrait [1, 3, H, W] -1..1 -> what every frame of a stream or a clip reads of it. `face`: for presets that know of one."""
+        kept: Cache = self.networks.remember(picture, self.levels.t, face)
         return kept
 
     def of_step(self, sources: Sources, step: int) -> Sources:
@@ -135,13 +134,14 @@ def open_stream(recipe: Recipe, rows: int, like: Cache) -> Stream:
         count=empty(rows, kind=torch.int64),
         active=empty(rows, kind=torch.bool),
         condition=empty(rows, chunk, height, width, made.channels, kind=torch.uint8),
-        speech=empty(rows, chunk, MEL_ROWS, MEL_BANDS),
+        speech=empty(rows, chunk, *made.ears.heard),
         out=empty(rows, chunk, height, width, 3, kind=torch.uint8),
         finite=empty(rows, kind=torch.bool),
+        regions=empty(rows, 3, 0 if like.regions is None else like.regions.shape[2]),
         noise=noise_of(made).to(device, dtype),
         x=empty(rows, between, chunk, unet.in_channels, h, w),
         hints=empty(rows, between, chunk, unet.channels[0], h, w),
-        spoken=empty(rows, between if unet.speech_dim else 0, chunk, SPEECH_TOKENS, unet.speech_dim),
+        spoken=empty(rows, between if unet.speech_dim else 0, chunk, made.ears.tokens, unet.speech_dim),
         bases=empty(rows, between if made.residual else 0, chunk, height, width, made.channels, kind=torch.uint8),
         reference=seats(like.reference),
         identity=seats(like.identity),
@@ -155,6 +155,8 @@ def seat(stream: Stream, row: int, cache: Cache) -> None:
         for (k, v), (new_k, new_v) in zip(kept, found, strict=True):
             k[row].copy_(new_k[0])
             v[row].copy_(new_v[0])
+    if cache.regions is not None:
+        stream.regions[row].copy_(cache.regions[0])
 
 
 def forget(stream: Stream, row: int) -> None:
@@ -168,7 +170,13 @@ def vacate(stream: Stream, row: int) -> None:
     """Nothing of whoever sat in a row stays."""
     forget(stream, row)
     view = stream.row(row)
-    for tensor in (view.condition, view.speech, view.out, *(x for kept in (view.reference, view.identity) for pair in kept for x in pair)):
+    for tensor in (
+        view.condition,
+        view.speech,
+        view.out,
+        view.regions,
+        *(x for kept in (view.reference, view.identity) for pair in kept for x in pair),
+    ):
         tensor.zero_()
 
 
@@ -206,7 +214,7 @@ def _finite(x: Tensor, chunk: int) -> Tensor:
 
 
 def heard_and_seen(networks: Networks, condition: Tensor, speech: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """condition uint8 [N, H, W, K], speech [N, 16, 80] -> what all steps of these frames read: (hint, speech tokens or None)."""
+    """condition uint8 [N, H, W, K], speech [N, *`Ears.heard`] -> what all steps of these frames read: (hint, speech tokens or None)."""
     hint = networks.guider(condition.permute(0, 3, 1, 2).to(dtype) / 255)
     return hint, networks.speech(speech) if networks.speech is not None and speech is not None else None
 
@@ -239,7 +247,7 @@ def _in_turn(recipe: Recipe, stream: Stream, hint: Tensor, spoken: Tensor | None
     noise = stream.noise.repeat(stream.count.shape[0], 1, 1, 1)
     at = places(stream.count, made.chunk, made).placed(made.window, recipe.dtype)  # for all steps at once, which are then compiled once
     put = put_at(stream.count, made.chunk, stream.active, made)
-    sources = Sources(made.chunk, stream.reference, stream.identity, speech=spoken)
+    sources = Sources(made.chunk, stream.reference, stream.identity, speech=spoken, regions=stream.regions)
     rings = [[(k[s], v[s]) for k, v in stream.rings] for s in range(len(levels))]
     x, new = in_turn(recipe.networks, levels, noise, hint, sources, rings, at)
     for kept, grown in zip(rings, new, strict=True):
@@ -266,7 +274,8 @@ def _stream_batch(recipe: Recipe, stream: Stream, hint: Tensor, spoken: Tensor |
     )
     if made.reference_each:
         reference = _side_by_side(stream.reference, steps)
-    sources = Sources(chunk, reference, identity, speech=stream.spoken.flatten(0, 2) if spoken is not None else None)
+    heard = stream.spoken.flatten(0, 2) if spoken is not None else None
+    sources = Sources(chunk, reference, identity, speech=heard, regions=stream.regions.repeat_interleave(steps, 0))
     each = level.repeat(rows).repeat_interleave(chunk)  # [N] level of every picture
     x = torch.cat([noise[:, None], stream.x[:, 1:]], 1).flatten(0, 2)
     rings = [(k.flatten(0, 1), v.flatten(0, 1)) for k, v in stream.rings]
@@ -307,7 +316,7 @@ def whole_clip(recipe: Recipe, cache: Cache, condition: Tensor, speech: Tensor |
     frames = len(condition)
     hint, spoken = heard_and_seen(networks, condition, speech, recipe.dtype)
     noise = noise_of(made)[:1].to(recipe.device, recipe.dtype).expand(frames, -1, -1, -1)
-    sources = Sources(frames, cache.reference, cache.identity, speech=spoken)
+    sources = Sources(frames, cache.reference, cache.identity, speech=spoken, regions=cache.regions)
     x = noise
     at = places(torch.zeros(1, dtype=torch.int64, device=recipe.device), frames, made)
     empty = slots(made)

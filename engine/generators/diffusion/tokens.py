@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from engine.generators.diffusion.presets import Preset
+from engine.generators.diffusion.presets import Ears, Preset
 from engine.generators.diffusion.text import ConstantText
 from engine.types import MEL_BANDS, MEL_ROWS, MissingPart
 
@@ -19,6 +19,8 @@ ROWS_A_TOKEN = 4
 SPEECH_TOKENS = MEL_ROWS // ROWS_A_TOKEN
 MEL_MIDDLE, MEL_SPREAD = -4.0, 4.0
 """Log-mel values of speech lie about here; silence is the floor, -10."""
+VECTOR, FACE_TOKENS = 512, 4
+"""Numbers of a recogniser's vector, and the tokens it becomes."""
 CLIP_SIZE = 224
 CLIP_MEAN, CLIP_DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -76,13 +78,54 @@ class SpeechTokens(nn.Module):
         return made
 
 
-def image_encoder(made: Preset) -> PooledImage | ClipImage | ConstantText | None:
-    """The one of a preset."""
+class FaceTokens(nn.Module):
+    """A recogniser's vector, as it gives it, as four tokens; names as in Hallo's `imageproj`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.proj, self.norm = nn.Linear(VECTOR, FACE_TOKENS * width), nn.LayerNorm(width)
+
+    def forward(self, vector: Tensor) -> Tensor:
+        """[N, 512] -> [N, 4, D]"""
+        made: Tensor = self.norm(self.proj(vector).unflatten(1, (FACE_TOKENS, -1)))
+        return made
+
+
+class LayeredSpeech(nn.Module):
+    """The layers of wav2vec around a frame as tokens; names as in Hallo's `audioproj`."""
+
+    def __init__(self, ears: Ears, width: int) -> None:
+        super().__init__()
+        rows, columns = ears.heard
+        self.tokens = ears.tokens
+        self.proj1, self.proj2 = nn.Linear(rows * columns, ears.hidden), nn.Linear(ears.hidden, ears.hidden)
+        self.proj3, self.norm = nn.Linear(ears.hidden, ears.tokens * width), nn.LayerNorm(width)
+
+    def forward(self, heard: Tensor) -> Tensor:
+        """[N, 5 layers, C], frame by frame -> [N, T, D]"""
+        x = functional.relu(self.proj2(functional.relu(self.proj1(heard.flatten(1)))))
+        made: Tensor = self.norm(self.proj3(x).unflatten(1, (self.tokens, -1)))
+        return made
+
+
+def speech_tokens(made: Preset) -> SpeechTokens | LayeredSpeech | nn.Identity | None:
+    """What makes tokens of what a frame hears (`Ears.heard`); Whisper's states are tokens already."""
+    if not made.unet.speech_dim:
+        return None
+    if made.ears.kind == "mel":
+        return SpeechTokens(made.unet.speech_dim)
+    return nn.Identity() if made.ears.kind == "whisper" else LayeredSpeech(made.ears, made.unet.speech_dim)
+
+
+def image_encoder(made: Preset) -> PooledImage | ClipImage | FaceTokens | ConstantText | None:
+    """The one of a preset. That of faces reads a recogniser's vector, the others a picture."""
     if made.image_encoder == "none":
         return None
+    if made.image_encoder == "face":
+        return FaceTokens(made.unet.image_dim)
     if made.image_encoder == "text":
         return ConstantText(made.unet.image_dim)
     return ClipImage() if made.image_encoder == "clip" else PooledImage(made.unet.image_dim)
 
 
-__all__ = ["SPEECH_TOKENS", "ClipImage", "PooledImage", "SpeechTokens", "image_encoder"]
+__all__ = ["SPEECH_TOKENS", "VECTOR", "ClipImage", "FaceTokens", "LayeredSpeech", "PooledImage", "SpeechTokens", "image_encoder", "speech_tokens"]

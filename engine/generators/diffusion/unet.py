@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from diffusers.models.downsampling import Downsample2D
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from engine.generators.diffusion.attention import Sources, SpatialBlock, SpatialTransformer
+from engine.generators.diffusion.audio_attention import AudioModule, carried_on
 from engine.generators.diffusion.plain import PlainBlock, PlainDown, PlainUp
 from engine.generators.diffusion.presets import UNet
 from engine.generators.diffusion.resnet import JoinedResnet, joined
@@ -29,12 +32,19 @@ class _Counter:
 
     def __init__(self, config: UNet, *, motion: bool) -> None:
         self.config, self.motion = config, motion
+        self.branches = motion and config.speech_in == "branches" and config.speech_dim > 0
         self.spatial = self.temporal = 0
 
     def attention(self, width: int) -> SpatialTransformer:
         c = self.config
         self.spatial += 1
-        return SpatialTransformer(width, c.heads, c.groups, image_dim=c.image_dim, speech_dim=c.speech_dim, index=self.spatial - 1)
+        second = c.speech_gain if c.speech_in == "second" and c.speech_dim else 0.0
+        heard = 0 if c.speech_in == "branches" else c.speech_dim
+        return SpatialTransformer(width, c.heads, c.groups, image_dim=c.image_dim, speech_dim=heard, index=self.spatial - 1, second=second)
+
+    def audio(self, width: int, inner: int, depth: int) -> AudioModule:
+        """`inner`: channels that come into its block; the published networks compute with as many."""
+        return AudioModule(width, inner, self.config, depth=depth)
 
     def module(self, width: int) -> MotionModule:
         self.temporal += 1
@@ -51,21 +61,28 @@ class _Counter:
 class Level(nn.Module):
     """Resnets of one resolution, each with its attention and its motion module where the level has them."""
 
-    def __init__(self, widths: list[tuple[int, int]], count: _Counter, *, attention: bool, motion: bool) -> None:
+    def __init__(
+        self, widths: list[tuple[int, int]], count: _Counter, *, attention: bool, motion: bool, inner: Sequence[int] = (), depth: int = 0
+    ) -> None:
+        """`inner`, `depth`: of the audio modules, a width each, and which level this is."""
         super().__init__()
-        resnets, attentions, motions = [], [], []
-        for width_in, width in widths:
+        resnets, attentions, motions, audio = [], [], [], []
+        for k, (width_in, width) in enumerate(widths):
             resnets.append(count.resnet(width_in, width))
             if attention:
                 attentions.append(count.attention(width))
+                if count.branches:
+                    audio.append(count.audio(width, inner[k], depth))
             if motion and count.motion:
                 motions.append(count.module(width))
         self.resnets = nn.ModuleList(resnets)
         if attentions:
             self.attentions = nn.ModuleList(attentions)
+        if audio:
+            self.audio_modules = nn.ModuleList(audio)
         if motions:
             self.motion_modules = nn.ModuleList(motions)
-        self.has_attention, self.has_motion = bool(attentions), bool(motions)
+        self.has_attention, self.has_audio, self.has_motion = bool(attentions), bool(audio), bool(motions)
 
     def resnet(self, k: int, x: Tensor, level: Tensor, sources: Sources) -> Tensor:
         """Resnet number k."""
@@ -77,8 +94,11 @@ class Level(nn.Module):
         x = self.resnet(k, x, level, sources)
         if self.has_attention:
             x = self.attentions[k](x, sources)
+        if self.has_audio and sources.speech is not None:
+            x = self.audio_modules[k](x, sources)
         if self.has_motion and window is not None:
-            x = self.motion_modules[k](x, window)
+            module, carried = self.motion_modules[k], sources.carried
+            x = carried_on(module, x, window, carried[self.attentions[k].transformer_blocks[0].index]) if carried else module(x, window)
         return x
 
 
@@ -144,7 +164,7 @@ class Backbone(nn.Module):
         skips = [widths[0]]
         for i, width in enumerate(widths):
             ins = [widths[max(0, i - 1)], *[width] * (layers - 1)]
-            level: Level = Down([(a, width) for a in ins], count, attention=config.attention[i], motion=config.motion[i])
+            level: Level = Down([(a, width) for a in ins], count, attention=config.attention[i], motion=config.motion[i], inner=ins, depth=i)
             skips += [width] * layers
             if i < len(widths) - 1:
                 level.downsamplers = nn.ModuleList([Downsample2D(width, use_conv=True, out_channels=width, name="op")])
@@ -156,7 +176,8 @@ class Backbone(nn.Module):
         below = widths[-1]
         for i, width in reversed(list(enumerate(widths))):
             ins = [(below if k == 0 else width) + skips.pop() for k in range(layers + 1)]
-            level = Up([(a, width) for a in ins], count, attention=config.attention[i], motion=config.motion[i])
+            inner = [widths[max(0, i - 1)]] * (layers + 1)
+            level = Up([(a, width) for a in ins], count, attention=config.attention[i], motion=config.motion[i], inner=inner, depth=i)
             if i > 0:
                 level.upsamplers = nn.ModuleList([Upsample2D(width, use_conv=True, out_channels=width)])
             up.append(level)
@@ -174,7 +195,8 @@ class Backbone(nn.Module):
     def _middle(self, count: _Counter) -> None:
         last = self.config.channels[-1]
         # The second resnet comes after attention and motion, which belong to the first.
-        self.mid_block = Middle([(last, last)], count, attention=True, motion=self.config.motion_middle)
+        depth = len(self.config.channels) - 1
+        self.mid_block = Middle([(last, last)], count, attention=True, motion=self.config.motion_middle, inner=[last], depth=depth)
         self.mid_block.resnets.append(count.resnet(last, last))
 
     def body(self, x: Tensor, t: Tensor, hint: Tensor | None, sources: Sources, window: Window | None) -> Tensor:
@@ -204,7 +226,8 @@ class ReferenceNet(Backbone):
     """Reads the portrait. Its only product is what its attentions read: the bank."""
 
     def __init__(self, config: UNet) -> None:
-        super().__init__(config, motion=False, tail=False)
+        # Published weights have a second attention there that nothing reads, where the denoiser's own hears.
+        super().__init__(config if config.speech_in == "own" else replace(config, speech_dim=0), motion=False, tail=False)
         if config.reference_cut:
             self.up_blocks[-1].attentions[-1].cut()
 

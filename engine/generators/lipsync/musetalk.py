@@ -5,78 +5,29 @@ the result. z = 0.18215 (mean + deviation * noise) of an AutoencoderKL, of pixel
 (what goes into its first layer, what comes out of the others, the last one normalised), 50 steps a second, the ten steps from 80 ms before
 the frame on, in the order of time and then of depth, plus sinusoids.
 
-The encoder looks both ways over 30 s, so sound that goes on needs a rule. A frame's tokens are those that the published code would find for
-it in a file that holds LEFT before the frame and RIGHT after it, and nothing else: they depend on no other frame, on no chunk and no session.
+Of sound that goes on, a frame's tokens are found by the rule of `engine.drivers.whisper`.
 """
 
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from engine.drivers.resample import RATE
+from engine.drivers.whisper import AFTER, BANDS, BEFORE, LEFT, PAST, PER_SECOND, POSITIONS, REACH, RIGHT, Encoder, log_mel, span
 from engine.generators.lipsync.sizes import MuseTalkSize
 from engine.types import FloatArray
 
-RATE = 16_000  # Hz
-FFT = 400  # samples of a window: 25 ms
-HOP = 160  # samples: 10 ms
-BANDS = 80
-STEP = 2 * HOP  # samples of one of the encoder's steps: 20 ms
-PER_SECOND = RATE / STEP
-POSITIONS = 1500
-"""Steps that the encoder is always given: 30 s, silence where there is no more sound."""
-BEFORE, AFTER = 4, 6
-"""Steps before a frame's own, and from that on, whose states it reads."""
 STATES = 5
 TOKENS = (BEFORE + AFTER) * STATES
-LEFT, RIGHT = 100, 7
-"""Steps of sound before and from a frame's own on that its tokens are found in. RIGHT is all that the last step sees, without attention:
-its two convolutions and its window reach 132.5 ms."""
-REACH = RIGHT / PER_SECOND
-"""s after a frame's time."""
-PAST = (LEFT + 1) / PER_SECOND
-"""s before it: its step may begin one earlier."""
 SCALE = 0.18215
 """Of latents, as Stable Diffusion has it."""
-EPSILON = 1e-6
-"""Steps by which a time on the grid may miss it by rounding."""
-LEAST, RANGE = 1e-10, 8.0  # power; decades under the loudest that count
 
 
 # -- sound ------------------------------------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=1)
-def _tables() -> tuple[FloatArray, FloatArray]:
-    """(Hann window [400], mel filters [80, 201])."""
-    from librosa.filters import mel
-
-    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(FFT) / FFT)
-    return hann.astype(np.float32), mel(sr=RATE, n_fft=FFT, n_mels=BANDS)
-
-
-def log_mel(pcm: FloatArray, *, positions: int = POSITIONS) -> FloatArray:
-    """Sound [N] at 16 kHz, at most `positions` steps -> [80, 2 positions] as Whisper is given it: log10 power, floored 8 under the loudest."""
-    hann, filters = _tables()
-    length = positions * STEP
-    # Of the silence that follows only the windows that touch the sound are computed: the others are all the same.
-    used = min(length, (len(pcm) // HOP + 3) * HOP)
-    padded = np.pad(np.pad(pcm[:length], (0, used - min(len(pcm), length))), (FFT // 2, 0), mode="reflect")
-    tail = padded[-FFT // 2 - 1 : -1][::-1] if used == length else np.zeros(FFT // 2, np.float32)
-    padded = np.concatenate([padded, tail])
-    windows = np.lib.stride_tricks.sliding_window_view(padded, FFT)[::HOP][: used // HOP]
-    spectrum = np.fft.rfft(windows * hann, axis=1)
-    # einsum and not @: see wav2lip.columns.
-    power = np.einsum("tf,bf->bt", (spectrum.real**2 + spectrum.imag**2).astype(np.float32), filters)
-    level = np.full((BANDS, 2 * positions), math.log10(LEAST), np.float32)
-    level[:, : power.shape[1]] = np.log10(np.maximum(power, LEAST))
-    floored: FloatArray = (np.maximum(level, level.max() - RANGE) + 4.0) / 4.0
-    return floored
 
 
 def clip_windows(states: Tensor, *, seconds: float, fps: int) -> Tensor:
@@ -88,48 +39,21 @@ def clip_windows(states: Tensor, *, seconds: float, fps: int) -> Tensor:
     return torch.stack([padded[start : start + BEFORE + AFTER].flatten(0, 1) for start in starts])
 
 
-def span(time: float) -> tuple[int, int]:
-    """First and last (exclusive) sample that the tokens of the frame at `time` s of the sound are found in."""
-    step = int(np.floor(time * PER_SECOND + EPSILON))
-    return (step - LEFT) * STEP, (step + RIGHT) * STEP
-
-
 def heard(pcm: FloatArray, *, positions: int = POSITIONS) -> FloatArray:
     """The samples of a `span` -> [80, 2 positions], for `Listen`."""
     return log_mel(pcm, positions=positions)
 
 
-class Listener(nn.Module):
+class Listener(Encoder):
     """Whisper's encoder."""
 
     def __init__(self, size: MuseTalkSize) -> None:
-        super().__init__()
-        from transformers import WhisperConfig
-        from transformers.models.whisper.modeling_whisper import WhisperEncoder
-
-        config = WhisperConfig(
-            d_model=size.width,
-            encoder_layers=size.listener_layers,
-            encoder_attention_heads=size.listener_heads,
-            encoder_ffn_dim=4 * size.width,
-            num_mel_bins=BANDS,
-            max_source_positions=size.positions,
-            attn_implementation="sdpa",
-        )
-        self.model = WhisperEncoder(config)
+        super().__init__(width=size.width, layers=size.listener_layers, heads=size.listener_heads, positions=size.positions)
 
     def forward(self, mel: Tensor) -> Tensor:
-        """[N, 80, 2 T] -> all states [N, T, 5, C]. Not by the encoder's own call, whose notion of the last state has changed with versions."""
-        model = self.model
-        x = nn.functional.gelu(model.conv1(mel.to(model.conv1.weight.dtype)))
-        x = nn.functional.gelu(model.conv2(x)).transpose(1, 2)
-        x = x + model.embed_positions.weight[: x.shape[1]]
-        states = []
-        for layer in model.layers:
-            states.append(x)
-            made: Any = layer(x, attention_mask=None)
-            x = made[0] if isinstance(made, tuple) else made
-        return torch.stack([*states, model.layer_norm(x)], 2)
+        """[N, 80, 2 T] -> all states [N, T, 5, C], the last one normalised."""
+        *states, last = self.states(mel)
+        return torch.stack([*states, self.model.layer_norm(last)], 2)
 
 
 # -- networks ---------------------------------------------------------------------------------------------------------------
@@ -274,6 +198,7 @@ class Live(nn.Module):
 
 
 __all__ = [
+    "BANDS",
     "LEFT",
     "PAST",
     "POSITIONS",
