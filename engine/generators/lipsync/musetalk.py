@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.drivers.resample import RATE
-from engine.drivers.whisper import AFTER, BANDS, BEFORE, LEFT, PAST, PER_SECOND, POSITIONS, REACH, RIGHT, Encoder, log_mel, span
+from engine.drivers.whisper import AFTER, BANDS, BEFORE, LEFT, PAST, PER_SECOND, POSITIONS, REACH, RIGHT, STEP, Encoder, log_mel, span
 from engine.generators.lipsync.sizes import MuseTalkSize
 from engine.types import FloatArray
 
@@ -205,6 +205,7 @@ __all__ = [
     "RATE",
     "REACH",
     "RIGHT",
+    "STEP",
     "TOKENS",
     "Encode",
     "Listen",
