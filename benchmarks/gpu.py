@@ -25,7 +25,8 @@ from benchmarks import bare, floor, window
 from benchmarks.common import Laps, Table, percentiles, report, start
 from engine.backends import pytorch
 from engine.generators.diffusion.autoencoder import autoencoder
-from engine.generators.diffusion.presets import PRESETS, Latent, Preset, preset
+from engine.generators.diffusion.layout import Latent
+from engine.generators.diffusion.presets import PRESETS, Preset, preset
 
 MODES: tuple[pytorch.Mode, ...] = ("cudagraph", "eager", "compile")
 """The slowest to prepare last."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.generators.diffusion.presets import Condition
+from engine.generators.diffusion.layout import Condition
 from engine.recogniser import fit, five_points
 from engine.types import FloatArray, UInt8Array
 from exporters.losses import regions

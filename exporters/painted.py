@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from engine.generators.diffusion.conditions import Placed, draw
 from engine.generators.diffusion.conditions_place import visibility
-from engine.generators.diffusion.presets import Condition
+from engine.generators.diffusion.layout import Condition
 from engine.types import BODY_POINTS, FloatArray, UInt8Array
 
 LOOKED_AT = 32

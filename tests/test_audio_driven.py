@@ -98,7 +98,7 @@ def test_streaming_equals_the_whole_clip(made: Preset, chunk: int, batched: bool
     made = replace(made, chunk=chunk)
     networks = seeded(made)
     portrait, face, condition, speech = clip(made)
-    cache, how = networks.remember(portrait, face), recipe(networks, batched=batched)
+    cache, how = networks.remember(portrait, face=face), recipe(networks, batched=batched)
     want = streams.whole_clip(how, cache, condition, speech)
     stream = streams.open_stream(how, 2, cache)
     streams.seat(stream, 1, cache)
@@ -128,7 +128,7 @@ def test_streaming_equals_the_whole_clip(made: Preset, chunk: int, batched: bool
 def test_speech_reaches_the_picture_and_the_reference_never_hears(made: Preset) -> None:
     networks = seeded(made)
     portrait, face, condition, speech = clip(made)
-    cache, how = networks.remember(portrait, face), recipe(networks)
+    cache, how = networks.remember(portrait, face=face), recipe(networks)
     assert error(streams.whole_clip(how, cache, condition, -speech), streams.whole_clip(how, cache, condition, speech)) > 1e-3
     keys = networks.reference.state_dict()
     assert not any("speech" in key or "audio" in key for key in keys)
@@ -173,7 +173,7 @@ def test_windows_move_on_with_every_step() -> None:
 def test_the_unguided_half_knows_neither_speech_nor_place(made: Preset) -> None:
     networks = seeded(made)
     portrait, face, condition, speech = clip(made, 4)
-    cache, how = networks.remember(portrait, face), recipe(networks)
+    cache, how = networks.remember(portrait, face=face), recipe(networks)
     still = replace(made.sampling, guidance=0.0, carried=0)
     alone = sample(how, cache, condition, speech, sampling=still)
     assert torch.equal(sample(how, cache, 255 - condition, -speech, sampling=still), alone)
@@ -185,7 +185,7 @@ def test_the_unguided_half_knows_neither_speech_nor_place(made: Preset) -> None:
 def test_clips_are_chained_by_their_last_frames() -> None:
     networks = seeded(HALLO_TINY)
     portrait, face, condition, speech = clip(HALLO_TINY, 8)
-    cache, how = networks.remember(portrait, face), recipe(networks)
+    cache, how = networks.remember(portrait, face=face), recipe(networks)
     noise = torch.randn(8, HALLO_TINY.unet.in_channels, *HALLO_TINY.latent_size)
     done: list[tuple[int, int]] = []
     whole = sample(how, cache, condition, speech, noise=noise, progress=lambda *at: done.append(at))
@@ -204,7 +204,7 @@ def test_clips_are_chained_by_their_last_frames() -> None:
 def test_both_halves_take_turns_where_tokens_are_dealt_out() -> None:
     networks = seeded(HALLO_TINY)
     portrait, face, condition, speech = clip(HALLO_TINY, 4)
-    cache = networks.remember(portrait, face)
+    cache = networks.remember(portrait, face=face)
     own, nobody = cache.tokens, networks.nobody()
     assert own is not None
     halves = [offline._Half([], [], condition, None, None, own), offline._Half([], [], condition, None, None, nobody)]

@@ -17,7 +17,8 @@ from engine.generators.diffusion.conditions import Anchor, Ease, anchor_of, pain
 from engine.generators.diffusion.conditions_own import own_body, own_face
 from engine.generators.diffusion.conditions_place import Placed, place
 from engine.generators.diffusion.landmarks import GROUPS
-from engine.generators.diffusion.presets import ANIMATE_ANYONE, PRESETS, TINY, Condition
+from engine.generators.diffusion.layout import Condition
+from engine.generators.diffusion.presets import ANIMATE_ANYONE, PRESETS, TINY
 from engine.generators.diffusion.skeleton import COLOURS, FINGERS, LIMBS, face_68, joints_of, paint_skeleton
 from engine.persona import ASSETS
 from engine.picture import read_picture

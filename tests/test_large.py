@@ -12,7 +12,7 @@ import pytest
 
 from engine.generators import load
 from engine.generators.diffusion.conditions_place import Anchor, place
-from engine.generators.diffusion.presets import Condition
+from engine.generators.diffusion.layout import Condition
 from engine.persona import demo_portrait
 from engine.pose import rotation
 from engine.types import AvatarError, FloatArray, Signal, still_motion

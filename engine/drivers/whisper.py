@@ -52,7 +52,8 @@ def _power(padded: FloatArray, columns: int) -> FloatArray:
     hann, filters = _tables()
     windows = np.lib.stride_tricks.sliding_window_view(padded, FFT)[::HOP][:columns]
     spectrum = np.fft.rfft(windows * hann, axis=1)
-    power: FloatArray = ((spectrum.real**2 + spectrum.imag**2).astype(np.float32) @ filters.T).T
+    # einsum and not @: BLAS would wake its threads for little, and they keep a core busy while they wait for more.
+    power: FloatArray = np.einsum("tf,bf->bt", (spectrum.real**2 + spectrum.imag**2).astype(np.float32), filters)
     return power
 
 

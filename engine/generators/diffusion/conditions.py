@@ -32,7 +32,8 @@ from engine.generators.diffusion.conditions_ease import Ease, eased
 from engine.generators.diffusion.conditions_maps import stacked
 from engine.generators.diffusion.conditions_place import Anchor, Placed, anchor_of, place
 from engine.generators.diffusion.landmarks import paint_features, paint_landmarks
-from engine.generators.diffusion.presets import Condition, Preset
+from engine.generators.diffusion.layout import Condition
+from engine.generators.diffusion.presets import Preset
 from engine.generators.diffusion.regions import face_mask
 from engine.generators.diffusion.skeleton import face_68, joints_of, paint_skeleton
 from engine.types import FloatArray, Signal, UInt8Array

@@ -92,15 +92,15 @@ class Networks(nn.Module):
         self.adapters: tuple[Adapter, ...] = ()  # LoRAs that are part of the weights in memory (`adapters.fuse`), and of no file
 
     @torch.inference_mode()
-    def remember(self, picture: Tensor, at: Tensor | None = None, face: Face | None = None) -> Cache:
+    def remember(self, picture: Tensor, at: Tensor | None = None, *, face: Face | None = None) -> Cache:
         """Portrait [1, 3, H, W] -1..1 -> what every frame reads of it. `at` [S]: the steps' noise levels, which some presets read it at; `face`:
         for presets that know of one."""
-        return self.look(picture, at, face)
+        return self.look(picture, at, face=face)
 
-    def look(self, picture: Tensor, at: Tensor | None = None, face: Face | None = None) -> Cache:
+    def look(self, picture: Tensor, at: Tensor | None = None, *, face: Face | None = None) -> Cache:
         """As `remember`, for whatever traces or trains it."""
         vector = None if face is None else face.vector
-        cache = self.cached(*self.read(picture, at, vector))
+        cache = self.cached(*self.read(picture, at, vector=vector))
         if self.preset.unet.speech_in == "branches":
             cells = sum(h * w for h, w in self.preset.level_sizes)
             regions = None if face is None else face.regions
@@ -123,7 +123,7 @@ class Networks(nn.Module):
         """[1, T, D] tokens of a face that nobody has, which the unguided half is told; None where that half is told nothing."""
         return self._tokens(next(self.denoiser.parameters()).new_zeros(1, 1), None) if self.preset.image_encoder == "face" else None
 
-    def read(self, picture: Tensor, at: Tensor | None = None, vector: Tensor | None = None) -> tuple[list[Tensor], Tensor | None]:
+    def read(self, picture: Tensor, at: Tensor | None = None, *, vector: Tensor | None = None) -> tuple[list[Tensor], Tensor | None]:
         """Portrait [1, 3, H, W] -1..1 -> (what the reference network's blocks read, [1, L, C] each; the identity's tokens [1, T, D], if any).
 
         Raises AvatarError where the preset reads at every step and nothing says at which levels.

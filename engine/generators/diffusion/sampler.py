@@ -8,7 +8,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from engine.generators.diffusion.presets import Noise, Prediction, Stepper
+from engine.generators.diffusion.layout import Prediction, Stepper
+from engine.generators.diffusion.presets import Noise
 from engine.types import AvatarError
 
 LEVELS = 1000

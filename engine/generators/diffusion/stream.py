@@ -97,7 +97,7 @@ class Recipe:
 
     def remember(self, picture: Tensor, face: Face | None = None) -> Cache:
         """Portrait [1, 3, H, W] -1..1 -> what every frame of a stream or a clip reads of it. `face`: for presets that know of one."""
-        kept: Cache = self.networks.remember(picture, self.levels.t, face)
+        kept: Cache = self.networks.remember(picture, self.levels.t, face=face)
         return kept
 
     def of_step(self, sources: Sources, step: int) -> Sources:

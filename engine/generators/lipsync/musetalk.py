@@ -199,6 +199,8 @@ class Live(nn.Module):
 
 __all__ = [
     "BANDS",
+    "AFTER",
+    "BEFORE",
     "LEFT",
     "PAST",
     "POSITIONS",
