@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "engine.drivers": {"engine.types", "engine.pose", "engine.config"},
     "engine.backends": {"engine.types"},
     "engine.recogniser": {"engine.types"},
+    "engine.conditions": {"engine.types", "engine.pose", "engine.drivers"},
     "engine.generators": {
         "engine.types",
         "engine.pose",
@@ -39,6 +40,7 @@ ALLOWED: dict[str, set[str]] = {
         "engine.backends",
         "engine.window",
         "engine.recogniser",
+        "engine.conditions",
     },
     "engine.blend": {"engine.types"},
     "engine.badge": set(),

@@ -16,14 +16,14 @@ from tests.conftest import found, require
 if found("torch") and found("diffusers") and found("transformers"):
     import torch
 
+    from engine.conditions.landmarks import paint_features
+    from engine.conditions.regions import box, branches, regions
     from engine.drivers import wav2vec, whisper
     from engine.generators.diffusion import listening, offline
     from engine.generators.diffusion import stream as streams
     from engine.generators.diffusion.audio_attention import AudioBlock, at_level
-    from engine.generators.diffusion.landmarks import paint_features
     from engine.generators.diffusion.networks import Cache, Face, Networks, build
     from engine.generators.diffusion.offline import sample, windows
-    from engine.generators.diffusion.regions import box, branches, regions
     from engine.generators.diffusion.sampler import levels
 
 pytestmark = pytest.mark.torch

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from engine.composite import frame_portrait
+from engine.conditions.landmarks import GROUPS
+from engine.conditions.own import own_body, own_face
+from engine.conditions.place import Placed, place
+from engine.conditions.skeleton import COLOURS, FINGERS, LIMBS, face_68, joints_of, paint_skeleton
 from engine.drivers.face import FaceDriver
 from engine.drivers.portrait import find_face
 from engine.drivers.rigid import MEAN_RIGID, PIVOT, RIGID, fit_pose, metric
 from engine.generators.diffusion.conditions import Anchor, Ease, anchor_of, painter
-from engine.generators.diffusion.conditions_own import own_body, own_face
-from engine.generators.diffusion.conditions_place import Placed, place
-from engine.generators.diffusion.landmarks import GROUPS
 from engine.generators.diffusion.layout import Condition
 from engine.generators.diffusion.presets import ANIMATE_ANYONE, PRESETS, TINY
-from engine.generators.diffusion.skeleton import COLOURS, FINGERS, LIMBS, face_68, joints_of, paint_skeleton
 from engine.persona import ASSETS
 from engine.picture import read_picture
 from engine.types import FloatArray, Motion, Signal, UInt8Array, VideoFrame, still_motion
@@ -297,7 +297,7 @@ def test_what_only_the_portrait_decides_is_worked_out_once(anchor: Anchor, monke
         fits.append(1)
         return fit_pose(*args)
 
-    monkeypatch.setattr("engine.generators.diffusion.conditions_own.fit_pose", counted)
+    monkeypatch.setattr("engine.conditions.own.fit_pose", counted)
     fresh = Anchor(anchor.face, anchor.body)
     for size in ((512, 512), (512, 512), (768, 512), (768, 512), (256, 256)):
         place(Signal(0.0, motion=moved(head=[5, 0, 0, 0, 0, 0])), fresh, size)

@@ -8,13 +8,13 @@ from typing import get_args
 import numpy as np
 import pytest
 
+from engine.conditions.align import Alignment, aligned
+from engine.conditions.place import Placed, place
+from engine.conditions.skeleton import FROM_BODY, joints_of
 from engine.drivers.align import PARENTS, SECONDS, Kind
 from engine.drivers.rigid import PIVOT
 from engine.generators.diffusion.conditions import Anchor, Ease, anchor_of, painter
-from engine.generators.diffusion.conditions_align import Alignment, aligned
-from engine.generators.diffusion.conditions_place import Placed, place
 from engine.generators.diffusion.presets import ANIMATE_ANYONE
-from engine.generators.diffusion.skeleton import FROM_BODY, joints_of
 from engine.types import FloatArray, Signal, still_motion
 from tests.faces import portrait
 

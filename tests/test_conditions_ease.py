@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from engine.composite import frame_portrait
+from engine.conditions.ease import eased
+from engine.conditions.place import Placed, place
 from engine.drivers.body import BodyReading
 from engine.drivers.mix import EASE, Mixer
 from engine.drivers.speech import SpeechDriver
 from engine.generators.diffusion.conditions import Anchor, Ease, anchor_of, painter
-from engine.generators.diffusion.conditions_ease import eased
-from engine.generators.diffusion.conditions_place import Placed, place
 from engine.generators.diffusion.presets import PRESETS, TINY
 from engine.types import Drive, FloatArray, Grid, Signal, still_motion
 from tests.conftest import require_for

@@ -485,9 +485,9 @@ def test_a_recording_from_a_plain_generator_has_no_hands(camera: FakeHands, tmp_
 @pytest.mark.torch
 def test_a_painted_skeleton_shows_the_recorded_hands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     require_for("diffusion")
+    from engine.conditions.skeleton import paint_skeleton
     from engine.generators import load
     from engine.generators.diffusion.presets import PRESETS, TINY
-    from engine.generators.diffusion.skeleton import paint_skeleton
     from engine.persona import demo_portrait, make_persona
 
     monkeypatch.setitem(PRESETS, "painted", replace(TINY, name="painted", condition="skeleton"))

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine.conditions.place import Anchor, place
 from engine.generators import load
-from engine.generators.diffusion.conditions_place import Anchor, place
 from engine.generators.diffusion.layout import Condition
 from engine.persona import demo_portrait
 from engine.pose import rotation

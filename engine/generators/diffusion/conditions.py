@@ -1,21 +1,21 @@
 """Condition pictures from signals: skeletons in the DWPose convention and face landmark maps, in the portrait's frame.
 
 The driver's picture is not the portrait's: its person sits elsewhere, nearer or further. Where the points go follows from one
-signal and from the portrait alone (`conditions_place`); a memory only eases the change from one rule to another (`conditions_ease`), and knows
-the driver's proportions where they are not to be shown (`conditions_align`):
+signal and from the portrait alone (`engine.conditions.place`); a memory only eases the change from one rule to another (`engine.conditions.ease`), and knows
+the driver's proportions where they are not to be shown (`engine.conditions.align`):
 
 1. *A face that the camera sees and that moves its own lips* (`motion.expression` given, confidences at least 0.3). A rigid fit says
    where the driver's head is now, `motion.head` says how far that is from the driver's neutral: so the neutral's place and size
    are known. One similarity (a scale and a shift, no rotation) takes the neutral head onto the portrait's, and all points of the
    driver through it: face, shoulders, arms, hands. Size and place of the head thereby follow `motion.head` exactly, smoothed
    as it is, while its turn and its features are the driver's own. A signal without a motion counts as the neutral.
-2. *No face, or lips that a voice moves* (`conditions_own`): the portrait's own face, found once, is moved by the motion: lids,
+2. *No face, or lips that a voice moves* (`engine.conditions.own`): the portrait's own face, found once, is moved by the motion: lids,
    irises, brows and lips by the scalars (and the expression, if there is one), then the head turns about the neck as one piece.
 3. *A body of which the camera sees neither shoulder* is the portrait's own, moved by `motion.body`. One it sees below a face of rule 2
    is brought to the portrait's by the two shoulders alone.
 
 4. *Proportions* are the driver's own, at the size of the portrait's head, unless the preset names an alignment: then the body below the
-   head takes on the portrait's (`conditions_align`).
+   head takes on the portrait's (`engine.conditions.align`).
 
 A hand or a joint whose confidence is under 0.3 is left out, and so is a joint that the tracker guesses well outside the picture. A face
 under it is not the driver's any more (rule 2), so that no frame is without one.
@@ -27,15 +27,15 @@ from collections.abc import Callable
 
 import numpy as np
 
-from engine.generators.diffusion.conditions_align import aligned
-from engine.generators.diffusion.conditions_ease import Ease, eased
-from engine.generators.diffusion.conditions_maps import stacked
-from engine.generators.diffusion.conditions_place import Anchor, Placed, anchor_of, place
-from engine.generators.diffusion.landmarks import paint_features, paint_landmarks
+from engine.conditions.align import aligned
+from engine.conditions.ease import Ease, eased
+from engine.conditions.landmarks import paint_features, paint_landmarks
+from engine.conditions.maps import stacked
+from engine.conditions.place import Anchor, Placed, anchor_of, place
+from engine.conditions.regions import face_mask
+from engine.conditions.skeleton import face_68, joints_of, paint_skeleton
 from engine.generators.diffusion.layout import Condition
 from engine.generators.diffusion.presets import Preset
-from engine.generators.diffusion.regions import face_mask
-from engine.generators.diffusion.skeleton import face_68, joints_of, paint_skeleton
 from engine.types import FloatArray, Signal, UInt8Array
 
 Painter = Callable[[Signal, Anchor | None, Ease], UInt8Array]

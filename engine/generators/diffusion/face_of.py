@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from engine.conditions.regions import regions
 from engine.generators.diffusion.conditions import Anchor, pixels
 from engine.generators.diffusion.networks import Face, Networks
-from engine.generators.diffusion.regions import regions
 from engine.recogniser import Recogniser, aligned
 from engine.types import UInt8Array
 

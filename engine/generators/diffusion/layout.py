@@ -19,7 +19,7 @@ MAPS: dict[str, tuple[str, ...]] = {"densepose": ("densepose",), "maps": ("depth
 TEXT_TOKENS = 77
 """Of CLIP's text encoder."""
 Alignment = Literal["own", "musepose", "unianimate", "shape"]
-"""Whose proportions a skeleton has: the driver's own, or the portrait's by one of three published ways (`conditions_align`)."""
+"""Whose proportions a skeleton has: the driver's own, or the portrait's by one of three published ways (`engine.conditions.align`)."""
 Hearing = Literal["mel", "whisper", "wav2vec"]
 """What a frame hears: log-mel, the states of Whisper's encoder, or the layers of wav2vec 2.0."""
 SpeechIn = Literal["own", "second", "branches"]

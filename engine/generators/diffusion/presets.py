@@ -104,6 +104,7 @@ MUSE_POSE = replace(
     name="muse_pose",
     size=(768, 768),
     unet=replace(ANIMATE_ANYONE.unet, positions=128),
+    alignment="musepose",
     face=False,
     noise=Noise(betas="scaled_linear"),
     sampling=Sampling(steps=20, window=48, closed=False, padding="windows"),

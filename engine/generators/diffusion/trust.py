@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from engine.generators.diffusion.landmarks import EYE_CORNERS, LIP_CORNERS, LOWER_LID, LOWER_LIP, UPPER_LID, UPPER_LIP
+from engine.conditions.landmarks import EYE_CORNERS, LIP_CORNERS, LOWER_LID, LOWER_LIP, UPPER_LID, UPPER_LIP
 from engine.types import AvatarError, FloatArray, Motion, UInt8Array, VideoFrame
 
 SCALES: dict[str, tuple[slice, tuple[float, ...]]] = {

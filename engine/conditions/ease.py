@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from engine.conditions.align import Alignment
+from engine.conditions.place import Placed
+from engine.conditions.skeleton import SEEN
 from engine.drivers.idle import smoothstep
 from engine.drivers.mix import EASE
-from engine.generators.diffusion.conditions_align import Alignment
-from engine.generators.diffusion.conditions_place import Placed
-from engine.generators.diffusion.skeleton import SEEN
 from engine.types import FloatArray
 
 WRISTS = np.array([15, 16])

@@ -9,12 +9,12 @@ from typing import Literal
 import cv2
 import numpy as np
 
+from engine.conditions.own import SHOULDERS, Own, own_body, own_face
+from engine.conditions.skeleton import SEEN
 from engine.drivers.body import BodyDriver
 from engine.drivers.portrait import Found, find_face
 from engine.drivers.rigid import MEAN_RIGID, PIVOT, RIGID, RIGID_WEIGHTS, Pose, fit_pose, metric
 from engine.drivers.tracker import FaceTracker
-from engine.generators.diffusion.conditions_own import SHOULDERS, Own, own_body, own_face
-from engine.generators.diffusion.skeleton import SEEN
 from engine.pose import Float64Array, rotation
 from engine.types import BODY_POINTS, AvatarError, FloatArray, Motion, Signal, UInt8Array, VideoFrame, still_motion
 

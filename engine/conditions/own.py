@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from engine.conditions.landmarks import BROWS, EYE_CORNERS, IRIS, LIP_CORNERS, LOWER_LID, LOWER_LIP, UPPER_LID, UPPER_LIP
 from engine.drivers.express import BROAD_SMILE, WIDE_GAP
 from engine.drivers.measure import measure
 from engine.drivers.outlines import OVAL
 from engine.drivers.rigid import MEAN_RIGID, PIVOT, RIGID, Pose, fit_pose
-from engine.generators.diffusion.landmarks import BROWS, EYE_CORNERS, IRIS, LIP_CORNERS, LOWER_LID, LOWER_LIP, UPPER_LID, UPPER_LIP
 from engine.pose import Float64Array, rotation
 from engine.types import FloatArray, Motion
 

@@ -1,4 +1,4 @@
-"""The driver's body with the portrait's proportions, in a skeleton that lies in the portrait's frame already (`conditions_place`).
+"""The driver's body with the portrait's proportions, in a skeleton that lies in the portrait's frame already (`engine.conditions.place`).
 
 The head keeps its place: rule 1 has brought it onto the portrait's, at the portrait's size. What is aligned is the body below it, by the
 ways of `engine.drivers.align`, and the hands with it: at rest the neck lies where the portrait's does, and every bone is as long as the
@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from engine.conditions.place import Anchor, Placed, Similarity
+from engine.conditions.skeleton import FROM_BODY, NECK, joints_of
 from engine.drivers.align import JOINTS, PARENTS, Calibration, Kind, Skeleton, Target, align, target_of
 from engine.drivers.body import TWIST_TRUST
 from engine.drivers.rigid import metric
-from engine.generators.diffusion.conditions_place import Anchor, Placed, Similarity
-from engine.generators.diffusion.skeleton import FROM_BODY, NECK, joints_of
 from engine.pose import Float64Array
 from engine.types import FloatArray, Signal
 
