@@ -70,7 +70,7 @@ def render(args: argparse.Namespace) -> int:
     """Drive a portrait with a clip or a sound file and write a video."""
     from engine.config import OperatorSettings, SessionSettings
     from engine.driving import background, dwpose_makers, open_maps
-    from engine.generators import load
+    from engine.generators import load, load_whole
     from engine.offline import keep_apart, natural_drive
     from engine.offline import render as run
     from engine.types import AvatarError
@@ -85,7 +85,7 @@ def render(args: argparse.Namespace) -> int:
     drive = args.drive_mode or natural_drive(args.drive)
     settings = SessionSettings(drive=drive, background=background(args.background), track_body=not args.no_body)
     choice = _choice(args)
-    generator = load(choice.generator, **choice.options)
+    generator = (load_whole if args.offline else load)(choice.generator, **choice.options)
     notices = [generator.spec.notice] if generator.spec.notice and not args.offline else []
     if args.maps and "maps" not in generator.spec.needs:
         notices.append(f"The generator '{choice.generator}' reads no condition pictures, so --maps changes nothing.")

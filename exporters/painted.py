@@ -1,6 +1,6 @@
 """Painted conditions of a data set: a skeleton or a landmark map over every real picture, of the points that were tracked in it.
 
-A live session brings the driver's points into the portrait's frame (`engine.conditions.place`, rule 1). A clip's crop is chosen so that its neutral head
+A live session brings the driver's points into the portrait's frame (`conditions.place`, rule 1). A clip's crop is chosen so that its neutral head
 lies where the portrait's does and is as large, so that the clip's own points in its own crop are the same, and lie on the picture to the pixel.
 """
 

@@ -59,7 +59,8 @@ def add_render(parser: argparse.ArgumentParser) -> None:
 
 def add_generator(parser: argparse.ArgumentParser, *, lora: bool = False) -> None:
     """Which generator, and what it is built with; options that are not given stay with the generator."""
-    parser.add_argument("--generator", help="puppet, diffusion, lipsync or reenact (default: the one whose weights the persona has, else the puppet)")
+    whose = "puppet, diffusion, lipsync, reenact or, offline, video (default: the one whose weights the persona has, else the puppet)"
+    parser.add_argument("--generator", help=whose)
     lips = parser.add_argument_group("of the lips generator (with --weights, --backend, --graphs, --precision and --device as below)")
     lips.add_argument("--model", metavar="NAME", help="wav2lip (default) or musetalk, with random weights; --weights names its own")
     lips.add_argument("--over", metavar="NAME[=DIR]", help="put the lips into another generator's frames (of weights in DIR): head from the camera")

@@ -31,6 +31,8 @@ FROM_BODY = {2: 12, 3: 14, 4: 16, 5: 11, 6: 13, 7: 15, 8: 24, 9: 26, 10: 28, 11:
 """OpenPose's joint -> MediaPipe's pose landmark: the person's right arm, left arm, right leg, left leg. The neck lies between the shoulders."""
 FROM_FACE = {0: 1, 14: 468, 15: 473, 16: 234, 17: 454}
 """OpenPose's joint -> face mesh point: tip of the nose, right and left eye, right and left ear. The mesh is read on every frame, the body is not."""
+FEET_FROM_BODY = (31, 32)
+"""MediaPipe's tips of the left and the right foot."""
 EAR_OUT = 0.06
 """Face widths by which an ear lies outside the mesh: on it, the dots of the face would hide the joint."""
 EAR_BESIDE = {16: 33, 17: 263}
@@ -43,6 +45,9 @@ LIMBS = ((1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10)
 COLOURS = ((255, 0, 0), (255, 85, 0), (255, 170, 0), (255, 255, 0), (170, 255, 0), (85, 255, 0), (0, 255, 0), (0, 255, 85), (0, 255, 170),
            (0, 255, 255), (0, 170, 255), (0, 85, 255), (0, 0, 255), (85, 0, 255), (170, 0, 255), (255, 0, 255), (255, 0, 170), (255, 0, 85))
 """RGB of the joints, and of the limbs before they are darkened."""
+FOOT_LIMBS = ((13, 18), (10, 19))
+"""Where a picture has feet (UniAnimate's): each hangs on its ankle, the left one first."""
+FOOT_COLOURS = ((170, 255, 255), (255, 255, 0))
 JAW = ((127, 127, 0.0), (234, 93, 0.34), (93, 132, 0.60), (132, 58, 0.74), (58, 172, 0.94), (136, 150, 0.38), (150, 149, 0.93),
        (176, 148, 0.60), (152, 152, 0.0), (400, 377, 0.60), (379, 378, 0.93), (365, 379, 0.38), (288, 397, 0.94), (361, 288, 0.74),
        (323, 361, 0.60), (454, 323, 0.34), (356, 356, 0.0))
@@ -53,7 +58,7 @@ FACE_51 = (70, 63, 105, 66, 107, 336, 296, 334, 293, 300,  # brows
            61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181, 78, 82, 13, 312, 308, 317, 14, 87)  # lips: outer, then inner edge, clockwise
 """Face mesh points that are the other 51 of iBUG's 68 (Sagonas et al. 2013), in its order, from the picture's left."""
 # fmt: on
-LIMB_COLOURS = tuple(tuple(int(LIMB_SHARE * part) for part in colour) for colour in COLOURS[: len(LIMBS)])
+LIMB_COLOURS = tuple(tuple(int(LIMB_SHARE * part) for part in colour) for colour in (*COLOURS, *FOOT_COLOURS)[: len(LIMBS) + len(FOOT_LIMBS)])
 """DWPose darkens the whole picture once the limbs are on it, which is the same."""
 FINGERS = tuple((0 if joint == 0 else base + joint - 1, base + joint) for base in (1, 5, 9, 13, 17) for joint in range(4))
 """Bones of a hand: from the wrist along each finger."""
@@ -78,6 +83,11 @@ def joints_of(face: FloatArray, body: FloatArray) -> FloatArray:
     return joints
 
 
+def with_feet(joints: FloatArray, body: FloatArray) -> FloatArray:
+    """Joints [18, 3] and body [33, 3] as in `joints_of` -> [20, 3]."""
+    return np.concatenate([joints, body[list(FEET_FROM_BODY)]])
+
+
 def face_68(face: FloatArray) -> FloatArray:
     """Face [478, 2] -> [68, 2] iBUG's points: jaw, brows, nose, eyes, lips."""
     jaw = [face[a] + share * (face[b] - face[a]) for a, b, share in JAW]
@@ -85,14 +95,16 @@ def face_68(face: FloatArray) -> FloatArray:
 
 
 def paint_skeleton(size: tuple[int, int], joints: FloatArray, hands: Sequence[FloatArray], face: FloatArray | None) -> UInt8Array:
-    """A picture of `size` (H, W): joints [18, 3] (x, y in px, score), each hand [21, 2] px, face [68, 2] px."""
+    """A picture of `size` (H, W): joints [18, 3] (x, y in px, score), or [20, 3] with the feet, each hand [21, 2] px, face [68, 2] px."""
+    limbs = LIMBS if len(joints) == JOINTS else (*LIMBS, *FOOT_LIMBS)
+    colours = np.array((*COLOURS, *FOOT_COLOURS))[: len(joints)]
     canvas = np.zeros((*size, 3), np.uint8)
     unit = min(size) / PUBLISHED_SIDE
     seen = joints[:, 2] > SEEN
-    for (a, b), colour in zip(LIMBS, LIMB_COLOURS, strict=True):
+    for (a, b), colour in zip(limbs, LIMB_COLOURS, strict=False):
         if seen[a] and seen[b]:
             _limb(canvas, joints[a, :2], joints[b, :2], colour, _px(STICK * unit))
-    for joint, colour in zip(joints[seen], np.array(COLOURS)[seen].tolist(), strict=True):
+    for joint, colour in zip(joints[seen], colours[seen].tolist(), strict=True):
         cv2.circle(canvas, _cut(joint), _px(JOINT * unit), colour, thickness=-1)
     for hand in hands:
         _hand(canvas, hand, unit)
@@ -133,4 +145,4 @@ def _inside(point: FloatArray) -> bool:
     return int(point[0]) > 0 and int(point[1]) > 0
 
 
-__all__ = ["COLOURS", "FACE_51", "FINGERS", "LIMBS", "NECK", "SEEN", "face_68", "joints_of", "paint_skeleton"]
+__all__ = ["COLOURS", "FACE_51", "FINGERS", "LIMBS", "NECK", "SEEN", "face_68", "joints_of", "paint_skeleton", "with_feet"]

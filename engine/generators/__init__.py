@@ -15,14 +15,24 @@ NAMES = {
     "reenact": "engine.generators.reenact.generator:Reenact",
 }
 
+WHOLE = {"video": "engine.generators.video.generator:Video"}
+"""Those that render whole clips and nothing live (`engine.whole`)."""
+
 
 def load(name: str, **options: Any) -> Generator:
     """A generator by name; `options` go to its constructor. Raises AvatarError for a name or an option that does not exist."""
+    if name in WHOLE:
+        raise AvatarError(f"The generator '{name}' renders whole clips and nothing live; use it with avatar render --offline.")
+    generator: Generator = load_whole(name, **options)
+    return generator
+
+
+def load_whole(name: str, **options: Any) -> Any:
+    """As `load`, of those in WHOLE too, which have a spec, `prepare` and `at_leisure` alone."""
     make = _class(name)
     if strange := sorted(set(options) - takes(name)):
         raise AvatarError(f"The generator '{name}' takes no option '{strange[0]}'; leave it out, or choose a generator that does.")
-    generator: Generator = make(**options)
-    return generator
+    return make(**options)
 
 
 def takes(name: str) -> set[str]:
@@ -31,7 +41,8 @@ def takes(name: str) -> set[str]:
 
 
 def _class(name: str) -> Any:
-    if name not in NAMES:
+    known = NAMES | WHOLE
+    if name not in known:
         raise AvatarError(f"There is no generator called '{name}'; choose one of: {', '.join(sorted(NAMES))}.")
-    module, _, attribute = NAMES[name].partition(":")
+    module, _, attribute = known[name].partition(":")
     return getattr(import_module(module), attribute)

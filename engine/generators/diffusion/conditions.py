@@ -1,8 +1,8 @@
 """Condition pictures from signals: skeletons in the DWPose convention and face landmark maps, in the portrait's frame.
 
 The driver's picture is not the portrait's: its person sits elsewhere, nearer or further. Where the points go follows from one
-signal and from the portrait alone (`engine.conditions.place`); a memory only eases the change from one rule to another (`engine.conditions.ease`), and knows
-the driver's proportions where they are not to be shown (`engine.conditions.align`):
+signal and from the portrait alone (`engine.conditions.place`); a memory only eases the change from one rule to another (`...ease`), and knows
+the driver's proportions where they are not to be shown (`...align`):
 
 1. *A face that the camera sees and that moves its own lips* (`motion.expression` given, confidences at least 0.3). A rigid fit says
    where the driver's head is now, `motion.head` says how far that is from the driver's neutral: so the neutral's place and size

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from engine.backends.artifact import sha256
 from engine.generators.video.presets import TINY, UniAnimate, preset
 from engine.generators.video.sampling import SEED, Given
 from engine.generators.video.unianimate import VideoUNet
@@ -172,7 +173,7 @@ def save(networks: Networks, folder: Path, *, origin: dict[str, str]) -> None:
     for name, module in networks.parts().items():
         path = folder / f"{name}.safetensors"
         save_file({key: value.contiguous() for key, value in module.state_dict().items()}, path)
-        hashes[name] = _sha256(path)
+        hashes[name] = sha256(path)
     (folder / MANIFEST).write_text(json.dumps({"preset": networks.made.name, "sha256": hashes, "origin": origin}, indent=2) + "\n")
 
 
@@ -187,7 +188,7 @@ def load(folder: Path, *, made: UniAnimate | None = None) -> Networks:
     networks = empty(made or preset(named))
     for part, module in networks.parts().items():
         path = folder / f"{part}.safetensors"
-        if path.is_file() and _sha256(path) != hashes.get(part):
+        if path.is_file() and sha256(path) != hashes.get(part):
             raise AvatarError(f"{path} is not the file that its {MANIFEST} names; import the weights again.")
         try:
             # Read, not mapped: a file that is written again must not change what runs.
@@ -199,11 +200,6 @@ def load(folder: Path, *, made: UniAnimate | None = None) -> Networks:
     networks.origin = hashlib.sha256(text.encode()).hexdigest()
     networks.eval().requires_grad_(False)
     return networks
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 __all__ = ["MANIFEST", "SCALE", "EmptyPrompt", "Networks", "Portrait", "autoencoder", "build", "empty", "image_encoder", "load", "resized", "save"]
