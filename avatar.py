@@ -85,7 +85,8 @@ def render(args: argparse.Namespace) -> int:
     drive = args.drive_mode or natural_drive(args.drive)
     settings = SessionSettings(drive=drive, background=background(args.background), track_body=not args.no_body)
     choice = _choice(args)
-    generator = (load_whole if args.offline else load)(choice.generator, **choice.options)
+    options = {name: value for name, value in choice.options.items() if not (args.offline and name == "steps")}
+    generator = (load_whole if args.offline else load)(choice.generator, **options)
     notices = [generator.spec.notice] if generator.spec.notice and not args.offline else []
     if args.maps and "maps" not in generator.spec.needs:
         notices.append(f"The generator '{choice.generator}' reads no condition pictures, so --maps changes nothing.")

@@ -77,6 +77,14 @@ def test_the_driver_s_pose_changes_the_clip(tiny: Any, tmp_path: Path) -> None:
     assert not np.array_equal(first(0.0), first(25.0))
 
 
+@pytest.mark.torch
+def test_the_front_door_renders_it(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+    require_for("diffusion")
+    words = ["--generator", "video", "--preset", "tiny_unianimate", "--offline", "--steps", "2"]
+    assert avatar.main(["render", "--drive", str(clip), *words, "-o", str(tmp_path / "out.mp4")]) == 0
+    assert f"Wrote {MADE} frames" in capsys.readouterr().out
+
+
 def test_it_is_not_live(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with pytest.raises(AvatarError, match="renders whole clips and nothing live; use it with avatar render --offline"):
         load("video")
