@@ -131,7 +131,7 @@ def live(recipe: Any, runner: Runner, *, portrait: UInt8Array | None = None, kee
     streams.seat(stream, 0, cache)
     stream.active[0] = True
     run = Compiled(recipe, spied, Calendar.of(made)).prepared(stream.row(0))
-    speech = _speech()
+    speech = _speech(made.ears.heard)
 
     def step(window: int) -> Arrays:
         for frame in range(made.chunk):
@@ -181,10 +181,12 @@ def _moved(picture: UInt8Array, frame: int) -> UInt8Array:
     return np.asarray(cv2.warpAffine(picture, way, (width, height), borderMode=cv2.BORDER_REPLICATE), np.uint8)
 
 
-def _speech() -> Iterator[Any]:
-    """[16, 80] log-mel that wanders between silence and loud, without end."""
+def _speech(shape: tuple[int, ...]) -> Iterator[Any]:
+    """Log-mel [16, 80] that wanders between silence and loud, without end; of other ears random features of their `shape`."""
     rng = np.random.default_rng(SEED)
     loud = -5.0
+    while shape != (MEL_ROWS, MEL_BANDS):
+        yield rng.normal(size=shape).astype(np.float32)
     while True:
         loud = float(np.clip(loud + rng.normal(), -10.0, 0.0))
         yield np.clip(loud + rng.normal(size=(MEL_ROWS, MEL_BANDS)), -10.0, 2.0).astype(np.float32)

@@ -408,3 +408,57 @@ def test_a_preset_that_contradicts_itself_is_refused(changes: dict[str, Any], co
     check(HALLO_TINY)
     with pytest.raises(AvatarError, match=complaint):
         check(replace(ECHO, **changes))
+
+
+# -- exported ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_live_step_is_exported_and_stays_with_pytorch(tmp_path: Any) -> None:
+    """Traced, compared, converted, and fed with its own past: what is heard and the masks of its branches are inputs of the graph."""
+    for part in ("onnx", "onnxscript", "openvino"):
+        require(part)
+    from exporters import export as exporter
+    from exporters import to_tensorrt
+    from exporters.subject_diffusion import of
+
+    unet = replace(HALLO_TINY.unet, channels=(16,), attention=(True,), motion=(True,))
+    made = replace(HALLO_TINY, size=(16, 32), unet=unet, window=4)
+    networks = seeded(made)
+    networks.denoiser.freeze(made.window)
+    how = recipe(networks, steps=1)
+    subject = of(how, {"weights": {"w": "0"}})
+    assert subject.specs["step"].inputs["speech"][0] == (1, *made.ears.heard)
+    assert subject.specs["step"].inputs["regions"][0] == (1, 3, made.cells)
+    order = exporter.Order("openvino", "fp32", to_tensorrt.STANDARD, 8, (), None, None, lambda line: None)
+    manifest = exporter.export_subject(subject, tmp_path / "out", order)
+    assert manifest.artifacts["step"].measured["stream"]["windows"] == 8
+    assert manifest.artifacts["step"].files
+
+
+@BOTH
+def test_the_graph_hears_what_the_step_hears(made: Preset) -> None:
+    from engine.generators.diffusion import compiled, graphs
+    from engine.generators.diffusion.compiled import Calendar
+
+    networks = seeded(made)
+    portrait, face, condition, speech = clip(made, 6)
+    networks.denoiser.freeze(made.window)
+    how = recipe(networks)
+    cache = how.remember(portrait, face)
+    from engine.backends import backend
+
+    runner = backend("pytorch").load(graphs.step_spec(networks, len(how.levels)))
+    streamed = []
+    for graph in (False, True):
+        stream = streams.open_stream(how, 1, cache)
+        streams.seat(stream, 0, cache)
+        stream.active[0] = True
+        run = compiled.Compiled(how, runner, Calendar.of(made)).prepared(stream.row(0)) if graph else lambda stream=stream: streams.step(how, stream)
+        pictures = []
+        for k in range(6):
+            stream.condition[0, 0], stream.speech[0, 0] = condition[k], speech[k]
+            run()
+            pictures.append(stream.out[0, 0].clone())
+        streamed.append(torch.stack(pictures).int())
+    assert (streamed[0] - streamed[1]).abs().max() <= 1
+    assert streamed[0].float().std() > 5

@@ -87,6 +87,8 @@ class _Row:
         given = {"condition": stream.condition[0].numpy(), "noise": stream.noise.numpy(), "where": self._where, "bias": self._bias}
         if of.recipe.networks.speech is not None:
             given["speech"] = stream.speech[0].numpy()
+        if stream.regions.shape[2]:
+            given["regions"] = stream.regions.numpy()
         for i, pair in enumerate(stream.reference):
             given |= {f"reference.{i}.{part}": x.numpy() for part, x in zip(PARTS, pair, strict=True)}
         given |= {f"identity.{i}.{part}": x.numpy() for i, pair in enumerate(stream.identity) for part, x in told(pair)}

@@ -12,12 +12,11 @@ from engine.generators.diffusion.attention import KeyValue, Sources
 from engine.generators.diffusion.autoencoder import to_pixels, to_unit
 from engine.generators.diffusion.budget import block_shapes, reading_shapes, ring_shapes, slots
 from engine.generators.diffusion.networks import Networks
-from engine.generators.diffusion.presets import Preset
 from engine.generators.diffusion.sampler import Levels, levels
 from engine.generators.diffusion.stream import Recipe, heard_and_seen, in_turn, shown
 from engine.generators.diffusion.temporal import Placed, Places, Window
-from engine.generators.diffusion.tokens import SPEECH_TOKENS
-from engine.types import MEL_BANDS, MEL_ROWS, AvatarError, GraphSpec
+from engine.generators.diffusion.tokens import VECTOR
+from engine.types import GraphSpec
 
 Shapes = dict[str, tuple[tuple[int, ...], str]]
 PARTS = "kv"
@@ -32,20 +31,16 @@ def graphs(recipe: Recipe) -> dict[str, GraphSpec]:
 # -- once a portrait --------------------------------------------------------------------------------------------------------
 
 
-def _check(made: Preset) -> None:
-    """Raise AvatarError for presets whose live step reads what graphs have no inputs for yet."""
-    if made.ears.kind != "mel":
-        raise AvatarError(f"The preset '{made.name}' listens with a network of its own, which no export holds; use --backend pytorch.")
-
-
 def remember_spec(networks: Networks, at: Tensor | None = None) -> GraphSpec:
     """`portrait` uint8 [1, H, W, 3] -> `reference.I.k|v` [1, L, C] by spatial block I that reads it (and by the step, one step after another,
-    where the preset reads at the steps' levels `at` [S]) and, for presets with tokens, `identity.I.k|v` [1, T, C] by spatial block I."""
+    where the preset reads at the steps' levels `at` [S]) and, for presets with tokens, `identity.I.k|v` [1, T, C] by spatial block I. Presets
+    that know a face by a recogniser take its `vector` [1, 512] too."""
     made = networks.preset
-    _check(made)
     counts = {"reference": len(reading_shapes(made, 1 if at is None else len(at))), "identity": len(block_shapes(made)) * bool(made.unet.image_dim)}
     outputs = [f"{kind}.{i}.{part}" for kind, count in counts.items() for i in range(count) for part in PARTS]
     inputs: Shapes = {"portrait": ((1, *made.size, 3), "uint8")}
+    if made.image_encoder == "face":
+        inputs["vector"] = ((1, VECTOR), "float32")
     return GraphSpec(f"{made.name} remember", inputs, tuple(outputs), lambda: RememberGraph(networks, at))
 
 
@@ -56,9 +51,9 @@ class RememberGraph(nn.Module):
         super().__init__()
         self.networks, self._at = networks, at
 
-    def forward(self, portrait: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, portrait: Tensor, vector: Tensor | None = None) -> tuple[Tensor, ...]:
         """In the order of the spec's outputs."""
-        cache = self.networks.look(to_unit(portrait), self._at)
+        cache = self.networks.cached(*self.networks.read(to_unit(portrait), self._at, vector=vector))
         return tuple(x for kept in (cache.reference, cache.identity) for pair in kept for x in pair)
 
 
@@ -68,14 +63,14 @@ class RememberGraph(nn.Module):
 def step_spec(networks: Networks, steps: int, *, rows: int = 1, rounded: bool = True) -> GraphSpec:
     """The graph of a whole live chunk of c frames for `rows` sessions (N = rows · c pictures), its denoising steps in turn.
 
-    In: `condition` uint8 [N, H, W, K]; `speech` [N, 16, 80] log-mel, for presets that listen; `noise` [c, C, h, w], the stream's own; `where`
+    In: `condition` uint8 [N, H, W, K]; `speech` [N, *`Ears.heard`], for presets that listen, and
+    `regions` [rows, 3, R] for those that hear in branches; `noise` [c, C, h, w], the stream's own; `where`
     [rows, c, K + c, P] and `bias` [rows, c, K + c], see `temporal.Placed`; `reference.I.k|v` and `identity.I.k|v` of `remember_spec`, for `rows`
     (no key of a single token: attention never looks at it); `ring.S.I.k|v` [rows, cells, heads, K, d], of temporal attention I at step S.
     Out: `picture` uint8 [N, H, W, 3] (with `rounded` false float32 [N, 3, H, W], about -1..1); `magnitude` [rows], no finite number where
     a latent or a pixel was none; `new.S.I.k|v` [rows, c, cells, heads, d], what each ring grows by: `temporal.put_at` says where.
     """
     made = networks.preset
-    _check(made)
     at = levels(made.noise, steps)
     inputs = step_inputs(networks, steps, rows)
     new = [name.replace("ring", "new") for name in inputs if name.startswith("ring.")]
@@ -89,7 +84,9 @@ def step_inputs(networks: Networks, steps: int, rows: int) -> Shapes:
     unet, c, keys = made.unet, made.chunk, slots(made) + made.chunk
     shapes: Shapes = {"condition": ((rows * c, *made.size, made.channels), "uint8")}
     if unet.speech_dim:
-        shapes["speech"] = ((rows * c, MEL_ROWS, MEL_BANDS), "float32")
+        shapes["speech"] = ((rows * c, *made.ears.heard), "float32")
+    if unet.speech_in == "branches":
+        shapes["regions"] = ((rows, 3, made.cells), "float32")
     shapes |= {
         "noise": ((c, unet.in_channels, *made.latent_size), "float32"),
         "where": ((rows, c, keys, made.window), "float32"),
@@ -120,7 +117,7 @@ class StepGraph(nn.Module):
         last = torch.full((rows, made.chunk), made.window - 1, dtype=torch.int64, device=where.device)
         at = Placed(last, where, given["bias"])
         identity = [(given[name[:-1] + "k"] if made.tokens > 1 else given[name], given[name]) for name in self._names if _value(name)]
-        sources = Sources(made.chunk, _pairs(given, "reference"), identity, speech=spoken)
+        sources = Sources(made.chunk, _pairs(given, "reference"), identity, speech=spoken, regions=given.get("regions"))
         rings = [_pairs(given, f"ring.{s}") for s in range(len(self._levels))]
         latents, new = in_turn(networks, self._levels, given["noise"].repeat(rows, 1, 1, 1), hint, sources, rings, at)
         picture = shown(networks, latents, condition)
@@ -159,7 +156,9 @@ def denoiser_inputs(networks: Networks, rows: int, *, dtype: str = "float32") ->
         "visible": ((rows, made.chunk, slots(made) + made.chunk), "bool"),
     }
     if unet.speech_dim:
-        shapes["speech"] = ((pictures, SPEECH_TOKENS, unet.speech_dim), dtype)
+        shapes["speech"] = ((pictures, made.ears.tokens, unet.speech_dim), dtype)
+    if unet.speech_in == "branches":
+        shapes["regions"] = ((rows, 3, made.cells), dtype)
     kept = _cache_shapes(networks, rows, identity_tokens=made.tokens, dtype=dtype)
     return shapes | kept | _ring_shapes(networks, rows, "ring", dtype=dtype)
 
@@ -188,7 +187,7 @@ class DenoiserGraph(nn.Module):
         position = given["position"].clamp(0, made.window - 1)
         at = Places(torch.full_like(position[:, :, 0], made.window - 1), position, ~given["visible"])
         window = Window(at, made.window, made.chunk, _pairs(given, "ring"), {})
-        sources = Sources(made.chunk, _pairs(given, "reference"), _pairs(given, "identity"), speech=given.get("speech"))
+        sources = Sources(made.chunk, _pairs(given, "reference"), _pairs(given, "identity"), speech=given.get("speech"), regions=given.get("regions"))
         answer = self.networks.denoise(given["x"], given["level"], given["hint"], sources, window)
         return (answer, *(x for i in sorted(window.new) for x in window.new[i]))
 

@@ -18,6 +18,8 @@ MAPS: dict[str, tuple[str, ...]] = {"densepose": ("densepose",), "maps": ("depth
 """Condition -> names of the pictures it is made of, in the order of its channels."""
 TEXT_TOKENS = 77
 """Of CLIP's text encoder."""
+FACE_TOKENS = 4
+"""That a recogniser's vector becomes."""
 Alignment = Literal["own", "musepose", "unianimate", "shape"]
 """Whose proportions a skeleton has: the driver's own, or the portrait's by one of three published ways (`engine.conditions.align`)."""
 Hearing = Literal["mel", "whisper", "wav2vec"]
@@ -180,13 +182,18 @@ class Preset:
     @property
     def tokens(self) -> int:
         """That the identity has."""
-        return TEXT_TOKENS if self.image_encoder == "text" else 1
+        return {"text": TEXT_TOKENS, "face": FACE_TOKENS}.get(self.image_encoder, 1)
 
     @property
     def level_sizes(self) -> list[tuple[int, int]]:
         """(h, w) of every level, finest first."""
         h, w = self.latent_size
         return [(h >> i, w >> i) for i in range(len(self.unet.channels))]
+
+    @property
+    def cells(self) -> int:
+        """Of all levels together."""
+        return sum(h * w for h, w in self.level_sizes)
 
     @property
     def depth(self) -> int:
@@ -266,6 +273,7 @@ def _carries(unet: UNet) -> bool:
 
 
 __all__ = [
+    "FACE_TOKENS",
     "MAPS",
     "TEXT_TOKENS",
     "Alignment",

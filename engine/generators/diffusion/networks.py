@@ -102,9 +102,8 @@ class Networks(nn.Module):
         vector = None if face is None else face.vector
         cache = self.cached(*self.read(picture, at, vector=vector))
         if self.preset.unet.speech_in == "branches":
-            cells = sum(h * w for h, w in self.preset.level_sizes)
             regions = None if face is None else face.regions
-            cache = replace(cache, regions=picture.new_ones(len(picture), 3, cells) if regions is None else regions.to(picture))
+            cache = replace(cache, regions=picture.new_ones(len(picture), 3, self.preset.cells) if regions is None else regions.to(picture))
         if self.preset.sampling.carried:
             cache = replace(cache, latents=self.encode(picture), tokens=self._tokens(picture, vector))
         return cache

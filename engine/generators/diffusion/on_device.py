@@ -57,6 +57,8 @@ class DeviceRow:
         given: dict[str, Tensor] = {"condition": stream.condition[0], "noise": stream.noise, "where": self._where, "bias": self._bias}
         if listens:
             given["speech"] = stream.speech[0]
+        if stream.regions.shape[2]:
+            given["regions"] = stream.regions
         for i, pair in enumerate(stream.reference):
             given |= {f"reference.{i}.{part}": x for part, x in zip(PARTS, pair, strict=True)}
         given |= {f"identity.{i}.{part}": x for i, pair in enumerate(stream.identity) for part, x in told(pair)}

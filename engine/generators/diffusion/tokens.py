@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from engine.generators.diffusion.layout import FACE_TOKENS
 from engine.generators.diffusion.presets import Ears, Preset
 from engine.generators.diffusion.text import ConstantText
 from engine.types import MEL_BANDS, MEL_ROWS, MissingPart
@@ -19,7 +20,7 @@ ROWS_A_TOKEN = 4
 SPEECH_TOKENS = MEL_ROWS // ROWS_A_TOKEN
 MEL_MIDDLE, MEL_SPREAD = -4.0, 4.0
 """Log-mel values of speech lie about here; silence is the floor, -10."""
-VECTOR, FACE_TOKENS = 512, 4
+VECTOR = 512
 """Numbers of a recogniser's vector, and the tokens it becomes."""
 CLIP_SIZE = 224
 CLIP_MEAN, CLIP_DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
