@@ -113,13 +113,17 @@ def persona(args: argparse.Namespace) -> int:
 
     if args.action == "create":
         options = generator_options(args)
-        weights = None if "weights" not in options else Path(options["weights"])
-        generator = load(args.generator or "puppet", **options)
         if args.photos:
             from exporters.portraits.command import create
 
-            made = create(args, generator, weights=weights, tell=_line)
+            bar = _Bar()
+            try:
+                made = create(args, options, tell=_line, progress=bar)
+            finally:
+                bar.end()
         else:
+            weights = None if "weights" not in options else Path(options["weights"])
+            generator = load(args.generator or "puppet", **options)
             made = personas.create(generator, Path(args.portrait), name=args.name, consent=args.consent, weights=weights)
         print(f"Persona '{made.name}' is ready in {made.folder}.")
     elif args.action == "list":
