@@ -179,7 +179,7 @@ def test_an_ip_adapter_gives_what_diffusers_gives(family: str, kind: str, files:
     tokens = system.encode([photo()])
     ask = asked()
     base = pipeline.open_base(files / family)
-    ours = pipeline.Maker(base, system.attach(base, tokens, scale=0.6), ask).make(5)
+    ours = pipeline.Maker(base, system.attach(base, tokens, scale=0.6, size=(64, 64)), ask).make(5)
     plain = pipeline.Maker(pipeline.open_base(files / family), Attachment(), ask).make(5)
     assert np.abs(ours.astype(int) - plain.astype(int)).mean() > 1  # the person is seen at all
 
@@ -240,7 +240,7 @@ def test_a_system_makes_portraits(name: str, file: str, kind: str, variant: str,
     assert np.array_equal(again.arrays["tokens"], tokens.arrays["tokens"])
     assert (again.system, again.variant, again.photos, again.weights) == (name, variant, ("0" * 64,), system.digest)
     base = pipeline.open_base(files / ("sdxl" if "sdxl" in file else "sd15"))
-    maker = pipeline.Maker(base, system.attach(base, again, scale=1.0), asked(size=(64, 96)))
+    maker = pipeline.Maker(base, system.attach(base, again, scale=1.0, size=(64, 96)), asked(size=(64, 96)))
     one, same, other = maker.make(1), maker.make(1), maker.make(2)
     assert one.shape == (64, 96, 3)
     assert np.array_equal(one, same)
@@ -282,7 +282,7 @@ def test_its_memory_is_given_back(files: Path, tmp_path: Path) -> None:
     system = contract.load("faceid", Parts(adapter(tmp_path / "ip-adapter-faceid.bin", "faceid"), None, files / "w600k_r50.onnx"))
     base = pipeline.open_base(files / "sd15")
     unet = weakref.ref(base.unet)
-    maker = pipeline.Maker(base, system.attach(base, system.encode([photo()]), scale=1.0), asked(steps=1))
+    maker = pipeline.Maker(base, system.attach(base, system.encode([photo()]), scale=1.0, size=(64, 64)), asked(steps=1))
     maker.make(0)
     del base
     maker.close()
@@ -366,7 +366,7 @@ def test_weights_for_another_base_are_one_sentence(files: Path, tmp_path: Path) 
     for spoil, sentence in ((narrower, "block 3 .* needs .64, 32."), (longer, "larger base .32 attentions")):
         system = contract.load("ip-adapter", Parts(broken(tmp_path / "ip-adapter.bin", "plain", spoil)))
         with pytest.raises(AvatarError, match=sentence):
-            system.attach(base, tokens, scale=1.0)
+            system.attach(base, tokens, scale=1.0, size=(64, 64))
 
 
 def test_places_are_counted_down_up_middle(files: Path) -> None:

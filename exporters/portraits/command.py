@@ -172,11 +172,13 @@ def _make(
 
     if asked["precision"] not in pipeline.PRECISIONS:
         raise AvatarError(f"A base is not opened in {asked['precision']}; use {', '.join(pipeline.PRECISIONS)}.")
-    base = pipeline.open_base(Path(args.base), unet=Path(args.unet) if args.unet else None, device=device, precision=asked["precision"])
+    if args.unet and system.unet:
+        raise AvatarError(f"{system.name} is a UNet itself; leave --unet out.")
+    base = pipeline.open_base(Path(args.base), unet=args.unet or system.unet, device=device, precision=asked["precision"])
     if base.family not in system.families:
         raise AvatarError(f"{system.name} is for {' and '.join(system.families)}, and {args.base} is {base.family}; give another --base.")
     ask = pipeline.Ask(asked["prompt"], asked["negative"], asked["steps"], asked["guidance"], _size(args.size, SIDES[base.family]))
-    maker = pipeline.Maker(base, system.attach(base, tokens, scale=asked["scale"]), ask)
+    maker = pipeline.Maker(base, system.attach(base, tokens, scale=asked["scale"], size=ask.size), ask)
     del base
     try:
         candidates.make(folder, maker, seeds, progress=progress, tell=tell)

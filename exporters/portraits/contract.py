@@ -109,8 +109,9 @@ class Attachment:
 
     added: Mapping[str, Added] = field(default_factory=dict)  # by the name of the attention processor
     weights: Mapping[str, tuple[Tensor, Tensor, float]] = field(default_factory=dict)  # UNet's weight -> (up, down, factor) added to it
-    text: Callable[[Any, str, str], Prompted] | None = None  # (base, prompt, negative) -> what the denoiser sees instead of the plain text
-    merge_from: float = 0.0  # share of the steps that see the plain text first
+    text: Callable[[Any, str, str], tuple[Prompted, Prompted]] | None = None
+    """(base, prompt, negative) -> (what the denoiser sees up to `merge_from`, what it sees then); None: the plain text."""
+    merge_from: float = 0.0  # share of the steps that see the first; 0: none does
     control: Control | None = None
 
 
@@ -123,19 +124,23 @@ class System(Protocol):
     together: bool  # whether it takes all photos of a person; else the best one
     defaults: Defaults
     digest: str  # sha256 of the adapter's file
+    unet: Path | None  # the folder of the UNet that it is made of; None: the base's own
 
     def encode(self, photos: Sequence[Photo]) -> IdentityTokens:
         """Photos, the best first -> tokens. Raises AvatarError where a part is missing or a photo does not do."""
         ...
 
-    def attach(self, base: Any, tokens: IdentityTokens, *, scale: float) -> Attachment:
-        """What is added to `base` (a `pipeline.Base`). Raises AvatarError where the weights are for another."""
+    def attach(self, base: Any, tokens: IdentityTokens, *, scale: float, size: tuple[int, int]) -> Attachment:
+        """What is added to `base` (a `pipeline.Base`) for portraits of `size` (H, W). Raises AvatarError where the weights are for another."""
         ...
 
 
 SYSTEMS = {
     "ip-adapter": "exporters.portraits.systems.ip_adapter",
     "faceid": "exporters.portraits.systems.faceid",
+    "instantid": "exporters.portraits.systems.instantid",
+    "photomaker": "exporters.portraits.systems.photomaker",
+    "arc2face": "exporters.portraits.systems.arc2face",
 }
 """Name on the command line -> module, which has `load(parts, device) -> System`."""
 

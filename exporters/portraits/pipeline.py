@@ -118,6 +118,15 @@ def open_unet(folder: Path) -> Any:
     return made
 
 
+def encoded(base: Base, prompt: str, negative: str) -> Prompted:
+    """A prompt as diffusers encodes it."""
+    if base.family == "sdxl":
+        text, none, pooled, no_pooled = base.pipe.encode_prompt(prompt, negative_prompt=negative or None, device=base.device)
+        return Prompted(torch.cat([none, text]), torch.cat([no_pooled, pooled]))
+    text, none = base.pipe.encode_prompt(prompt, base.device, 1, True, negative_prompt=negative or None)
+    return Prompted(torch.cat([none, text]))
+
+
 class Maker:
     """A base with a system's additions, ready for many seeds. It keeps the base for itself: the additions cannot be taken off again."""
 
@@ -132,8 +141,8 @@ class Maker:
             {name: Decoupled(attachment.added[name]) if name in attachment.added else old for name, old in unet.attn_processors.items()}
         )
         with torch.no_grad():
-            self._plain = self._encoded(ask) if attachment.text is None or attachment.merge_from else None
-            self._merged = attachment.text(base, ask.prompt, ask.negative) if attachment.text else self._plain
+            plain = attachment.text or (lambda base, prompt, negative: (encoded(base, prompt, negative),) * 2)
+            self._early, self._late = plain(base, ask.prompt, ask.negative)
 
     @torch.no_grad()
     def make(self, seed: int, *, progress: Progress | None = None, cancelled: Callable[[], bool] = lambda: False) -> UInt8Array:
@@ -156,25 +165,16 @@ class Maker:
 
     def close(self) -> None:
         """Give the memory back; nothing can be made any more."""
-        del self.base, self._attachment, self._plain, self._merged
+        del self.base, self._attachment, self._early, self._late
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-    def _encoded(self, ask: Ask) -> Prompted:
-        pipe = self.base.pipe
-        if self.base.family == "sdxl":
-            text, none, pooled, no_pooled = pipe.encode_prompt(ask.prompt, negative_prompt=ask.negative or None, device=self.base.device)
-            return Prompted(torch.cat([none, text]), torch.cat([no_pooled, pooled]))
-        text, none = pipe.encode_prompt(ask.prompt, self.base.device, 1, True, negative_prompt=ask.negative or None)
-        return Prompted(torch.cat([none, text]))
 
     def _noise(self, latents: Tensor, t: Tensor, step: int) -> Tensor:
         """What the denoiser takes for noise at a step, guidance applied."""
         pipe, ask, attachment = self.base.pipe, self._ask, self._attachment
         early = attachment.merge_from > 0 and step <= int(attachment.merge_from * ask.steps)
-        prompted = self._plain if early else self._merged
-        assert prompted is not None
+        prompted = self._early if early else self._late
         rows = slice(None) if ask.guidance > 1.0 else slice(1, 2)
         text = prompted.text[rows]
         given = pipe.scheduler.scale_model_input(latents.expand(len(text), -1, -1, -1), t)
@@ -219,4 +219,4 @@ class Maker:
         return np.asarray(np.round(values * 255), np.uint8)
 
 
-__all__ = ["Ask", "Base", "Cancelled", "Maker", "open_base", "open_unet"]
+__all__ = ["Ask", "Base", "Cancelled", "Maker", "encoded", "open_base", "open_unet"]

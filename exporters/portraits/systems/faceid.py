@@ -28,6 +28,7 @@ class FaceId:
     name = "faceid"
     families: tuple[Family, ...] = ("sd15", "sdxl")
     together = False
+    unet = None
     defaults = Defaults(
         30, 6.0, 1.0, "a photo of a person, head and shoulders, looking at the camera", "lowres, blurry, cropped, hands, sunglasses, deformed"
     )
@@ -78,7 +79,7 @@ class FaceId:
             tokens = project(both, seen, shortcut=self.variant == "plusv2")
         return IdentityTokens(self.name, self.variant, encoders.arrays(tokens=tokens), (photos[0].sha256,), self.digest)
 
-    def attach(self, base: Any, tokens: IdentityTokens, *, scale: float) -> Attachment:
+    def attach(self, base: Any, tokens: IdentityTokens, *, scale: float, size: tuple[int, int]) -> Attachment:
         """Keys and values for every cross-attention, and the LoRA, whose factor is 1 whatever the scale."""
         given = torch.from_numpy(tokens.arrays["tokens"])
         added = keys_and_values(base.unet, self._attention, given, names=("to_k_ip", "to_v_ip"), mix=plus(scale), what=self._path.name)

@@ -30,6 +30,7 @@ class IpAdapter:
     name = "ip-adapter"
     families: tuple[Family, ...] = ("sd15", "sdxl")
     together = False
+    unet = None
     defaults = Defaults(
         30, 6.0, 0.7, "a photo of a person, head and shoulders, looking at the camera", "lowres, blurry, cropped, hands, sunglasses, deformed"
     )
@@ -61,7 +62,7 @@ class IpAdapter:
         tokens = self._project.to(self._device)(torch.cat([nothing, seen]))
         return IdentityTokens(self.name, self.variant, encoders.arrays(tokens=tokens), (photos[0].sha256,), self.digest)
 
-    def attach(self, base: Any, tokens: IdentityTokens, *, scale: float) -> Attachment:
+    def attach(self, base: Any, tokens: IdentityTokens, *, scale: float, size: tuple[int, int]) -> Attachment:
         """Keys and values for every cross-attention."""
         given = torch.from_numpy(tokens.arrays["tokens"])
         added = keys_and_values(base.unet, self._attention, given, names=("to_k_ip", "to_v_ip"), mix=plus(scale), what=self._path.name)
