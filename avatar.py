@@ -112,8 +112,10 @@ def persona(args: argparse.Namespace) -> int:
     from streaming.options import generator_options
 
     if args.action == "create":
+        from exporters.portraits.options import about_photos
+
         options = generator_options(args)
-        if args.photos:
+        if about_photos(args):
             from exporters.portraits.command import create
 
             bar = _Bar()

@@ -345,7 +345,7 @@ def test_a_part_that_is_missing_is_one_sentence(files: Path, tmp_path: Path) -> 
         pipeline.open_base(tmp_path)
     with pytest.raises(AvatarError, match="holds no file called ip-adapter"):
         contract.load("ip-adapter", Parts(files))
-    with pytest.raises(AvatarError, match="choose one of faceid"):
+    with pytest.raises(AvatarError, match="choose one of arc2face, faceid"):
         contract.load("nonsense", Parts(files))
     other = tiny_bases.image_encoder(tmp_path / "other", width=16)
     with pytest.raises(AvatarError, match="width 24, and this one has 16"):
@@ -398,7 +398,11 @@ def test_a_persona_of_a_system_is_kept_with_what_it_was_made_of(
         asked_for.append(float(latents.std()))
         return photo().rgb if len(asked_for) != 2 else np.full((64, 64, 3), 90, np.uint8)
 
+    def connect(self: Any, address: Any) -> None:
+        raise AssertionError(f"it calls {address}")
+
     monkeypatch.setattr(pipeline.Maker, "_decoded", decoded)
+    monkeypatch.setattr("socket.socket.connect", connect)  # a person's photos leave this machine for nowhere
     command = ["persona", "create", "Eileen", "--photos", str(tmp_path / "a.png"), "--consent", "I am in it.", "--system", "ip-adapter"]
     command += ["--base", str(files / "sd15"), "--weights", str(path), "--image-encoder", str(files / "image_encoder")]
     command += ["--candidates", "2", "--steps", "1", "--size", "64", "--prompt", "a photo of a woman", "--device", "cpu"]
@@ -427,6 +431,7 @@ def test_a_persona_of_a_system_is_kept_with_what_it_was_made_of(
     [
         (["--seed", "3"], "--seed is for an identity system"),
         (["--system", "ip-adapter"], "needs --base"),
+        (["--system", "ip-adapter", "--base", "x", "--weights", "y", "--candidates", "0"], "--candidates is at least 1"),
         (["--system", "ip-adapter", "--base", "x", "--weights", "y", "--generator", "diffusion"], "leave --generator out"),
     ],
 )
@@ -438,3 +443,12 @@ def test_options_that_do_not_go_together_are_one_sentence(
     monkeypatch.setenv("AVATAR_HOME", str(tmp_path))
     assert avatar.main(["persona", "create", "A", "--photos", "nothing.png", "--consent", "yes", *more]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_a_portrait_as_it_is_takes_none_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import avatar
+
+    monkeypatch.setenv("AVATAR_HOME", str(tmp_path))
+    for more in (["--no-relight"], ["--system", "ip-adapter"]):
+        assert avatar.main(["persona", "create", "A", "--portrait", "nothing.png", "--consent", "yes", *more]) == 2
+        assert "with --photos" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from engine.persona import Persona
 from engine.types import AvatarError, Generator
 from exporters.portraits import candidates, contract
 from exporters.portraits.finish import finish
+from exporters.portraits.options import given
 from exporters.portraits.photos import Photo, read_photos
 
 Tell = Callable[[str], None]
@@ -40,21 +41,18 @@ def create(args: argparse.Namespace, options: Mapping[str, Any], *, tell: Tell, 
 
 def _check(args: argparse.Namespace) -> None:
     """Raise AvatarError where options do not go together."""
+    if args.system is None and (more := given(args)):
+        raise AvatarError(f"{more[0]} is for an identity system; name one with --system, or leave it out.")
+    if not args.photos:
+        raise AvatarError("--portrait is taken as it is; give the picture with --photos for what else was asked.")
     if args.system is None:
-        if given := [f"--{name.replace('_', '-')}" for name in SYSTEM_OPTIONS if getattr(args, name) is not None]:
-            raise AvatarError(f"{given[0]} is for an identity system; name one with --system, or leave it out.")
         return
     if args.base is None or args.weights is None:
         raise AvatarError("An identity system needs --base, a Stable Diffusion in diffusers' layout, and --weights, the system's own files.")
     if args.generator not in (None, "puppet"):
         raise AvatarError("With --system, --weights are the identity system's; leave --generator out: the persona can be served with any.")
-
-
-SYSTEM_OPTIONS = (
-    *("base", "unet", "prompt", "negative", "image_encoder", "recogniser", "control", "variant"),
-    *("candidates", "seed", "pick", "scale", "guidance", "size"),
-)
-"""Options that mean nothing without --system."""
+    if (args.candidates is not None and args.candidates < 1) or (args.seed is not None and args.seed < 0):
+        raise AvatarError("--candidates is at least 1, and --seed at least 0.")
 
 
 # -- the photo itself -----------------------------------------------------------------------------------------------------

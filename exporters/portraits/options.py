@@ -5,6 +5,22 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+OF_SYSTEM = (
+    *("base", "unet", "prompt", "negative", "image_encoder", "recogniser", "control", "variant"),
+    *("candidates", "seed", "pick", "scale", "guidance", "size"),
+)
+"""Options that mean nothing without --system."""
+
+
+def about_photos(args: argparse.Namespace) -> bool:
+    """Whether anything was given that is about photos, with or without them."""
+    return bool(args.photos or args.no_relight or given(args) or args.system)
+
+
+def given(args: argparse.Namespace) -> list[str]:
+    """Those of OF_SYSTEM that were given, as they are written."""
+    return [f"--{name.replace('_', '-')}" for name in OF_SYSTEM if getattr(args, name) is not None]
+
 
 def add_photos(parser: argparse.ArgumentParser, picture: argparse._MutuallyExclusiveGroup) -> None:
     """`picture`: the group that `--portrait` is in. --weights, --steps, --precision and --device are the generator's, and a system's too."""
@@ -29,4 +45,4 @@ def add_photos(parser: argparse.ArgumentParser, picture: argparse._MutuallyExclu
     system.add_argument("--variant", metavar="NAME", help="of a system whose files do not say it, such as plus or plusv2")
 
 
-__all__ = ["add_photos"]
+__all__ = ["about_photos", "add_photos", "given"]

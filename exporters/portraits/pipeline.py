@@ -7,6 +7,7 @@ ours, since systems switch texts half way and show their ControlNet other tokens
 from __future__ import annotations
 
 import gc
+import inspect
 import json
 import warnings
 from collections.abc import Callable
@@ -154,7 +155,7 @@ class Maker:
         latents = torch.randn(shape, generator=generator).to(self.base.device, pipe.unet.dtype)
         pipe.scheduler.set_timesteps(ask.steps, device=self.base.device)
         latents = latents * pipe.scheduler.init_noise_sigma
-        more = {"generator": generator} if "generator" in pipe.scheduler.step.__code__.co_varnames else {}
+        more = {"generator": generator} if "generator" in inspect.signature(pipe.scheduler.step).parameters else {}
         for i, t in enumerate(pipe.scheduler.timesteps):
             if cancelled():
                 raise Cancelled(f"Stopped at step {i} of {ask.steps}; what was finished before is kept.")
