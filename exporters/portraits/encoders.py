@@ -148,7 +148,8 @@ def adapter_file(weights: Path, stems: Sequence[str]) -> Path:
         return weights
     if not weights.is_dir():
         raise AvatarError(f"{weights} is not there; give the adapter's file, or the folder it lies in.")
-    found = sorted(path for path in weights.rglob("*") if path.suffix in SUFFIXES and path.stem.startswith(tuple(stems)))
+    found = [path for path in weights.rglob("*") if path.suffix in SUFFIXES and path.stem.startswith(tuple(stems))]
+    found.sort(key=lambda path: (path.stem, SUFFIXES.index(path.suffix)))
     plain = [path for path in found if "lora" not in path.stem]  # what FaceID's LoRA files hold is in the adapters, too
     if not plain:
         raise AvatarError(f"{weights} holds no file called {' or '.join(stems)}; give the adapter's file with --weights.")
