@@ -120,10 +120,21 @@ def persona(args: argparse.Namespace) -> int:
     from streaming.options import generator_options
 
     if args.action == "create":
+        from exporters.portraits.options import about_photos
+
         options = generator_options(args)
-        weights = None if "weights" not in options else Path(options["weights"])
-        generator = load(args.generator or "puppet", **options)
-        made = personas.create(generator, Path(args.portrait), name=args.name, consent=args.consent, weights=weights)
+        if about_photos(args):
+            from exporters.portraits.command import create
+
+            bar = _Bar()
+            try:
+                made = create(args, options, tell=_line, progress=bar)
+            finally:
+                bar.end()
+        else:
+            weights = None if "weights" not in options else Path(options["weights"])
+            generator = load(args.generator or "puppet", **options)
+            made = personas.create(generator, Path(args.portrait), name=args.name, consent=args.consent, weights=weights)
         print(f"Persona '{made.name}' is ready in {made.folder}.")
     elif args.action == "list":
         for name in personas.list_personas():
@@ -240,6 +251,7 @@ class _Version(argparse.Action):
 
 def _parser() -> argparse.ArgumentParser:
     from exporters.options import add_export, add_import, add_train
+    from exporters.portraits.options import add_photos
     from streaming.options import add_generator, add_render, add_serve
 
     parser = argparse.ArgumentParser(
@@ -260,7 +272,9 @@ def _parser() -> argparse.ArgumentParser:
     actions = p.add_subparsers(dest="action", required=True)
     create = actions.add_parser("create", help="save a portrait as a persona")
     create.add_argument("name")
-    create.add_argument("--portrait", required=True)
+    picture = create.add_mutually_exclusive_group(required=True)
+    picture.add_argument("--portrait", help="the picture as it is")
+    add_photos(create, picture)
     add_generator(create)
     create.add_argument("--consent", required=True, help="who agreed to what: kept in the persona's manifest")
     actions.add_parser("list", help="names of all personas")

@@ -69,12 +69,13 @@ def make_persona(
     source: str | None = None,
     folder: Path | None = None,
     weights: Path | None = None,
+    provenance: Mapping[str, Any] | None = None,
 ) -> Persona:
     """Frame a portrait [H, W, 3] RGB and prepare it; keep it in `folder / name` where a folder is given.
 
     `consent`: who agreed to what, in the words of whoever brings the picture; `source`: where it is from; `weights`: a folder of those that
-    a generator was taught this person with, of which a kept persona has its own copy. Raises AvatarError where the
-    portrait cannot be driven, and for a kept persona where the name is unfit or taken.
+    a generator was taught this person with, of which a kept persona has its own copy; `provenance`: how the portrait was made, as JSON. Raises
+    AvatarError where the portrait cannot be driven, and for a kept persona where the name is unfit or taken.
     """
     consent = _consent(consent)
     place = None if folder is None else _place(name, folder)
@@ -94,6 +95,7 @@ def make_persona(
         "weights": _weights(generator),
         "consent": {"statement": consent, "time": now} if consent else None,
         "source": source,
+        "provenance": dict(provenance) if provenance else None,
         "size": [rgb.shape[1], rgb.shape[0]],
         "files": {},
         "caches": {},
@@ -164,9 +166,8 @@ def personas_folder() -> Path:
 def list_personas(*, folder: Path | None = None) -> list[str]:
     """Names of the kept personas, sorted."""
     home = folder or personas_folder()
-    if not home.is_dir():
-        return []
-    return sorted(place.name for place in home.iterdir() if not place.name.startswith(".") and (place / MANIFEST).is_file())
+    places = home.iterdir() if home.is_dir() else ()
+    return sorted(place.name for place in places if not place.name.startswith(".") and (place / MANIFEST).is_file())
 
 
 def show(name: str, *, folder: Path | None = None) -> dict[str, Any]:
@@ -276,8 +277,7 @@ def _weights_folder(place: Path, manifest: Mapping[str, Any]) -> Path | None:
 def own_weights(name: str, *, folder: Path | None = None) -> Path | None:
     """The folder of a persona's own weights; None where it has none. Raises AvatarError as `load_persona` does."""
     place = _existing(name, folder or personas_folder())
-    manifest = _manifest(place)
-    _portrait_bytes(place, manifest)
+    _portrait_bytes(place, manifest := _manifest(place))
     return _weights_folder(place, manifest)
 
 

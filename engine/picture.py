@@ -80,6 +80,17 @@ def decode_picture(data: bytes, *, limits: PictureLimits = LIMITS) -> UInt8Array
         raise AvatarError("The picture file is damaged or cut short; save or download it again.") from error
 
 
+def orientation(data: bytes) -> int:
+    """EXIF orientation of a picture file that `decode_picture` takes, which it has followed already: 1 upright, 2..8 as in TURNS.
+
+    Raises AvatarError as that does.
+    """
+    plugin = _plugin(data)
+    with _one_at_a_time, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _orientation(plugin(io.BytesIO(data)))
+
+
 def _plugin(data: bytes) -> type[ImageFile]:
     """The decoder for these bytes, by their first ones."""
     from PIL import AvifImagePlugin, BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin

@@ -41,6 +41,14 @@ LEFT_EYE, RIGHT_EYE, NOSE, LEFT_CHEEK, RIGHT_CHEEK = 33, 263, 1, 234, 454
 """Face mesh points: outer eye corners, tip of the nose, and the outline beside it."""
 
 
+class NoFaceError(AvatarError):
+    """A picture without a face."""
+
+
+class FaceLiesError(AvatarError):
+    """A picture whose face lies on its side or upside down."""
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """A face in a picture."""
@@ -75,7 +83,7 @@ def find_face(rgb: UInt8Array) -> Found:
     finally:
         tracker.close()
     if not faces:
-        raise AvatarError("No face was found in this picture; use one where a face looks towards the camera and is well lit.")
+        raise NoFaceError("No face was found in this picture; use one where a face looks towards the camera and is well lit.")
     face = faces[0]
     if len(faces) > 1 and faces[1].width > RIVAL * face.width:
         raise AvatarError("There is more than one face in this picture; crop it to the person who should move.")
@@ -83,9 +91,9 @@ def find_face(rgb: UInt8Array) -> Found:
         raise AvatarError("The face is cut off by the edge of the picture; use one that shows the whole face.")
     if face.width < SMALLEST_FACE:
         raise AvatarError(f"The face is only {face.width:.0f} pixels wide; use a picture where it is at least {SMALLEST_FACE}.")
-    tilt, frontal = _attitude(face)
+    tilt, frontal = attitude(face)
     if tilt > UPRIGHT:
-        raise AvatarError("The face lies on its side or upside down; turn the picture upright.")
+        raise FaceLiesError("The face lies on its side or upside down; turn the picture upright.")
     if frontal < FRONTAL:
         raise AvatarError("The face looks too far to the side; use a picture where it looks towards the camera.")
     return face
@@ -142,8 +150,8 @@ def _agree(one: Found, other: Found) -> bool:
     return bool(apart < shift * other.width and 1 / change < one.width / other.width < change)
 
 
-def _attitude(face: Found) -> tuple[float, float]:
-    """(degrees of tilt in the picture, ratio of the narrower to the wider half of the face)."""
+def attitude(face: Found) -> tuple[float, float]:
+    """(degrees of tilt in the picture, ratio of the narrower to the wider half of the face, 1 from the front)."""
     across = face.points[RIGHT_EYE] - face.points[LEFT_EYE]
     tilt = abs(float(np.degrees(np.arctan2(across[1], across[0]))))
     along = across / max(float(np.hypot(*across)), 1e-6)

@@ -72,6 +72,10 @@ class MouthSight:
         self.confidence += share * (seen - self.confidence)
         return self.confidence
 
+    def still(self, rgb: UInt8Array, face: FloatArray) -> float:
+        """The same of a picture that stands alone: its confidence 0..1, not eased. What is known of the person stays as it is."""
+        return self._judge(rgb, face)[0] * inside(face[LIPS])
+
     def _judge(self, rgb: UInt8Array, face: FloatArray) -> tuple[float, float | None]:
         """Confidence of this frame alone, and the distance in chromaticity (None where the picture has no colour)."""
         middle = (face[LIPS] + face[LIPS_INSIDE]) / 2

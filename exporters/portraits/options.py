@@ -1,0 +1,48 @@
+"""Options of `avatar persona create` about photos; no more than that, so that a parser costs nothing."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+OF_SYSTEM = (
+    *("base", "unet", "prompt", "negative", "image_encoder", "recogniser", "control", "variant"),
+    *("candidates", "seed", "pick", "scale", "guidance", "size"),
+)
+"""Options that mean nothing without --system."""
+
+
+def about_photos(args: argparse.Namespace) -> bool:
+    """Whether anything was given that is about photos, with or without them."""
+    return bool(args.photos or args.no_relight or given(args) or args.system)
+
+
+def given(args: argparse.Namespace) -> list[str]:
+    """Those of OF_SYSTEM that were given, as they are written."""
+    return [f"--{name.replace('_', '-')}" for name in OF_SYSTEM if getattr(args, name) is not None]
+
+
+def add_photos(parser: argparse.ArgumentParser, picture: argparse._MutuallyExclusiveGroup) -> None:
+    """`picture`: the group that `--portrait` is in. --weights, --steps, --precision and --device are the generator's, and a system's too."""
+    picture.add_argument("--photos", nargs="+", type=Path, metavar="FILE", help="photos of the person; the best for driving becomes the portrait")
+    made = parser.add_argument_group("of --photos")
+    made.add_argument("--no-relight", action="store_true", help="leave the photo's light as it is, however dark or one-sided")
+    system = parser.add_argument_group("of an identity system (with --photos; --weights are the system's files, --steps, --precision, --device too)")
+    system.add_argument("--system", metavar="NAME", help="make portraits of the person with it: see the README for names and files")
+    system.add_argument("--base", type=Path, metavar="DIR", help="a Stable Diffusion 1.5 or SDXL in diffusers' layout")
+    system.add_argument("--unet", type=Path, metavar="DIR", help="another UNet for the base, such as CosmicMan's")
+    system.add_argument("--prompt", metavar="TEXT", help="what to show (default: the system's)")
+    system.add_argument("--negative", metavar="TEXT", help="what not to show (default: the system's)")
+    system.add_argument("--candidates", type=int, metavar="N", help="portraits to choose from (default: 4)")
+    system.add_argument("--seed", type=int, metavar="N", help="of the first of them (default: 0)")
+    system.add_argument("--pick", type=int, metavar="SEED", help="the portrait to keep (default: the best for driving)")
+    system.add_argument("--scale", type=float, metavar="S", help="how strongly the person is asked for (default: the system's)")
+    system.add_argument("--guidance", type=float, metavar="S", help="how strongly the prompt is (default: the system's)")
+    system.add_argument("--size", metavar="WxH", help="px of the portraits, such as 512 or 512x768 (default: 512, SDXL 1024)")
+    system.add_argument("--image-encoder", type=Path, metavar="DIR", help="CLIP's image encoder (default: image_encoder beside the weights)")
+    system.add_argument("--recogniser", type=Path, metavar="PATH", help="an ONNX face recogniser, or its folder (default: beside the weights)")
+    system.add_argument("--control", type=Path, metavar="DIR", help="the system's ControlNet (default: beside the weights)")
+    system.add_argument("--variant", metavar="NAME", help="of a system whose files do not say it, such as plus or plusv2")
+
+
+__all__ = ["about_photos", "add_photos", "given"]

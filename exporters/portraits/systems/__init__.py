@@ -1,0 +1,1 @@
+"""Identity systems as they were published, one file each (`exporters.portraits.contract`)."""

@@ -1,0 +1,79 @@
+"""Seeded weights for identity systems' networks under their published names, small: what golden outputs of the published code were made with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+Arrays = dict[str, npt.NDArray[np.float32]]
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def seeded(shapes: Shapes, seed: int = 0) -> Arrays:
+    """Normal values, in the order of the names; of a size that keeps signals alive."""
+    rng = np.random.default_rng(seed)
+    made = {}
+    for name in sorted(shapes):
+        shape = shapes[name]
+        fan = shape[-1] if len(shape) > 1 else 4
+        values = rng.normal(0.0, 1.0 / np.sqrt(fan), shape)
+        made[name] = (values + (1.0 if "norm" in name and name.endswith("weight") else 0.0)).astype(np.float32)
+    return made
+
+
+def signal(*shape: int, seed: int = 7) -> npt.NDArray[np.float32]:
+    """Inputs."""
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
+    """A layer norm's."""
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def linear(name: str, inputs: int, outputs: int, *, bias: bool = True) -> dict[str, tuple[int, ...]]:
+    """A linear layer's."""
+    return {f"{name}.weight": (outputs, inputs), **({f"{name}.bias": (outputs,)} if bias else {})}
+
+
+def perceiver(prefix: str, *, width: int, inner: int, depth: int, multiple: int = 4) -> dict[str, tuple[int, ...]]:
+    """`layers.{i}` of a perceiver."""
+    made: dict[str, tuple[int, ...]] = {}
+    for i in range(depth):
+        at, ff = f"{prefix}layers.{i}.0", f"{prefix}layers.{i}.1"
+        made |= norm(f"{at}.norm1", width) | norm(f"{at}.norm2", width) | norm(f"{ff}.0", width)
+        made |= linear(f"{at}.to_q", width, inner, bias=False) | linear(f"{at}.to_kv", width, 2 * inner, bias=False)
+        made |= linear(f"{at}.to_out", inner, width, bias=False)
+        made |= linear(f"{ff}.1", width, multiple * width, bias=False) | linear(f"{ff}.3", multiple * width, width, bias=False)
+    return made
+
+
+def resampler(*, features: int, width: int, out: int, queries: int = 4, inner: int = 128, depth: int = 4) -> dict[str, tuple[int, ...]]:
+    """IP-Adapter-plus's and InstantID's."""
+    made: dict[str, tuple[int, ...]] = {"latents": (1, queries, width)}
+    made |= linear("proj_in", features, width) | linear("proj_out", width, out) | norm("norm_out", out)
+    return made | perceiver("", width=width, inner=inner, depth=depth)
+
+
+def plain(*, features: int, out: int, tokens: int = 4) -> dict[str, tuple[int, ...]]:
+    """IP-Adapter's."""
+    return linear("proj", features, tokens * out) | norm("norm", out)
+
+
+def full_face(*, features: int, out: int) -> dict[str, tuple[int, ...]]:
+    """IP-Adapter-full-face's."""
+    return linear("proj.0", features, features) | linear("proj.2", features, out) | norm("proj.3", out)
+
+
+def faceid(*, features: int, out: int, tokens: int = 4) -> dict[str, tuple[int, ...]]:
+    """FaceID's."""
+    return linear("proj.0", features, 2 * features) | linear("proj.2", 2 * features, tokens * out) | norm("norm", out)
+
+
+def faceid_plus(*, features: int, seen: int, out: int) -> dict[str, tuple[int, ...]]:
+    """FaceID-Plus's, both versions."""
+    made = faceid(features=features, out=out) | linear("perceiver_resampler.proj_in", seen, out)
+    made |= linear("perceiver_resampler.proj_out", out, out) | norm("perceiver_resampler.norm_out", out)
+    return made | perceiver("perceiver_resampler.", width=out, inner=max(64, out // 64 * 64), depth=4)
