@@ -82,7 +82,7 @@ def render(
                 progress(done, run.expected and max(run.expected, done))
         writer.write_audio(AudioChunk(sound[heard:], SOUND_RATE, heard / SOUND_RATE))
         if watch is not None:
-            _judge(watch, Path(drive).name, spoken=run.session.settings.drive == "auto" and run.source.audible, notice=notice)
+            _judge(run, watch, Path(drive).name, notice=notice)
             if recorder is not None:
                 recorder.signals = watch.signals
     return done
@@ -102,7 +102,7 @@ def run_through(
         for _ in run.frames:
             pass
         if run.watch is not None:
-            _judge(run.watch, Path(drive).name, spoken=run.session.settings.drive == "auto" and run.source.audible, notice=None)
+            _judge(run, run.watch, Path(drive).name, notice=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,11 +308,15 @@ class _Watch:
         return getattr(self._face, name)
 
 
-def _judge(watch: _Watch, name: str, *, spoken: bool, notice: Callable[[str], None] | None) -> None:
+def _judge(run: _Run, watch: _Watch, name: str, *, notice: Callable[[str], None] | None) -> None:
+    """Raise AvatarError, or tell, where too few faces are seen for what moves the portrait."""
+    needs = set(run.session.batch.generator.spec.needs)
+    followed = bool(needs & {"motion", "face"})
+    spoken = run.source.audible and (run.session.settings.drive == "auto" or not followed)
     share = watch.seen / max(1, watch.frames)
-    if not watch.seen and watch.frames and not spoken:
+    if not watch.seen and watch.frames and not spoken and (followed or "pcm" in needs):
         raise AvatarError(f"No face was found in '{name}', so there is nothing to follow; choose a clip with a face, larger and better lit.")
-    if share < FEW_FACES and notice is not None:
+    if followed and share < FEW_FACES and notice is not None:
         notice(f"A face was found in only {share:.0%} of the frames of '{name}'; in the others the portrait idles.")
 
 

@@ -7,6 +7,7 @@ rendering.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -59,10 +60,12 @@ def render_whole(
     """As `engine.offline.render` (which `more` goes to) -> number of frames; `progress` tells steps of the rendering.
 
     What an ended rendering had done lies in a folder beside `out`, from which the same command goes on; it is gone when `out` is written.
-    Raises AvatarError for a generator that renders live only.
+    Raises AvatarError for a generator that renders live only, and for a `guidance` that is no scale.
     """
     if not isinstance(generator, Leisurely):
         raise AvatarError(f"The generator '{generator.spec.name}' renders frame by frame only; leave --offline out.")
+    if guidance is not None and not 0.0 <= guidance < math.inf:
+        raise AvatarError(f"Guidance is a scale of 0 or more, not {guidance:g}; 1 is none.")
     out = Path(out)
     keep_apart(out, drive)
     Writer(out).abort()  # what cannot be written is told now, not after an hour
@@ -70,7 +73,7 @@ def render_whole(
     run_through(clip, persona, drive, settings=settings, makers=makers, maps=maps)
     kept = out.with_name(f".{out.name}.rendering")
     clip.finished = generator.at_leisure(persona.identity, clip.signals, kept=kept, steps=steps, guidance=guidance, progress=progress)
-    clip.spec = replace(clip.spec, needs=("motion",))  # whatever else it needed has been read
+    clip.spec = replace(clip.spec, needs=tuple(need for need in clip.spec.needs if need == "motion"))  # whatever else has been read
     done = render(clip, persona, drive, out, settings=settings, operator=operator, **more)
     for file in kept.glob("*") if kept.is_dir() else ():
         file.unlink()

@@ -108,6 +108,9 @@ class Studio:
         self._blas = threadpool_limits(1, user_api="blas")
         loop = asyncio.get_running_loop()
         self._generator = await loop.run_in_executor(self.executor, self._make_generator)
+        if "maps" in self._generator.spec.needs:
+            what = "These weights are driven by condition pictures, which no live session brings"
+            raise AvatarError(f"{what}; use `avatar render --maps NAME=FILE`, or other weights.")
         together = self.settings.accelerator or self._generator.spec.together
         workers = 1 if together else self.settings.workers or self._cores
         rows = -(-self.settings.max_sessions // workers)

@@ -317,6 +317,21 @@ def test_a_frame_waits_for_its_sound_and_hears_it_wholly(made: Preset, chunk: in
     assert error(torch.from_numpy(heard[-1]), want) < SAME
 
 
+@BOTH
+def test_at_leisure_half_precision_hears_too(made: Preset) -> None:
+    """NumPy has no bf16."""
+    from types import SimpleNamespace
+
+    from engine.generators.diffusion import leisure
+
+    networks = seeded(made)
+    given = signals(sound(0.5), 10, made.fps)
+    want = leisure._heard(SimpleNamespace(recipe=recipe(networks)), given)  # type: ignore[arg-type]
+    half = leisure._heard(SimpleNamespace(recipe=recipe(networks.bfloat16())), given)  # type: ignore[arg-type]
+    assert half.dtype == want.dtype == np.float32
+    assert error(torch.from_numpy(half), torch.from_numpy(want)) < 0.05
+
+
 # -- where ----------------------------------------------------------------------------------------------------------------
 
 

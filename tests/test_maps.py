@@ -130,6 +130,24 @@ def test_they_reach_the_generator_with_their_frame(tmp_path: Path) -> None:
     assert open_maps([], size=SIZE, drive="none.mp4") is None
 
 
+def test_a_clip_without_a_face_drives_who_follows_none(tmp_path: Path) -> None:
+    """Somebody seen from behind has a DensePose."""
+    film(tmp_path / "back.mp4", [shade(90, k / 25) for k in range(5)], sound=False)
+    network = write_network(tmp_path / "n.onnx", gives=3)
+    generator, told = Reading(), list[str]()
+
+    def run() -> int:
+        maps = open_maps([f"densepose={network}"], size=SIZE, drive=tmp_path / "back.mp4")
+        persona = fake_persona(generator, "red")
+        return render(generator, persona, tmp_path / "back.mp4", tmp_path / "out.mp4", maps=maps, notice=told.append)
+
+    with pytest.raises(AvatarError, match="No face was found"):
+        run()
+    generator.spec = replace(generator.spec, needs=("maps",))
+    assert run() == 5
+    assert told == []
+
+
 def test_choices_that_cannot_be_are_told_before_anything_is_made(tmp_path: Path) -> None:
     film(tmp_path / "drive.mp4", person(count=25), sound=False)
     film(tmp_path / "short.mp4", [shade(k, k / 25) for k in range(10)], sound=False)

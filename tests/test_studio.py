@@ -158,3 +158,20 @@ def test_names_that_are_none_reach_no_file(settings: ServerSettings, loaded: lis
                 await home.studio.preview(name)
 
     live(story)
+
+
+def test_weights_that_no_live_session_can_drive_are_told_before_anybody_comes(settings: ServerSettings, loaded: list[str]) -> None:
+    generator = FakeGenerator()
+    generator.spec = replace(generator.spec, needs=("maps",))
+
+    async def story() -> None:
+        studio = Studio(settings, generator=lambda: generator, face=FakeFace, body=FakeBody, synthesizer=FakeSpeech(), persona=fake_persona)
+        studio.start()
+        try:
+            with pytest.raises(AvatarError, match="avatar render --maps"):
+                await studio.ready()
+        finally:
+            await studio.close()
+
+    asyncio.run(story())
+    assert loaded == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -284,6 +285,44 @@ def test_the_unguided_half_knows_the_text_but_not_the_portrait() -> None:
     assert error(at(portrait, 1.0), at(-portrait, 1.0)) > 1e-4
 
 
+@pytest.mark.parametrize("steps", [3, 25])
+def test_a_portrait_read_at_every_step_is_read_at_the_steps_of_a_clip_at_leisure(steps: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Live ones are others, and fewer."""
+    from engine.generators import load
+
+    monkeypatch.setitem(PRESETS, MAGIC.name, MAGIC)
+    generator: Any = load("diffusion", preset="magic", mode="eager", device="cpu")
+    torch.manual_seed(0)
+    for parameter in generator.recipe.networks.parameters():
+        if parameter.ndim > 1 and not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    identity = generator.prepare(np.arange(32 * 48 * 3, dtype=np.uint8).reshape(32, 48, 3))
+    maps = [np.full((32, 48, 3), 30 * k, np.uint8) for k in range(4)]
+    signals = [Signal(k / 25, maps={"densepose": picture}) for k, picture in enumerate(maps)]
+    got = generator.at_leisure(identity, signals, kept=tmp_path, steps=steps, guidance=1.0).latents
+    how = recipe(generator.recipe.networks, steps)
+    portrait = torch.from_numpy(identity.portrait)[None].permute(0, 3, 1, 2) / 127.5 - 1
+    want = sample(how, how.remember(portrait), torch.from_numpy(np.stack(maps)), sampling=replace(MAGIC.sampling, steps=steps, guidance=1.0))
+    assert error(got, want) < SAME
+    blind = sample(how, how.remember(-portrait), torch.from_numpy(np.stack(maps)), sampling=replace(MAGIC.sampling, steps=steps, guidance=1.0))
+    assert error(blind, want) > 1e-4
+
+
+def test_a_guider_never_holds_more_than_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    networks = seeded(SUMMED)
+    portrait, condition = clip(SUMMED)
+    counts, forward = [], networks.guider.forward
+
+    def spy(pictures: Any) -> Any:
+        counts.append(len(pictures))
+        return forward(pictures)
+
+    monkeypatch.setattr(networks.guider, "forward", spy)
+    how = recipe(networks)
+    sample(how, how.remember(portrait), condition, sampling=Sampling(window=4, overlap=1, guidance=1.0))
+    assert counts == [4, 4, 2]
+
+
 # -- conditions -----------------------------------------------------------------------------------------------------------
 
 
@@ -296,7 +335,7 @@ def test_maps_become_channels_in_their_order() -> None:
     maps["depth"] = np.zeros((8, 8, 3), np.uint8)
     assert paint(Signal(0.0, maps=maps), None, Ease())[0, 0, 0] == 0, "and are squeezed to the preset's size"
     for wrong, complaint in (
-        ({}, "no depth and no normal and no semantic and no dwpose"),
+        ({}, "there is no depth and no normal and no semantic and no dwpose"),
         ({**maps, "depth": maps["depth"][..., 0]}, "depth map is uint8"),
     ):
         with pytest.raises(AvatarError, match=complaint):

@@ -120,6 +120,23 @@ def test_what_another_rendering_left_is_not_gone_on_from(tiny: tuple[Generator, 
 
 
 @pytest.mark.torch
+def test_numbers_that_are_none_end_a_rendering(tiny: tuple[Generator, Persona], clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the first step, not in a black clip after an hour."""
+    networks = tiny[0].recipe.networks  # type: ignore[attr-defined]
+    denoise, calls = networks.denoise, []
+
+    def broken(*args: Any) -> Any:
+        calls.append(1)
+        return denoise(*args) * float("inf")
+
+    monkeypatch.setattr(networks, "denoise", broken)
+    with pytest.raises(AvatarError, match="no picture of this clip in fp32"):
+        render_whole(*tiny, clip, tmp_path / "out.mp4", steps=3, guidance=1.0)
+    assert len(calls) == 1
+    assert not (tmp_path / "out.mp4").exists()
+
+
+@pytest.mark.torch
 def test_every_frame_sees_those_after_it(tiny: tuple[Generator, Persona], tmp_path: Path) -> None:
     generator, persona = tiny
     motions = [Signal(k / 25, k + 1, motion=_turned(2.0 * k)) for k in range(6)]
@@ -148,6 +165,8 @@ def _turned(degrees: float) -> Any:
         (["--offline"], "frame by frame only; leave --offline out"),
         (["--guidance", "2"], "give --offline beside --guidance"),
         (["--offline", "--generator", "diffusion", "--preset", "tiny", "--backend", "openvino"], "rendered by PyTorch; leave --backend out"),
+        (["--offline", "--generator", "diffusion", "--preset", "tiny", "--guidance", "nan"], "a scale of 0 or more, not nan"),
+        (["--offline", "--generator", "diffusion", "--preset", "tiny", "--guidance", "-2"], "a scale of 0 or more, not -2"),
     ],
 )
 def test_a_mistake_is_one_sentence(words: list[str], sentence: str, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,8 @@ def stacked(maps: Mapping[str, UInt8Array] | None, names: Sequence[str], size: t
     """
     missing = [name for name in names if maps is None or name not in maps]
     if maps is None or missing:
-        raise AvatarError(f"These weights are driven by maps of a body, and the signal has no {' and no '.join(missing)}; drive with a clip of them.")
+        lacking = " and no ".join(missing)
+        raise AvatarError(f"These weights are driven by pictures of a body, and there is no {lacking}; give each with --maps NAME=FILE.")
     for name in names:
         if maps[name].ndim != 3 or maps[name].shape[2] != 3 or maps[name].dtype != np.uint8:
             raise AvatarError(f"The {name} map is {maps[name].dtype} {list(maps[name].shape)}; give pictures of 8 bits [height, width, 3].")

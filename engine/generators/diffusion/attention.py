@@ -33,6 +33,7 @@ class Sources:
 
     def of_step(self, step: int, steps: int) -> Sources:
         """Where the reference holds as many blocks for each of `steps` levels, one level after another: those of one step."""
+        assert len(self.reference) % steps == 0, "read at other levels than these"
         share = len(self.reference) // steps
         return replace(self, reference=self.reference[step * share : (step + 1) * share])
 

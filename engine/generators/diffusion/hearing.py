@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from engine.types import MEL_BANDS, MEL_ROWS, Signal
-
-if TYPE_CHECKING:
-    pass
 
 SILENCE = -10.0
 """Log-mel of nothing heard."""

@@ -17,11 +17,13 @@ from torch import Tensor
 
 from engine.drivers.resample import RATE
 from engine.drivers.speech import LOOK_AHEAD
-from engine.generators.diffusion.autoencoder import to_pixels
+from engine.generators.diffusion.autoencoder import to_pixels, to_unit
+from engine.generators.diffusion.face_of import seen_face
 from engine.generators.diffusion.features import Features
 from engine.generators.diffusion.hearing import log_mel
 from engine.generators.diffusion.listening import heard_in
 from engine.generators.diffusion.memory import within_memory
+from engine.generators.diffusion.networks import Cache
 from engine.generators.diffusion.offline import Progress, sample
 from engine.generators.diffusion.presets import Sampling
 from engine.generators.diffusion.sampler import levels
@@ -69,16 +71,15 @@ def render(generator: Diffusion, identity: Identity, signals: Sequence[Signal], 
     try:
         kept.mkdir(exist_ok=True)
         asked = _asked(generator, identity, signals, kept / CONDITIONS)
-        held = _Held(kept / DONE, _key(asked, identity, how))
-        cache = cast(Features, identity.features).cache.to(device)
+        held = _Held(kept / DONE, _key(asked, identity, how), generator.precision)
         told = torch.from_numpy(asked.conditions), torch.from_numpy(asked.speech)
         going: dict[str, Any] = {"begun": held.begun(device, recipe.dtype), "keep": held.keep, "progress": progress}
         latents = within_memory(
             "render a whole clip",
-            lambda: sample(recipe, cache, *told, sampling=how, **going),
+            lambda: sample(recipe, _cache(recipe, identity, live=made), *told, sampling=how, **going),
             device=device,
             precision=generator.precision,
-            ways=("a shorter clip", "a smaller --size", "--precision fp16"),
+            ways=("a shorter clip", "a smaller preset"),
         )
     except OSError as error:
         raise AvatarError(f"{kept} cannot be written ({error.strerror or error}); make room, or name another file with --out.") from error
@@ -108,6 +109,7 @@ class _Held:
 
     path: Path
     key: str
+    precision: str
 
     def begun(self, device: torch.device, dtype: torch.dtype) -> tuple[int, Tensor] | None:
         """(steps done, latents) of the same rendering, if it was begun; another's stays until it is written over."""
@@ -121,10 +123,22 @@ class _Held:
             return None
 
     def keep(self, steps: int, latents: Tensor) -> None:
-        """After every step."""
+        """After every step. Raises AvatarError where the numbers are none: no step after it would mend them."""
+        if not latents.isfinite().all():
+            other = "import or train them again" if self.precision == "fp32" else "use --precision fp32"
+            raise AvatarError(f"These weights make no picture of this clip in {self.precision}: their numbers are not finite; {other}.")
         partial = self.path.with_suffix(".part")
         save_file({"latents": latents.float().cpu().contiguous()}, partial, {"of": self.key, "steps": str(steps)})
         partial.replace(self.path)
+
+
+def _cache(recipe: Recipe, identity: Identity, *, live: Recipe) -> Cache:
+    """What the frames read of the portrait, on the device; anew where it is read at every step, since `live` has other ones."""
+    features = cast(Features, identity.features)
+    if not recipe.preset.reference_each or torch.equal(recipe.levels.t, live.levels.t):
+        return features.cache.to(recipe.device)
+    face = None if features.anchor is None else seen_face(recipe.networks, identity.portrait, features.anchor)
+    return recipe.remember(to_unit(torch.from_numpy(identity.portrait)[None].to(recipe.device)).to(recipe.dtype), face)
 
 
 def _key(asked: Asked, identity: Identity, how: Sampling) -> str:
@@ -164,7 +178,7 @@ def _heard(generator: Diffusion, signals: Sequence[Signal]) -> FloatArray:
             end = round((signal.time - start + LOOK_AHEAD) * RATE)
             known = signal.pcm[max(0, len(signal.pcm) - end) :]
             pcm[end - len(known) : end] = known
-    heard = heard_in(networks.listener, pcm, networks.preset).cpu().numpy()
+    heard = heard_in(networks.listener, pcm, networks.preset).float().cpu().numpy()
     at = np.round([(signal.time - start) * networks.preset.fps for signal in signals]).astype(int)
     found: FloatArray = heard[np.clip(at, 0, len(heard) - 1)]
     return found

@@ -132,7 +132,9 @@ def sample(
     asked, device = len(condition), recipe.device
     frames = padded(asked, how)
     condition, speech = _longer(condition, frames), None if speech is None else _longer(speech, frames)
-    hint = networks.guider(condition.to(device).permute(0, 3, 1, 2).to(recipe.dtype) / 255)
+    # Not all at once: at full size a guider's first layers hold far more of a frame than what it makes of it.
+    seen = [networks.guider(part.to(device).permute(0, 3, 1, 2).to(recipe.dtype) / 255) for part in condition.split(how.window)]
+    hint = torch.cat(seen)
     spoken = networks.speech(speech.to(device, recipe.dtype)) if networks.speech is not None and speech is not None else None
     if noise is None:
         noise = first_noise(recipe, frames, how)
