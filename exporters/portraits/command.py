@@ -125,9 +125,8 @@ def _from_system(args: argparse.Namespace, photos: list[Photo], refused: list[st
     made = _kept(args, load_generator("puppet"), chosen.rgb, chosen.path.name, told)
     assert made.folder is not None
     (made.folder / candidates.TOKENS).write_bytes(tokens.pack())
-    tell(
-        f"The portrait is {chosen.path}; the others stay beside it. To take one: avatar persona remove {made.name}, then this command again with --pick SEED."
-    )
+    another = f"avatar persona remove {made.name}, then this command again with --pick SEED"
+    tell(f"The portrait is {chosen.path}; the others stay beside it. To take one of them: {another}.")
     return made
 
 
