@@ -6,6 +6,11 @@ import argparse
 import shlex
 from collections.abc import Callable
 
+from engine.generators.diffusion.layout import MAPS
+
+DRIVEN_BY_MAPS = {"champ": MAPS["maps"], "magicanimate": MAPS["densepose"]}
+"""Systems that no live session can drive, and the pictures beside a clip that drive them."""
+
 
 def run(args: argparse.Namespace, *, tell: Callable[[str], None]) -> None:
     """Import what the command line says. Raises AvatarError for whatever does not fit."""
@@ -13,7 +18,12 @@ def run(args: argparse.Namespace, *, tell: Callable[[str], None]) -> None:
     if not generator:
         tell(f"Wrote {args.out}.")
         return
-    tell(f"Wrote {args.out}. Serve it: avatar serve --generator {generator} --weights {shlex.quote(str(args.out))}{more}")
+    how = f"--generator {generator} --weights {shlex.quote(str(args.out))}{more}"
+    if args.system in DRIVEN_BY_MAPS:
+        maps = "".join(f" --maps {name}={name}.mp4" for name in DRIVEN_BY_MAPS[args.system])
+        tell(f"Wrote {args.out}. Render with it: avatar render {how} --drive clip.mp4{maps} -o out.mp4")
+        return
+    tell(f"Wrote {args.out}. Serve it: avatar serve {how}")
 
 
 def _animate_anyone(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[str, str]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from engine.types import AvatarError, Runner
+from engine.types import Runner
 from exporters import closed_loop
 from exporters.lora_option import Asked
 from exporters.precision import SENSITIVE
@@ -63,10 +62,7 @@ def recipe_of(
     networks = weights_of.load(weights, decoder=decoder).to(torch.float32)
     adapters.fuse(networks, adapt(networks) if adapt else ())
     if size is not None:
-        if min(size) < 1:
-            raise AvatarError(f"A picture of {size[0]} x {size[1]} px cannot be made; give a height and a width above 0.")
-        networks.preset = replace(networks.preset, size=size)
-        presets.check(networks.preset)
+        networks.preset = presets.resized(networks.preset, size)
     made = networks.preset
     networks.denoiser.freeze(made.window)
     at = sampler.levels(made.noise, made.steps if steps is None else steps)

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from engine.backends.artifact import sha256
 from engine.generators.diffusion.attention import KeyValue, Sources
 from engine.generators.diffusion.autoencoder import KL, Tiny, TinyDecoded, autoencoder
 from engine.generators.diffusion.controlnet import ControlNet
@@ -210,12 +211,6 @@ def save(networks: Networks, folder: Path, *, origin: dict[str, str], taught: Ta
 
         manifest["assets"] = write(folder, taught)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-
-
-def sha256(path: Path) -> str:
-    """Of a file of any size."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def empty(made: Preset) -> Networks:
