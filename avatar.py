@@ -84,6 +84,7 @@ def render(args: argparse.Namespace) -> int:
     keep_apart(args.out, args.drive, args.portrait, backdrop, args.record_signals)
     drive = args.drive_mode or natural_drive(args.drive)
     settings = SessionSettings(drive=drive, background=background(args.background), track_body=not args.no_body)
+    makers = dwpose_makers(args.dwpose)
     choice = _choice(args)
     options = {name: value for name, value in choice.options.items() if not (args.offline and name == "steps")}
     generator = (load_whole if args.offline else load)(choice.generator, **options)
@@ -102,7 +103,7 @@ def render(args: argparse.Namespace) -> int:
             progress=bar,
             notice=notices.append,
             record=args.record_signals,
-            makers=dwpose_makers(args.dwpose),
+            makers=makers,
             maps=open_maps(args.maps, size=generator.spec.size, drive=args.drive),
         )
     finally:
