@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from engine.drivers.speech import LOOK_AHEAD
 from engine.types import FloatArray, Motion, Signal, UInt8Array, still_motion
 
 SEEN = "the built-in portrait, moved by the puppet, and a made voice"
 FPS = 25
 SIZE = (512, 512)  # (H, W) px
 RATE = 16_000  # Hz
-HEARD, AHEAD = 0.16, 0.04  # s of sound that a signal carries, and of these after its time
+HEARD = 0.16  # s of sound that a signal carries, of which LOOK_AHEAD comes after its time
 PITCH = 120.0  # Hz
 FORMANTS = ((750.0, 290.0), (1200.0, 2300.0), (2500.0, 3000.0))
 """Hz of an open and of a close vowel, between which the voice glides."""
@@ -54,7 +55,9 @@ def rehearsal() -> Iterator[Moment]:
         ((frame,),) = puppet.step(state, [[Signal(time, motion=motion)]])
         points = puppet.points(state, 0).copy()
         face = np.concatenate([points / (SIZE[1], SIZE[0]), np.zeros((len(points), 1))], 1).astype(np.float32)
-        yield Moment(Signal(time, id=number + 1, motion=motion, face=face, image=frame.rgb.copy(), pcm=voice(time + AHEAD - HEARD, HEARD)), points)
+        yield Moment(
+            Signal(time, id=number + 1, motion=motion, face=face, image=frame.rgb.copy(), pcm=voice(time + LOOK_AHEAD - HEARD, HEARD)), points
+        )
         number += 1
 
 

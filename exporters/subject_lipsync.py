@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from engine.drivers.speech import LOOK_AHEAD
 from engine.types import Runner
 from exporters.precision import SENSITIVE
-from exporters.rehearsal import AHEAD, FPS, SEEN, rehearsal
+from exporters.rehearsal import FPS, SEEN, rehearsal
 from exporters.subject import Subject
 
 
@@ -69,7 +70,7 @@ class _Seen:
         runners: dict[str, Runner] = {name: self._noted(name, reference(spec, spec.build())) for name, spec in specs.items() if name != "step"}
         runners["step"] = self._noted("step", lambda given: {"picture": np.zeros((1, 1, 1, 3), np.float32)})
         model, sound, kind = lips.Lips(self._networks, runners, lips.noise_of(self._networks)), Sound(), self._networks.size.kind
-        late = math.ceil((model.reach - AHEAD) * FPS)  # frames until all is heard that one needs
+        late = math.ceil((model.reach - LOOK_AHEAD) * FPS)  # frames until all is heard that one needs
         faces = []
         for moment in rehearsal():
             where = need(moment.points, moment.rgb.shape, kind=kind)

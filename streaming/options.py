@@ -66,7 +66,7 @@ def add_generator(parser: argparse.ArgumentParser, *, lora: bool = False) -> Non
     lips.add_argument("--over", metavar="NAME[=DIR]", help="put the lips into another generator's frames (of weights in DIR): head from the camera")
     lips.add_argument("--loop", metavar="FILE", help="a video of the portrait's person, idle, played forth and back (default: the still portrait)")
     diffusion = parser.add_argument_group("of the diffusion generator; reenact has preset, weights, precision, backend, graphs, mode, device too")
-    diffusion.add_argument("--preset", help="tiny, compact (default) or animate_anyone, with random weights; reenact: tiny (default) or liveportrait")
+    diffusion.add_argument("--preset", help="a size with random weights, such as tiny or compact (default); reenact: tiny (default) or liveportrait")
     diffusion.add_argument("--weights", metavar="DIR", help="a folder of weights that was trained or imported; it names its preset")
     diffusion.add_argument("--steps", type=int, metavar="N", help="denoising steps a frame (default: the preset's)")
     diffusion.add_argument("--stream-batch", action="store_true", default=None, help="all steps in one call; a frame leaves N - 1 frames later")
