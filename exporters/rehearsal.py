@@ -55,10 +55,8 @@ def rehearsal() -> Iterator[Moment]:
         ((frame,),) = puppet.step(state, [[Signal(time, motion=motion)]])
         points = puppet.points(state, 0).copy()
         face = np.concatenate([points / (SIZE[1], SIZE[0]), np.zeros((len(points), 1))], 1).astype(np.float32)
-        yield Moment(
-            Signal(time, id=number + 1, motion=motion, face=face, image=frame.rgb.copy(), pcm=voice(time + LOOK_AHEAD - HEARD, HEARD)), points
-        )
-        number += 1
+        heard = voice(time + LOOK_AHEAD - HEARD, HEARD)
+        yield Moment(Signal(time, id=number + 1, motion=motion, face=face, image=frame.rgb.copy(), pcm=heard), points)
 
 
 def moved(time: float) -> Motion:
