@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.conditions.regions import face_mask
 from engine.generators.diffusion.layout import Condition
+from engine.generators.diffusion.networks import Face
 from engine.recogniser import fit, five_points
 from engine.types import FloatArray, UInt8Array
 from exporters.losses import regions
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 SILENCE = -10.0
 """Log-mel of nothing heard."""
+UNGUIDED = 0.1
+"""Share of rows, at most, that a preset with a listening network is told nothing in: what guidance compares with. Live there is always some sound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,7 @@ class Batch:
     frames: int
     truth: Tensor  # [N, 3, H, W] -1..1
     coarse: Tensor  # uint8 [N, H, W, K] the condition: the puppet's frame, and its guide where the preset has one, or a painted picture
-    speech: Tensor  # [N, 16, 80]
+    speech: Tensor  # [N, 16, 80], or [N, *`Ears.heard`]
     areas: Tensor  # [N, 2, H, W] mouth with eyes, face
     fits: Tensor  # [N, 2, 3] where a recogniser's aligned face lies in the truth (`recogniser.fit`); NaN where there is none
     portrait: Tensor  # [1, 3, H, W] -1..1
@@ -67,12 +71,22 @@ class Batch:
     corners: tuple[tuple[int, int], ...] = ()  # (y, x) px in the whole picture of each of the N, where they are parts of it
     bank: list[Tensor] | None = None  # what a reference network that does not learn makes of it, by block [1, L, C]; None to ask the network
     tokens: Tensor | None = None  # [1, T, D] the identity's tokens that belong to `bank`
+    face: Face | None = None  # what the preset knows of the portrait's face; its masks are of the whole picture
+    unguided: Tensor | None = None  # [N] bool: told as guidance's unguided half is; None: nothing is
+
+    @property
+    def seen(self) -> Tensor:
+        """uint8 [N, H, W, 3] the condition as a picture."""
+        return self.coarse[..., :3].expand(-1, -1, -1, 3)  # of a mask its one channel three times
 
     def to(self, device: Any) -> Batch:
         """The same on a device."""
         names = ("truth", "coarse", "speech", "areas", "fits", "portrait")
         moved = (getattr(self, name).to(device, non_blocking=True) for name in names)
-        return replace(self, **dict(zip(names, moved, strict=True)))
+        unguided, face = None if self.unguided is None else self.unguided.to(device), self.face
+        if face is not None:
+            face = Face(*(None if x is None else x.to(device) for x in (face.vector, face.regions)))
+        return replace(self, **dict(zip(names, moved, strict=True)), unguided=unguided, face=face)
 
 
 def unit(picture: Any) -> Tensor:
@@ -86,7 +100,7 @@ def spans(clips: Sequence[Clip], length: int, *, held_out: bool = False) -> list
     return [(i, start, stop) for i, start, stop in runs if stop - start >= length]
 
 
-def _most_still(clips: Sequence[Clip]) -> tuple[int, int]:
+def most_still(clips: Sequence[Clip]) -> tuple[int, int]:
     """(clip, frame) of the neutral, or as near to it as the clips come."""
     moved = [np.where(clip.kept, np.abs(clip.motion).sum(1), np.inf) for clip in clips]
     clip = int(np.argmin([one.min() for one in moved]))
@@ -107,15 +121,20 @@ class Batches:
         chances: Chances | None = None,
         condition: Condition = "puppet",
         hears: bool = True,
+        heard: Sequence[FloatArray] | None = None,
+        face: Face | None = None,
     ) -> None:
         """`channels` K of the condition, its kind, and `depth` px of the coarsest cells, as the preset has them; `hears`: whether it has speech:
-        without, a condition that is taken away leaves nothing to tell the motion."""
+        without, a condition that is taken away leaves nothing to tell the motion. `heard`: what the clips' frames hear by a network instead of
+        log-mel [N, *`Ears.heard`]; `face`: of the portrait (`hearing`)."""
         self.channels, self.depth, self.condition, self.hears = channels, depth, condition, hears
+        self.heard, self.face = heard, face
         self.data, self.seed, self.chances = data, seed, chances or Chances()
         longest = max((stop - start for clip in data.clips for start, stop in clip.train), default=0)
         whole = any(side % (2 * depth) for side in data.size)  # halves would not consist of cells
         self.patterns = [replace(one, frames=min(one.frames, longest), halved=one.halved and not whole) for one in patterns]
-        clip, frame = _most_still(data.clips)
+        clip, frame = most_still(data.clips)
+        self._mask = face_mask(data.clips[clip].face[frame], data.size) if condition == "mask" else None
         self._still = self._coarse(data.clips[clip], frame, frame + 1, still=False)[0]
         self.views = [data.portrait, *(view for _, view in data.views)]
 
@@ -140,6 +159,8 @@ class Batches:
         """[F, H, W, K]"""
         if still:
             return np.broadcast_to(self._still, (stop - start, *self._still.shape))
+        if self._mask is not None:  # where the portrait has its face, whatever the clip does: as live
+            return np.broadcast_to(self._mask[None, ..., None], (stop - start, *self._mask.shape, self.channels))
         if self.condition != "puppet":
             from exporters.painted import painted  # with the live session's rule comes what tracks faces
 
@@ -173,15 +194,17 @@ class Batches:
         return self._gather([(clip, start, stop)], stop - start, 0, None)
 
     def _gather(self, picked: list[tuple[int, int, int]], frames: int, view: int, rng: np.random.Generator | None) -> Batch:
-        truth, coarse, speech, areas, fits = [], [], [], [], []
+        truth, coarse, speech, areas, fits, untold = [], [], [], [], [], list[bool]()
+        alone = self.chances.speech if self.heard is None else min(self.chances.speech, UNGUIDED)
         for index, start, stop in picked:
             clip = self.data.clips[index]
-            deaf = rng is not None and rng.random() < self.chances.speech
+            deaf = rng is not None and rng.random() < alone
             still = rng is not None and not deaf and self.hears and rng.random() < self.chances.coarse
             truth.append(np.asarray(clip.frames[start:stop]))
             coarse.append(self._coarse(clip, start, stop, still=still))
-            heard = np.asarray(clip.speech[start:stop], np.float32)
-            speech.append(np.full_like(heard, SILENCE) if deaf else heard)
+            heard = np.asarray((clip.speech if self.heard is None else self.heard[index])[start:stop], np.float32)
+            speech.append(np.full_like(heard, SILENCE) if deaf and self.heard is None else heard)
+            untold += [deaf] * frames
             areas.append(np.stack([regions(face, self.data.size) for face in clip.face[start:stop]]))
             fits.append(fit(five_points(clip.face[start:stop])))
         return Batch(
@@ -194,7 +217,9 @@ class Batches:
             torch.from_numpy(np.concatenate(fits)),
             unit(np.asarray(self.views[view])[None]),
             view,
+            face=self.face,
+            unguided=None if self.heard is None else torch.tensor(untold),
         )
 
 
-__all__ = ["Batch", "Batches", "Chances", "Pattern", "spans", "unit"]
+__all__ = ["Batch", "Batches", "Chances", "Pattern", "most_still", "spans", "unit"]

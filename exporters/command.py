@@ -115,10 +115,13 @@ def _check(options: argparse.Namespace) -> None:
 def _check_weights(options: argparse.Namespace) -> None:
     """Those that a run goes on from or learns from, by their manifests, and the device. Raises AvatarError."""
     from engine.backends.pytorch import device
+    from exporters.hearing import check_ears
     from exporters.learner import check_teacher
 
     device(options.device)
     check_teacher(options.recipe, options.teacher)
+    if options.preset is not None:
+        check_ears(preset(options.preset), options.start)
     for weights in (options.start, options.teacher):
         theirs = "" if weights is None else preset_of(weights).name
         if theirs and options.preset not in (None, theirs):

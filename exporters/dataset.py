@@ -5,7 +5,8 @@
       tracks/<hash>.npz    stage 1, by the video's hash: what was seen and heard (`footage.Footage`)
       scene.png            stage 2: the reference frame, uncropped, and
       reference.npz          its crop, the portrait and further views
-      clips/<clip>/        stage 3: frames.npy; stage 4, with the assets: guide.npy, points.npz, coarse.npy, rest.npz
+      clips/<clip>/        stage 3: frames.npy, sound.npz; stage 4, with the assets: guide.npy, points.npz, coarse.npy, rest.npz; later, by
+                             training: heard-<network>.npy, what frames hear by a preset's own listening network (`hearing`)
       assets.npz           stage 4: what the training part teaches the puppet (`stages.learnt`), and, until the set is whole,
       apart.npz              what each part of it does not teach
       dataset.json         written last: the folder is whole
@@ -25,7 +26,7 @@ import numpy.typing as npt
 
 from engine.generators.puppet.assets import PuppetAssets
 from engine.types import FloatArray, UInt8Array
-from exporters import pairs, stages, storage
+from exporters import pairs, sound, stages, storage
 from exporters.footage import FPS
 from exporters.painted import body_of
 from exporters.regions import Likeness
@@ -51,6 +52,7 @@ class Clip:
     train: list[tuple[int, int]]  # [start, stop) runs of consecutive kept frames
     held_out: list[tuple[int, int]]
     body: FloatArray | None = None  # [N, 33, 3] px of the crop, pose landmarks in the real picture, and how well they are seen; None: nobody looked
+    sound: sound.Sound | None = None  # [M] at 16 kHz from the first frame on, 32767 is 1; None: collected before it was kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ def open_dataset(folder: Path) -> Dataset:
         train, held_out = ([(int(a), int(b)) for a, b in rest[name]] for name in ("train", "held_out"))
         speech, motion, face, kept = (rest[name] for name in ("speech", "motion", "face", "kept"))
         body = body_of(storage.read_arrays(folder / storage.TRACKS / f"{video['sha256']}.npz"), face, kept)
-        clips.append(Clip(name, frames, coarse, guide, points, speech, motion, face, kept, train, held_out, body))
+        clips.append(Clip(name, frames, coarse, guide, points, speech, motion, face, kept, train, held_out, body, sound.kept(place)))
     views = [(float(yaw), view) for yaw, view in zip(reference["yaws"], reference["views"], strict=True)]
     height, width = index["size"]
     assets = stages.read(folder / storage.ASSETS)
@@ -113,6 +115,9 @@ def collect(
     with storage.workplace(Path(folder), plan) as whole:
         if not whole:
             pairs.build(paths, Path(folder), plan, tell)
+        else:  # one that was collected before sound was kept gets it
+            for path, name in zip(paths, storage.read_index(Path(folder), version=FORMAT)["clips"], strict=True):
+                sound.keep(path, Path(folder) / "clips" / name)
     return open_dataset(Path(folder))
 
 

@@ -154,7 +154,7 @@ def alikeness(every: Sequence[Sequence[UInt8Array]], runs: Sequence[Run], identi
 def sheet(path: Path, runs: Sequence[Run], made: dict[int, list[UInt8Array]], *, columns: int = 8) -> None:
     """A picture for people: rows puppet, condition where that is another, every number of steps, truth; columns evenly over the runs."""
     truth, puppet = real(runs), np.concatenate([run.puppet for run in runs])
-    asked = np.concatenate([run.batch.coarse[..., :3].cpu().numpy() for run in runs])
+    asked = np.concatenate([run.batch.seen.cpu().numpy() for run in runs])
     picks = np.linspace(0, len(truth) - 1, min(columns, len(truth))).astype(int)
     rows: list[tuple[str, npt.NDArray[np.uint8]]] = [("puppet", puppet)] + [("condition", asked)] * (not np.array_equal(asked, puppet))
     rows += [(f"{count} step{'s' * (count > 1)}", np.concatenate(pictures)) for count, pictures in sorted(made.items())]

@@ -17,6 +17,7 @@ from engine.generators.diffusion.temporal import MotionModule
 from engine.types import AvatarError
 from exporters.batches import PATTERNS, Batch, Chances, Pattern
 from exporters.crew import crew
+from exporters.hearing import check_ears, check_same
 from exporters.identity import IdentityLoss
 from exporters.losses import Critic, Weights
 from exporters.memory import recomputed
@@ -83,7 +84,7 @@ class Teach(nn.Module):
             terms["identity"] = self._weights.identity * self._identity(made, batch.truth, batch.fits)
         if self.critic is None or not texture:
             return terms, None
-        coarse = batch.coarse[..., :3].permute(0, 3, 1, 2).to(made) / 127.5 - 1
+        coarse = batch.seen.permute(0, 3, 1, 2).to(made) / 127.5 - 1
         made, truth, coarse = (_face(x, batch) for x in (made, batch.truth, coarse))
         judged = self.critic.judge(made, truth, coarse)
         self.critic.requires_grad_(False)
@@ -222,7 +223,7 @@ class Learner:
         if any(one.requires_grad for reader in readers for one in reader.parameters()):
             return None, None
         if batch.view not in self._banks:
-            self._banks[batch.view] = networks.read(batch.portrait)
+            self._banks[batch.view] = networks.read(batch.portrait, vector=None if batch.face is None else batch.face.vector)
         return self._banks[batch.view]
 
     def _follow(self, matching: Matching, parts: Sequence[tuple[int, Batch]]) -> None:
@@ -262,6 +263,8 @@ def _networks(settings: Settings, size: tuple[int, int], start: Path | Networks 
     else:
         networks = weights_of.build(preset_named(settings.preset), seed=settings.seed) if start is None else weights_of.load(start)
     made = networks.preset
+    if start is None:
+        check_ears(made, start)
     if made.name != settings.preset:
         raise AvatarError(f"The weights in {start} are for the preset '{made.name}', not '{settings.preset}'; leave --preset out.")
     if made.size != size:
@@ -282,6 +285,8 @@ def chosen(networks: Networks, settings: Settings) -> Networks:
     made, spatial = networks.preset, settings.learn != "temporal"
     networks.train().requires_grad_(spatial)
     networks.autoencoder.requires_grad_(False)
+    if networks.listener is not None:  # whose features are found before
+        networks.listener.requires_grad_(False).eval()
     networks.reference.requires_grad_(settings.reference and spatial)
     if networks.image is not None:
         networks.image.requires_grad_(made.image_encoder == "pooled" and spatial)
@@ -313,9 +318,11 @@ def _objective(settings: Settings, average: Networks, teacher: Path | None) -> t
     if settings.recipe == "appearance":
         return Appearance(settings.steps, settings.weights, settings.seed), None
     assert teacher is not None
+    taught_by = weights_of.load(teacher)
+    check_same(average, taught_by, named=teacher)
     if settings.recipe == "consistency":
-        return Consistency(weights_of.load(teacher), average, seed=settings.seed), None
-    matching = Matching(weights_of.load(teacher), steps=settings.steps, seed=settings.seed)
+        return Consistency(taught_by, average, seed=settings.seed), None
+    matching = Matching(taught_by, steps=settings.steps, seed=settings.seed)
     return matching, matching
 
 

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from engine.generators.diffusion.attention import SpatialTransformer
+from engine.generators.diffusion.audio_attention import AudioModule
 from engine.generators.diffusion.networks import Networks
 from engine.generators.diffusion.plain import PlainBlock
 from engine.generators.diffusion.presets import Preset
@@ -22,7 +23,7 @@ from engine.generators.diffusion.temporal import MotionModule
 
 LARGE = 50_000_000
 """Parameters of a denoiser from which memory is worth more than the third of a step that it costs."""
-BLOCKS = (ResnetBlock2D, PlainBlock, SpatialTransformer, MotionModule)
+BLOCKS = (ResnetBlock2D, PlainBlock, SpatialTransformer, AudioModule, MotionModule)
 
 
 def recomputed(networks: Networks, wanted: bool | None = None) -> bool:

@@ -52,6 +52,7 @@ class Scene:
     reference: list[KeyValue]  # [B, L, C]
     identity: list[KeyValue]
     at: Places
+    regions: Tensor | None = None  # [B, 3, R] where the speech's branches count
 
     def window(self, length: int) -> Window:
         """Banded-causal attention over the batch's frames: exactly what streaming them one by one does."""
@@ -62,16 +63,42 @@ def scene(networks: Networks, batch: Batch) -> Scene:
     """With gradients to the guider, the speech tokens and the reference network where they are on."""
     made, rows = networks.preset, batch.rows
     hint, spoken = heard_and_seen(networks, batch.coarse, batch.speech, batch.truth.dtype)
-    cache = networks.look(batch.portrait) if batch.bank is None else networks.cached(batch.bank, batch.tokens)
+    if batch.unguided is not None:
+        told, how = (~batch.unguided).to(hint), made.sampling
+        hint = hint if how.hint_unguided else hint * told[:, None, None, None]
+        spoken = spoken if how.speech_unguided or spoken is None else spoken * told[:, None, None]
+    vector = None if batch.face is None else batch.face.vector
+    cache = networks.cached(*(networks.read(batch.portrait, vector=vector) if batch.bank is None else (batch.bank, batch.tokens)))
     reference, identity = ([(k.expand(rows, -1, -1), v.expand(rows, -1, -1)) for k, v in kept] for kept in (cache.reference, cache.identity))
     at = places(torch.zeros(rows, dtype=torch.int64, device=batch.truth.device), batch.frames, made)
     past = slots(made)  # an empty ring, which nothing is read from
-    return Scene(batch, hint, spoken, reference, identity, Places(at.query, at.key[:, :, past:], at.hidden[:, :, past:]))
+    alone = Places(at.query, at.key[:, :, past:], at.hidden[:, :, past:])
+    return Scene(batch, hint, spoken, reference, identity, alone, branches(made, batch))
+
+
+def branches(made: Preset, batch: Batch) -> Tensor | None:
+    """The masks of the speech's branches [B, 3, R] where each row's pictures lie; all ones where no face is known; None for presets without."""
+    if made.unet.speech_in != "branches":
+        return None
+    sizes = made.level_sizes
+    masks = None if batch.face is None else batch.face.regions
+    if masks is None:
+        masks = batch.truth.new_ones(1, 3, sum(h * w for h, w in sizes))
+    if not batch.corners:
+        return masks.to(batch.truth).expand(batch.rows, -1, -1)
+    levels_of = [part.unflatten(2, size)[0] for part, size in zip(masks.to(batch.truth).split([h * w for h, w in sizes], 2), sizes, strict=True)]
+    height, width = batch.truth.shape[2:]
+    rows = []
+    for y, x in batch.corners[:: batch.frames]:
+        cells = [made.patch << i for i in range(len(sizes))]  # px a side, level by level
+        parts = [mask[:, y // px : (y + height) // px, x // px : (x + width) // px].flatten(1) for mask, px in zip(levels_of, cells, strict=True)]
+        rows.append(torch.cat(parts, 1))
+    return torch.stack(rows)
 
 
 def answer(networks: Networks, view: Scene, x: Tensor, t: Tensor) -> Tensor:
     """One call of the denoiser for all N pictures."""
-    sources = Sources(view.batch.frames, view.reference, view.identity, speech=view.spoken)
+    sources = Sources(view.batch.frames, view.reference, view.identity, speech=view.spoken, regions=view.regions)
     said: Tensor = networks.denoise(x, t, view.hint, sources, view.window(networks.preset.window))
     return said
 
@@ -274,6 +301,7 @@ __all__ = [
     "Scene",
     "Show",
     "answer",
+    "branches",
     "encode",
     "first_noise",
     "matching_gradient",

@@ -16,7 +16,7 @@ from engine.drivers import body as shoulders
 from engine.drivers.rigid import metric
 from engine.pose import Float64Array
 from engine.types import AvatarError, FloatArray, Motion, UInt8Array
-from exporters import filters, stages, storage
+from exporters import filters, sound, stages, storage
 from exporters.coarse import Coarse
 from exporters.footage import Footage, pictures, watch
 from exporters.motions import Heads, calibrate, heads, motions, table
@@ -106,6 +106,7 @@ def build(paths: Sequence[Path], folder: Path, plan: dict[str, Any], tell: Progr
     parts = {source.name: filters.split(verdict.kept) for source, verdict in zip(sources, judged, strict=True)}
     for source in sources:
         _store_frames(folder / "clips" / source.name / "frames.npy", source, size, tell)
+        sound.keep(source.path, folder / "clips" / source.name)
     still = made[first][sources[first].neutral]
     assert still is not None
     _store_coarse(folder, sources, first, made, parts, Coarse(portrait, sources[first].face(size)[sources[first].neutral], still), report, tell)

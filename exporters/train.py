@@ -20,7 +20,7 @@ from engine.generators.diffusion.taught import Taught
 from engine.generators.puppet.assets import pack as pack_assets
 from engine.recogniser import digest
 from engine.types import AvatarError
-from exporters import runs
+from exporters import hearing, runs
 from exporters.batches import Batch, Batches, Pattern
 from exporters.crew import Stop
 from exporters.dataset import Dataset
@@ -84,8 +84,7 @@ def train(
     learner = Learner(settings, data.size, start=start, teacher=teacher, device=device, recogniser=recogniser)
     known["batches"] = settings.accumulate * learner.crew.count
     made = learner.networks.preset
-    if made.ears.kind != "mel":
-        raise AvatarError(f"The preset '{made.name}' listens with a network of its own, whose features the data lacks; train another preset.")
+    learner.crew.first(lambda: hearing.prepare(data, learner.networks))
     batches = Batches(
         data,
         seed=settings.seed,
@@ -95,6 +94,8 @@ def train(
         chances=settings.chances,
         condition=made.condition,
         hears=made.unet.speech_dim > 0,
+        heard=hearing.heard(data, learner.networks),
+        face=hearing.face_in(data, learner.networks),
     )
     with alone(out, doing="training in") if learner.crew.main else nullcontext():
         done = runs.Progress()

@@ -17,6 +17,7 @@ import pytest
 
 import avatar
 from engine.composite import Fit
+from engine.drivers.resample import RATE
 from engine.drivers.rigid import RIGID
 from engine.drivers.speech import LOG_FLOOR
 from engine.drivers.tracker import FaceTracker
@@ -78,6 +79,7 @@ def test_every_array_has_its_shape_and_pictures_stay_on_the_disk(made: Dataset) 
             assert isinstance(pictures, np.memmap)
             assert (pictures.shape, pictures.dtype) == ((count, *SIZE, 3), np.uint8)
         assert (clip.speech.shape, clip.motion.shape, clip.face.shape) == ((count, 16, 80), (count, 16), (count, 478, 2))
+        assert clip.sound is not None
         assert np.isnan(clip.face[~clip.kept]).all()
         assert np.isfinite(clip.face[clip.kept]).all()
     assert made.views, "the head turned by 12 degrees"
@@ -266,6 +268,28 @@ def test_sound_stands_at_its_frames_and_silence_reads_as_silence(made: Dataset) 
         agreement[shift] = float(np.corrcoef(loud[:-3], voice[:-3])[0, 1])
     assert max(agreement, key=lambda shift: agreement[shift]) == 0.0
     assert agreement[0.0] > 0.995
+    assert speaking.sound is not None
+    assert silent.sound is not None
+    assert len(silent.sound) == 0
+    assert len(speaking.sound) == pytest.approx(A / 25 * RATE, abs=0.1 * RATE)
+    at = np.arange(len(speaking.sound)) / RATE
+    wave = 0.3 * np.sin(2 * np.pi * 180 * at) * np.maximum(0.0, np.sin(9.0 * at))  # as `film` speaks
+    assert float(np.corrcoef(speaking.sound, wave)[0, 1]) > 0.98, "not a quarter of a millisecond off"
+
+
+def test_a_set_from_before_sound_was_kept_opens_and_gets_it_when_collected_again(made: Dataset, videos: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(made.folder, tmp_path / "set")
+    index = json.loads((folder / "dataset.json").read_text())
+    for name in [name for name in index["files"] if name.endswith("sound.npz")]:
+        (folder / name).unlink()
+        del index["files"][name]
+    (folder / "dataset.json").write_text(json.dumps(index))
+    assert [clip.sound for clip in open_dataset(folder).clips] == [None, None]
+    again = collect([videos], folder, size=SIZE, least=2.0)
+    for clip, other in zip(again.clips, made.clips, strict=True):
+        assert clip.sound is not None
+        assert other.sound is not None
+        assert np.array_equal(clip.sound, other.sound)
 
 
 # -- again, other, broken ---------------------------------------------------------------------------------------------------

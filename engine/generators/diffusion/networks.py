@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
@@ -206,6 +207,10 @@ def save(networks: Networks, folder: Path, *, origin: dict[str, str], taught: Ta
         save_file({key: value.contiguous() for key, value in module.state_dict().items()}, path)
         hashes[name] = sha256(path)
     manifest: dict[str, Any] = {"preset": networks.preset.name, "sha256": hashes, "origin": origin}
+    if networks.recogniser is not None:
+        if networks.recogniser != folder / RECOGNISER:
+            shutil.copyfile(networks.recogniser, folder / RECOGNISER)
+        manifest["recogniser"] = sha256(folder / RECOGNISER)
     if taught is not None:
         from engine.generators.diffusion.taught import write
 
