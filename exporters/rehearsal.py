@@ -57,6 +57,7 @@ def rehearsal() -> Iterator[Moment]:
         face = np.concatenate([points / (SIZE[1], SIZE[0]), np.zeros((len(points), 1))], 1).astype(np.float32)
         heard = voice(time + LOOK_AHEAD - HEARD, HEARD)
         yield Moment(Signal(time, id=number + 1, motion=motion, face=face, image=frame.rgb.copy(), pcm=heard), points)
+        number += 1
 
 
 def moved(time: float) -> Motion:
