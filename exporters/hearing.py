@@ -54,6 +54,8 @@ def key_of(listener: nn.Module) -> str:
 
 def prepare(data: Dataset, networks: Networks) -> None:
     """Find what every frame hears, where it is not there yet. Raises AvatarError for a data set without sound, or where the disk is full."""
+    if networks.listener is None:
+        return
     for clip, path in zip(data.clips, _paths(data, networks), strict=True):
         if clip.sound is None:
             again = "collect it again with its videos (avatar train without --stage train), which adds it"
@@ -90,8 +92,7 @@ def face_in(data: Dataset, networks: Networks) -> Face | None:
 
 
 def _paths(data: Dataset, networks: Networks) -> list[Path]:
-    if networks.listener is None:
-        return []
+    assert networks.listener is not None
     key = key_of(networks.listener)
     return [data.folder / "clips" / clip.name / f"heard-{key}.npy" for clip in data.clips]
 
