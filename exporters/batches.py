@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.conditions.regions import face_mask
 from engine.generators.diffusion.layout import Condition
 from engine.generators.diffusion.networks import Face
 from engine.recogniser import fit, five_points
@@ -134,7 +133,11 @@ class Batches:
         whole = any(side % (2 * depth) for side in data.size)  # halves would not consist of cells
         self.patterns = [replace(one, frames=min(one.frames, longest), halved=one.halved and not whole) for one in patterns]
         clip, frame = most_still(data.clips)
-        self._mask = face_mask(data.clips[clip].face[frame], data.size) if condition == "mask" else None
+        self._mask = None
+        if condition == "mask":
+            from engine.conditions.regions import face_mask  # whose library a benchmark of training does without
+
+            self._mask = face_mask(data.clips[clip].face[frame], data.size)
         self._still = self._coarse(data.clips[clip], frame, frame + 1, still=False)[0]
         self.views = [data.portrait, *(view for _, view in data.views)]
 

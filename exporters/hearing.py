@@ -20,7 +20,6 @@ from engine.generators.diffusion.listening import heard_in
 from engine.generators.diffusion.networks import Face, Networks
 from engine.generators.diffusion.presets import Preset
 from engine.types import BODY_POINTS, AvatarError, FloatArray
-from exporters import storage
 from exporters.batches import most_still
 from exporters.dataset import Clip, Dataset
 from exporters.sound import LOUDEST, Sound
@@ -99,6 +98,8 @@ def _paths(data: Dataset, networks: Networks) -> list[Path]:
 
 def _write(path: Path, clip: Clip, sound: Sound, networks: Networks, *, fps: int) -> None:
     """Piece by piece: of a long clip there is more than memory holds."""
+    from exporters import storage  # with it comes OpenCV, which a benchmark of training does without
+
     write_header: Any = np.lib.format.write_array_header_1_0
     with storage.whole_file(path) as file:
         write_header(file, {"descr": "<f2", "fortran_order": False, "shape": (len(clip.kept), *networks.preset.ears.heard)})
