@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
@@ -21,8 +21,10 @@ from engine.generators.diffusion.networks import Face, Networks
 from engine.generators.diffusion.presets import Preset
 from engine.types import BODY_POINTS, AvatarError, FloatArray
 from exporters.batches import most_still
-from exporters.dataset import Clip, Dataset
-from exporters.sound import LOUDEST, Sound
+
+if TYPE_CHECKING:
+    from exporters.dataset import Clip, Dataset
+    from exporters.sound import Sound
 
 PIECE, AROUND = 26, 2
 """s of sound that are listened to at a time, and on both sides of them: half a minute in all, as Whisper has it, whatever the clip's length."""
@@ -109,6 +111,8 @@ def _write(path: Path, clip: Clip, sound: Sound, networks: Networks, *, fps: int
 
 def _pieces(sound: Sound, networks: Networks, *, count: int, fps: int) -> Iterator[FloatArray]:
     """[n, *`Ears.heard`] of `count` frames, `fps` a second, some at a time."""
+    from exporters.sound import LOUDEST
+
     assert networks.listener is not None
     made, frame = replace(networks.preset, fps=fps), RATE // fps
     pcm = np.zeros(count * frame, np.float32)
