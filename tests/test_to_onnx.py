@@ -269,9 +269,11 @@ def test_errors_are_what_they_say() -> None:
         (parity.Error(9e-5, 9e-6, 1.0), True),
         (parity.Error(1.1e-4, 1e-6, 1.0), False),
         (parity.Error(1e-5, 1.1e-5, 1.0), False),
-        (parity.Error(1.0, 0.01, 9e-4, 80.0), True),  # bytes, rarely one step off
-        (parity.Error(1.0, 0.0, 2e-3, 80.0), False),
-        (parity.Error(9.0, 0.0, 9e-4, 59.0), False),
+        (parity.Error(1.0, 0.01, 9e-4, 80.0, True), True),  # bytes, rarely one step off
+        (parity.Error(1.0, 0.0, 2e-3, 80.0, True), False),
+        (parity.Error(9.0, 0.0, 9e-4, 59.0, True), False),
+        (parity.Error(1.0, 9e-6, 9e-4, 80.0), True),  # a picture of numbers, which holds the relative limit too
+        (parity.Error(1.0, 0.01, 9e-4, 80.0), False),
     ],
 )
 def test_the_limit_of_fp32(error: parity.Error, passes: bool) -> None:
@@ -286,7 +288,7 @@ def test_the_limit_of_fp32(error: parity.Error, passes: bool) -> None:
 def test_in_8_bits_the_pictures_decide() -> None:
     coarse = parity.Error(9.0, 0.9, 1.0)  # what a network remembers
     for psnr, passes in ((31.0, True), (29.0, False)):
-        measured = parity.Measured(1, {"picture": parity.Error(9.0, 0.1, 1.0, psnr), "new": coarse})
+        measured = parity.Measured(1, {"picture": parity.Error(9.0, 0.1, 1.0, psnr, True), "new": coarse})
         if passes:
             parity.check(measured, LIMITS["int8"], what="it")
         else:
