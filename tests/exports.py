@@ -55,7 +55,7 @@ def place() -> Path:
 def weights() -> Path:
     """A folder of weights of MINI, none of whose layers is zero."""
     from engine.generators.diffusion.networks import save
-    from tests.test_diffusion import seeded
+    from tests.networks import seeded
 
     save(seeded(MINI), place() / "weights", origin={})
     return place() / "weights"

@@ -12,6 +12,7 @@ from engine.generators.diffusion.presets import HALLO, PRESETS, TINY, Ears, Pres
 from engine.persona import demo_portrait
 from engine.types import AvatarError, Signal
 from tests.conftest import found, require
+from tests.networks import error, seeded
 
 if found("torch") and found("diffusers") and found("transformers"):
     import torch
@@ -22,7 +23,7 @@ if found("torch") and found("diffusers") and found("transformers"):
     from engine.generators.diffusion import listening, offline
     from engine.generators.diffusion import stream as streams
     from engine.generators.diffusion.audio_attention import AudioBlock, at_level
-    from engine.generators.diffusion.networks import Cache, Face, Networks, build
+    from engine.generators.diffusion.networks import Cache, Face, Networks
     from engine.generators.diffusion.offline import sample, windows
     from engine.generators.diffusion.sampler import levels
 
@@ -62,16 +63,6 @@ def _installed() -> None:
     require("transformers")
 
 
-def seeded(made: Preset, seed: int = 0) -> Networks:
-    """Networks none of whose layers is zero."""
-    networks = build(made, seed=seed)
-    torch.manual_seed(seed)
-    for parameter in networks.parameters():
-        if parameter.ndim > 1 and not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.05)
-    return networks
-
-
 def recipe(networks: Networks, *, batched: bool = False, steps: int = 2) -> streams.Recipe:
     return streams.Recipe(networks, levels(networks.preset.noise, steps), batched, torch.float32, torch.device("cpu"))
 
@@ -83,10 +74,6 @@ def clip(made: Preset, frames: int = FRAMES) -> tuple[Any, Any, Any, Any]:
     cells = sum(h * w for h, w in made.level_sizes)
     face = Face(torch.randn(1, 512), torch.rand(1, 3, cells))
     return torch.rand(1, 3, *made.size) * 2 - 1, face, condition, torch.randn(frames, *made.ears.heard)
-
-
-def error(got: Any, want: Any) -> float:
-    return float((got - want).norm() / want.norm())
 
 
 # -- live -----------------------------------------------------------------------------------------------------------------

@@ -26,7 +26,8 @@ if found("torch") and found("diffusers"):
     from engine.generators.diffusion.autoencoder import to_pixels, to_unit
     from engine.generators.diffusion.networks import save
     from engine.generators.diffusion.temporal import places, put_at
-    from tests.test_diffusion import clip, error, recipe, seeded
+    from tests.networks import error, seeded
+    from tests.test_diffusion import clip, recipe
 
 pytestmark = pytest.mark.torch
 SAME = 1e-5

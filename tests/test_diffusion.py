@@ -13,6 +13,7 @@ from engine.generators.diffusion.budget import budget
 from engine.generators.diffusion.presets import ANIMATE_ANYONE, COMPACT, TINY, Noise, Preset, Sampling, check, preset
 from engine.types import AvatarError
 from tests.conftest import found, require
+from tests.networks import error, seeded
 
 if found("torch") and found("diffusers"):
     import torch
@@ -41,16 +42,6 @@ def _installed() -> None:
     require("diffusers")
 
 
-def seeded(made: Preset, seed: int = 0) -> Networks:
-    """Networks none of whose layers is zero."""
-    networks = build(made, seed=seed)
-    torch.manual_seed(seed)
-    for parameter in networks.parameters():
-        if parameter.ndim > 1 and not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.05)
-    return networks
-
-
 def recipe(networks: Networks, *, batched: bool = False) -> streams.Recipe:
     made = networks.preset
     return streams.Recipe(networks, levels(made.noise, made.steps), batched, torch.float32, torch.device("cpu"))
@@ -61,10 +52,6 @@ def clip(made: Preset, seed: int = 1) -> tuple[Any, Any, Any]:
     torch.manual_seed(seed)
     condition = torch.randint(0, 256, (FRAMES, *made.size, made.channels), dtype=torch.uint8)
     return torch.rand(1, 3, *made.size) * 2 - 1, condition, 2 * torch.randn(FRAMES, 16, 80) - 4
-
-
-def error(got: Any, want: Any) -> float:
-    return float((got - want).norm() / want.norm())
 
 
 class Latents:

@@ -29,7 +29,7 @@ if found("torch") and found("diffusers"):
     from exporters import export as exporter
     from exporters import precision, to_onnx, to_openvino
     from exporters.subject_diffusion import of
-    from tests.test_diffusion import seeded
+    from tests.networks import seeded
 
 pytestmark = pytest.mark.torch
 RTX = "tensorrt_rtx_bindings"

@@ -23,7 +23,7 @@ if found("torch") and found("diffusers"):
     from engine.backends import backend
     from engine.generators.diffusion import adapters, graphs
     from exporters import lora
-    from tests.test_diffusion import error, seeded
+    from tests.networks import error, seeded
 
 pytestmark = pytest.mark.torch
 SAME = 1e-5

@@ -32,7 +32,7 @@ if found("torch") and found("diffusers"):
     from engine.generators.diffusion.graphs import graphs
     from exporters import export as exporter
     from exporters import export_command, lora, subject_diffusion
-    from tests.test_diffusion import seeded
+    from tests.networks import seeded
 
 pytestmark = pytest.mark.torch
 H200 = Gpu("NVIDIA H200", "9.0", 132, 13)

@@ -13,6 +13,7 @@ from engine.generators.diffusion.budget import budget
 from engine.generators.diffusion.presets import CHAMP, MAGIC_ANIMATE, MUSE_POSE, PRESETS, TINY, Noise, Preset, Sampling, check
 from engine.types import AvatarError, Signal
 from tests.conftest import found, require
+from tests.networks import error, seeded
 
 if found("torch") and found("diffusers"):
     import torch
@@ -23,7 +24,7 @@ if found("torch") and found("diffusers"):
     from engine.generators.diffusion import stream as streams
     from engine.generators.diffusion.attention import Sources
     from engine.generators.diffusion.conditions import Ease, painter
-    from engine.generators.diffusion.networks import Networks, build
+    from engine.generators.diffusion.networks import Networks
     from engine.generators.diffusion.offline import first_noise, padded, sample, windows
     from engine.generators.diffusion.resnet import joined
     from engine.generators.diffusion.sampler import levels
@@ -58,16 +59,6 @@ def _installed() -> None:
     require("diffusers")
 
 
-def seeded(made: Preset, seed: int = 0) -> Networks:
-    """Networks none of whose layers is zero."""
-    networks = build(made, seed=seed)
-    torch.manual_seed(seed)
-    for parameter in networks.parameters():
-        if parameter.ndim > 1 and not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.05)
-    return networks
-
-
 def recipe(networks: Networks, steps: int = 2, *, batched: bool = False) -> streams.Recipe:
     return streams.Recipe(networks, levels(networks.preset.noise, steps), batched, torch.float32, torch.device("cpu"))
 
@@ -77,10 +68,6 @@ def clip(made: Preset, seed: int = 1) -> tuple[Any, Any]:
     torch.manual_seed(seed)
     condition = torch.randint(0, 256, (FRAMES, *made.size, made.channels), dtype=torch.uint8)
     return torch.rand(1, 3, *made.size) * 2 - 1, condition
-
-
-def error(got: Any, want: Any) -> float:
-    return float((got - want).norm() / want.norm())
 
 
 # -- presets --------------------------------------------------------------------------------------------------------------

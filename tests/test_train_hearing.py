@@ -35,7 +35,8 @@ from exporters.train import Budget, Recipe, train  # noqa: E402
 from tests import recognisers  # noqa: E402
 from tests.clips import acting, person  # noqa: E402
 from tests.faces import portrait  # noqa: E402
-from tests.test_audio_driven import ECHO, HALLO_TINY, seeded, signals  # noqa: E402
+from tests.networks import seeded  # noqa: E402
+from tests.test_audio_driven import ECHO, HALLO_TINY, signals  # noqa: E402
 
 SIZE, FRAMES, TAUGHT, FPS = TINY.size, 60, 44, 25
 BOTH = pytest.mark.parametrize("made", [ECHO, HALLO_TINY], ids=["echomimic", "hallo"])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import cv2
 import numpy as np
 
+from engine.drivers.maps import squeezed
 from engine.types import AvatarError, UInt8Array
 
 
@@ -22,15 +22,7 @@ def stacked(maps: Mapping[str, UInt8Array] | None, names: Sequence[str], size: t
     for name in names:
         if maps[name].ndim != 3 or maps[name].shape[2] != 3 or maps[name].dtype != np.uint8:
             raise AvatarError(f"The {name} map is {maps[name].dtype} {list(maps[name].shape)}; give pictures of 8 bits [height, width, 3].")
-    return np.ascontiguousarray(np.concatenate([_squeezed(maps[name], size) for name in names], 2))
-
-
-def _squeezed(picture: UInt8Array, size: tuple[int, int]) -> UInt8Array:
-    height, width = size
-    if picture.shape[:2] == size:
-        return picture
-    how = cv2.INTER_AREA if picture.shape[0] > height else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(picture, (width, height), interpolation=how), np.uint8)
+    return np.ascontiguousarray(np.concatenate([squeezed(maps[name], size) for name in names], 2))
 
 
 __all__ = ["stacked"]

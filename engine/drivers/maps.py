@@ -60,7 +60,7 @@ class Recorded:
         if self._next is None and frame.time > self._now.time + HELD:
             raise AvatarError(f"'{self._name}' ends after {self._now.time:.1f} s and the drive goes on; record it over all of the drive.")
         if self._shown is None or self._shown[0] is not self._now:
-            self._shown = self._now, _resized(self._now.rgb, self._size)
+            self._shown = self._now, squeezed(self._now.rgb, self._size)
         return self._shown[1]
 
     def close(self) -> None:
@@ -99,7 +99,7 @@ class Network:
 
     def __call__(self, frame: VideoFrame) -> UInt8Array:
         """The network's picture of the driving one."""
-        seen = _resized(_cut(frame.rgb, self._size), self._seen)
+        seen = squeezed(_cut(frame.rgb, self._size), self._seen)
         given = np.ascontiguousarray(seen.transpose(2, 0, 1)[None], np.float32) / 255.0
         try:
             told = np.asarray(self._session.run(None, {self._input: given})[0])
@@ -108,7 +108,7 @@ class Network:
         if told.ndim != 4 or told.shape[0] != 1 or told.shape[1] not in (1, 3):
             raise AvatarError(f"'{self._path}' gives {list(told.shape)}, and a condition picture is [1, 1 or 3, height, width]; export it so.")
         picture = np.clip(np.nan_to_num(told[0].transpose(1, 2, 0)) * 255.0 + 0.5, 0.0, 255.0).astype(np.uint8)
-        return _resized(np.ascontiguousarray(np.broadcast_to(picture, (*picture.shape[:2], 3))), self._size)
+        return squeezed(np.ascontiguousarray(np.broadcast_to(picture, (*picture.shape[:2], 3))), self._size)
 
     def close(self) -> None:
         """Nothing to free before the object itself goes."""
@@ -138,7 +138,8 @@ def _cut(rgb: UInt8Array, size: tuple[int, int]) -> UInt8Array:
     return rgb[top : top + max(1, h), left : left + max(1, w)]
 
 
-def _resized(rgb: UInt8Array, size: tuple[int, ...]) -> UInt8Array:
+def squeezed(rgb: UInt8Array, size: tuple[int, ...]) -> UInt8Array:
+    """A picture [h, w, 3] in the shape of `size` (H, W), itself where it has it."""
     if rgb.shape[:2] == tuple(size):
         return rgb
     smaller = rgb.shape[0] > size[0]
@@ -149,4 +150,4 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-__all__ = ["NAMES", "MapSource", "Maps", "Network", "Recorded"]
+__all__ = ["NAMES", "MapSource", "Maps", "Network", "Recorded", "squeezed"]
