@@ -30,6 +30,7 @@ from tests.conftest import require
 SCREENSHOTS = Path(__file__).parent / "screenshots"
 START_SECONDS = 20.0
 CALL_SECONDS = 30.0
+CLOSE_SECONDS = 10.0
 FLAGS = (
     "--headless=new",
     "--no-sandbox",
@@ -206,7 +207,7 @@ class Browser:
             waiting = self._waiting.pop(data.get("id", 0), None)
             if waiting is not None and not waiting.done():
                 waiting.set_result(data)
-            elif page := self.pages.get(data.get("sessionId", "")):
+            elif "method" in data and (page := self.pages.get(data.get("sessionId", ""))):
                 page.notice(data["method"], data.get("params", {}))
 
     async def open(self, url: str, *, width: int = 1440, height: int = 900, before: str = "") -> Page:
@@ -225,10 +226,18 @@ class Browser:
         return page
 
     async def forget(self) -> None:
-        """Close every tab."""
-        for page in list(self.pages.values()):
-            await self.call("Target.disposeBrowserContext", browserContextId=page.context)
-        self.pages.clear()
+        """Close every tab. One that does not close is told once, by the test that it belongs to, and is no later test's."""
+        pages, self.pages = list(self.pages.values()), {}
+        for page in pages:
+            await self._close(page)
+
+    async def _close(self, page: Page) -> None:
+        """A tab whose renderer hangs keeps its context open for ever, so its renderer is ended."""
+        gone = asyncio.create_task(self.call("Target.disposeBrowserContext", browserContextId=page.context))
+        done, _ = await asyncio.wait({gone}, timeout=CLOSE_SECONDS)
+        if not done:
+            await self.socket.send_json({"id": next(self._ids), "method": "Page.crash", "sessionId": page.session})
+        await gone
 
 
 @contextlib.asynccontextmanager
