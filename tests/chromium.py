@@ -73,6 +73,7 @@ class Page:
         self.session = session
         self.context = context
         self.errors: list[str] = []  # console errors, uncaught exceptions, failed loads, in the order they came
+        self._loaded = asyncio.Event()
 
     async def call(self, method: str, **params: Any) -> dict[str, Any]:
         """One DevTools command to this tab."""
@@ -85,8 +86,16 @@ class Page:
             self.errors.append(details.get("exception", {}).get("description") or details.get("text", ""))
         elif method == "Runtime.consoleAPICalled" and params["type"] in ("error", "assert"):
             self.errors.append(" ".join(str(arg.get("value", arg.get("description", ""))) for arg in params["args"]))
+        elif method == "Page.loadEventFired":
+            self._loaded.set()
         elif method == "Log.entryAdded" and params["entry"]["level"] == "error":
             self.errors.append(f"{params['entry']['text']} {params['entry'].get('url', '')}")
+
+    async def go(self, method: str, **params: Any) -> None:
+        """Page.navigate or Page.reload, until the new document is loaded: a script that is sent between the two may never be answered."""
+        self._loaded.clear()
+        await self.call(method, **params)
+        await asyncio.wait_for(self._loaded.wait(), CALL_SECONDS)
 
     async def evaluate(self, script: str) -> Any:
         """The value of an expression; promises are awaited."""
@@ -221,8 +230,7 @@ class Browser:
         if before:
             await page.call("Page.addScriptToEvaluateOnNewDocument", source=before)
         await page.resize(width, height)
-        await page.call("Page.navigate", url=url)
-        await page.wait("document.readyState === 'complete'")
+        await page.go("Page.navigate", url=url)
         return page
 
     async def forget(self) -> None:
