@@ -22,7 +22,7 @@ from exporters.portraits.photos import Photo, read_photos
 
 Tell = Callable[[str], None]
 Progress = Callable[[int, int], None]
-SIDES = {"sd15": 512, "sdxl": 1024}
+SIDES = {"sd15": 512, "sdxl": 1024, "flux": 1024}
 """px of a portrait where --size is not given."""
 SIZE = re.compile(r"(\d{2,4})(?:x(\d{2,4}))?")
 CANDIDATES = "candidates"
@@ -48,7 +48,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.system is None:
         return
     if args.base is None or args.weights is None:
-        raise AvatarError("An identity system needs --base, a Stable Diffusion in diffusers' layout, and --weights, the system's own files.")
+        raise AvatarError("An identity system needs --base, a Stable Diffusion or FLUX in diffusers' layout, and --weights, the system's own files.")
     if args.generator not in (None, "puppet"):
         raise AvatarError("With --system, --weights are the identity system's; leave --generator out: the persona can be served with any.")
     if (args.candidates is not None and args.candidates < 1) or (args.seed is not None and args.seed < 0):
@@ -177,7 +177,7 @@ def _make(
     if base.family not in system.families:
         raise AvatarError(f"{system.name} is for {' and '.join(system.families)}, and {args.base} is {base.family}; give another --base.")
     ask = pipeline.Ask(asked["prompt"], asked["negative"], asked["steps"], asked["guidance"], _size(args.size, SIDES[base.family]))
-    maker = pipeline.Maker(base, system.attach(base, tokens, scale=asked["scale"], size=ask.size), ask)
+    maker = pipeline.maker(base, system.attach(base, tokens, scale=asked["scale"], size=ask.size), ask)
     del base
     try:
         candidates.make(folder, maker, seeds, progress=progress, tell=tell)
