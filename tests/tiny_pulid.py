@@ -1,4 +1,4 @@
-"""PuLID's files with random weights for the bases of `tests.tiny_bases`, a FLUX as small, EVA-02-CLIP and a face parsing: keys and shapes as published."""
+"""PuLID's files with random weights for small bases, a small FLUX, EVA-02-CLIP and a face parsing: keys and shapes as published."""
 
 from __future__ import annotations
 

@@ -53,6 +53,9 @@ class FluxMaker(Maker):
         if height % side or width % side:
             raise AvatarError(f"FLUX makes no portrait of {width} x {height} pixels; both must be multiples of {side}.")
         self._latents = (2 * (height // side), 2 * (width // side))
+        start = attachment.between.start if attachment.between else 0
+        if start >= self._ask.steps:
+            raise AvatarError(f"The person is seen after step {start}, and only {self._ask.steps} are asked for; give more --steps.")
 
     def _plain(self, base: Any, prompt: str, negative: str) -> tuple[Prompted, Prompted]:
         made = encoded(base, prompt, negative)
@@ -104,7 +107,7 @@ class FluxMaker(Maker):
 
     def _decoded(self, latents: Tensor) -> Any:
         config = self.base.pipe.vae.config
-        # `Maker` divides by the factor again.
+        # `Maker` divides by the factor: what is added comes out as the shift.
         return super()._decoded(unpacked(latents, self._latents) + (config.shift_factor or 0.0) * config.scaling_factor)
 
 
