@@ -207,6 +207,18 @@ def test_a_version_makes_portraits(version: str, variant: str | None, files: Pat
     assert np.abs(made(someone).make(1).astype(int) - one.astype(int)).mean() > 0.2
 
 
+@pytest.mark.parametrize(("version", "variant"), [("v1", None), ("v1.1", "lightning"), ("flux", "true-cfg")])
+def test_a_base_of_half_precision_makes_nearly_the_same(version: str, variant: str | None, files: Path, encoded: dict[str, IdentityTokens]) -> None:
+    system, ask = loaded(files, version, variant), asked(steps=2, guidance=2.0)
+    made = []
+    for precision in ("fp32", "bf16"):
+        base = pipeline.open_base(files / system.families[0], precision=precision)
+        maker = pipeline.maker(base, system.attach(base, encoded[version], scale=1.0, size=ask.size), ask)
+        assert version != "flux" or maker._late.text.shape[1] == pulid.WORDS
+        made.append(maker.make(1).astype(int))
+    assert np.abs(made[0] - made[1]).mean() < 6
+
+
 def test_more_photos_lead_less(files: Path, cut: None) -> None:
     one = photo()
     other = replace(one, rgb=np.ascontiguousarray(255 - one.rgb), sha256="1" * 64)

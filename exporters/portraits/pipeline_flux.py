@@ -21,8 +21,6 @@ from exporters.portraits.pipeline import Base, Maker
 
 WORDS = 512
 """Tokens of a prompt for T5, diffusers' default."""
-SHIFT = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
-"""More of the steps are at high noise the more tokens a picture has: diffusers' defaults where a scheduler's config has none."""
 
 
 def encoded(base: Base, prompt: str, negative: str, *, words: int = WORDS) -> Prompted:
@@ -65,9 +63,10 @@ class FluxMaker(Maker):
         pipe, (height, width) = self.base.pipe, self._latents
         shape = (1, pipe.transformer.config.in_channels // 4, height, width)
         latents = packed(torch.randn(shape, generator=generator)).to(self.base.device, pipe.transformer.dtype)
-        config = {name: pipe.scheduler.config.get(name, value) for name, value in SHIFT.items()}
-        slope = (config["max_shift"] - config["base_shift"]) / (config["max_image_seq_len"] - config["base_image_seq_len"])
-        shift = config["base_shift"] + slope * (latents.shape[1] - config["base_image_seq_len"])
+        # The more tokens a picture has, the more of the steps are at high noise.
+        config = pipe.scheduler.config
+        slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+        shift = config.base_shift + slope * (latents.shape[1] - config.base_image_seq_len)
         steps = self._ask.steps
         pipe.scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=shift, device=self.base.device)
         return latents
