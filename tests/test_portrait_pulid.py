@@ -246,6 +246,23 @@ def test_the_scheduler_is_the_published_one(files: Path, encoded: dict[str, Iden
             assert base.pipe.scheduler.timesteps.tolist() == [999, 749, 499, 249]
 
 
+def test_another_unet_may_be_its_weights_alone(files: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    held = load_file(files / "sdxl" / "unet" / "diffusion_pytorch_model.safetensors")
+    other = tmp_path / "sdxl_lightning_4step_unet.safetensors"
+    save_file({key: value + 0.01 for key, value in held.items()}, other)
+    base = pipeline.open_base(files / "sdxl", unet=other)
+    assert base.name == f"sdxl with {other.name}"
+    assert torch.allclose(base.unet.conv_in.weight, held["conv_in.weight"] + 0.01)
+    digest = candidates.base_digest(other)
+    del held["conv_in.bias"]
+    save_file(held, other)
+    assert candidates.base_digest(other) != digest
+    with pytest.raises(AvatarError, match=r"does not fit its config.json .1 tensors, such as 'conv_in.bias'"):
+        pipeline.open_base(files / "sdxl", unet=other)
+
+
 # -- what does not fit ----------------------------------------------------------------------------------------------------
 
 
@@ -320,7 +337,7 @@ def test_a_base_of_another_kind_is_one_sentence(files: Path, tmp_path: Path, enc
         with pytest.raises(AvatarError, match=sentence):
             pipeline.maker(base, attachment, asked())
     with pytest.raises(AvatarError, match="after step 4, and only 4 are asked for"):
-        pipeline.maker(flux, of_flux, asked(steps=4))
+        pipeline.maker(flux, of_flux, asked(steps=4)).make(0)
 
     def shorter(held: dict[str, Any]) -> None:
         for key in [key for key in held if key.startswith("pulid_ca.3.")]:

@@ -30,7 +30,7 @@ def add_photos(parser: argparse.ArgumentParser, picture: argparse._MutuallyExclu
     system = parser.add_argument_group("of an identity system (with --photos; --weights are the system's files, --steps, --precision, --device too)")
     system.add_argument("--system", metavar="NAME", help="make portraits of the person with it: see the README for names and files")
     system.add_argument("--base", type=Path, metavar="DIR", help="a Stable Diffusion 1.5, SDXL or FLUX in diffusers' layout")
-    system.add_argument("--unet", type=Path, metavar="DIR", help="another UNet for the base, such as CosmicMan's")
+    system.add_argument("--unet", type=Path, metavar="PATH", help="another UNet for the base, such as CosmicMan's or SDXL-Lightning's")
     system.add_argument("--prompt", metavar="TEXT", help="what to show (default: the system's)")
     system.add_argument("--negative", metavar="TEXT", help="what not to show (default: the system's)")
     system.add_argument("--candidates", type=int, metavar="N", help="portraits to choose from (default: 4)")

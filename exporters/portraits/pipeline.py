@@ -73,7 +73,7 @@ class Base:
 
 
 def open_base(folder: Path, *, unet: Path | None = None, device: str = "cpu", precision: str = "fp32") -> Base:
-    """A base in diffusers' layout; `unet`: the folder of another UNet for it, such as CosmicMan's. Raises AvatarError where it is none."""
+    """A base in diffusers' layout; `unet`: another UNet for it, a folder or weights alone. Raises AvatarError where it is none."""
     import diffusers
 
     try:
@@ -89,7 +89,7 @@ def open_base(folder: Path, *, unet: Path | None = None, device: str = "cpu", pr
     if unet is not None:
         if family == "flux":
             raise AvatarError("FLUX has no UNet that another could take the place of; leave --unet out.")
-        more["unet"] = open_unet(unet).to(dtype)
+        more["unet"] = open_unet(unet, like=folder / "unet").to(dtype)
     quiet()
     try:
         with warnings.catch_warnings():
@@ -104,12 +104,15 @@ def open_base(folder: Path, *, unet: Path | None = None, device: str = "cpu", pr
     return Base(pipe, family, folder.name if unet is None else f"{folder.name} with {unet.name}", device)
 
 
-def open_unet(folder: Path) -> Any:
-    """A UNet's folder, whatever class its config names: CosmicMan's is called UNet2DConditionModel_New and is the usual one."""
+def open_unet(place: Path, *, like: Path | None = None) -> Any:
+    """A UNet's folder, whatever class its config names (CosmicMan's is called UNet2DConditionModel_New and is the usual one), or its weights
+    alone, such as sdxl_lightning_4step_unet.safetensors, with the config in `like`."""
     from diffusers import UNet2DConditionModel
 
+    folder, path = place, files.find([place], ["diffusion_pytorch_model", "diffusion_pytorch_model.fp16"])
+    if like is not None and place.is_file():
+        folder, path = like, place
     config = {**files.read_config(folder), "_class_name": "UNet2DConditionModel"}
-    path = files.find([folder], ["diffusion_pytorch_model", "diffusion_pytorch_model.fp16"])
     if path is None:
         raise AvatarError(f"{folder} holds no diffusion_pytorch_model; give the folder of a UNet in diffusers' layout.")
     made = UNet2DConditionModel.from_config(config)

@@ -51,16 +51,15 @@ class FluxMaker(Maker):
         if height % side or width % side:
             raise AvatarError(f"FLUX makes no portrait of {width} x {height} pixels; both must be multiples of {side}.")
         self._latents = (2 * (height // side), 2 * (width // side))
-        start = attachment.between.start if attachment.between else 0
-        if start >= self._ask.steps:
-            raise AvatarError(f"The person is seen after step {start}, and only {self._ask.steps} are asked for; give more --steps.")
 
     def _plain(self, base: Any, prompt: str, negative: str) -> tuple[Prompted, Prompted]:
         made = encoded(base, prompt, negative)
         return made, made
 
     def _begin(self, generator: torch.Generator) -> Tensor:
-        pipe, (height, width) = self.base.pipe, self._latents
+        pipe, (height, width), between = self.base.pipe, self._latents, self._attachment.between
+        if between and between.start >= self._ask.steps:
+            raise AvatarError(f"The person is seen after step {between.start}, and only {self._ask.steps} are asked for; give more --steps.")
         shape = (1, pipe.transformer.config.in_channels // 4, height, width)
         latents = packed(torch.randn(shape, generator=generator)).to(self.base.device, pipe.transformer.dtype)
         # The more tokens a picture has, the more of the steps are at high noise.
