@@ -57,10 +57,10 @@ def folder_of(home: Path, asked: dict[str, Any]) -> Path:
     return folder
 
 
-def base_digest(folder: Path) -> str:
-    """sha256 of a base's configurations and of its files' names and sizes: their gigabytes are not read for it."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
+def base_digest(place: Path) -> str:
+    """sha256 of a base's configurations and of its files' names and sizes: their gigabytes are not read for it. `place`: a folder, or a file."""
+    digest, folder = hashlib.sha256(), place.parent if place.is_file() else place
+    for path in [place] if place.is_file() else sorted(folder.rglob("*")):
         if path.suffix == ".json":
             digest.update(path.read_bytes())
         elif path.suffix in WEIGHTS:

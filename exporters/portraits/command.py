@@ -23,7 +23,7 @@ from exporters.portraits.photos import Photo, read_photos
 
 Tell = Callable[[str], None]
 Progress = Callable[[int, int], None]
-SIDES = {"sd15": 512, "sdxl": 1024}
+SIDES = {"sd15": 512, "sdxl": 1024, "flux": 1024}
 """px of a portrait where --size is not given."""
 SIZE = re.compile(r"(\d{2,4})(?:x(\d{2,4}))?")
 CANDIDATES = "candidates"
@@ -177,7 +177,7 @@ def _make(
 
     base = pipeline.open_for(system, Path(args.base), unet=args.unet, device=device, precision=asked["precision"])
     ask = pipeline.Ask(asked["prompt"], asked["negative"], asked["steps"], asked["guidance"], _size(args.size, SIDES[base.family]))
-    maker = pipeline.Maker(base, system.attach(base, tokens, scale=asked["scale"], size=ask.size), ask)
+    maker = pipeline.maker(base, system.attach(base, tokens, scale=asked["scale"], size=ask.size), ask)
     del base
     try:
         candidates.make(folder, maker, seeds, progress=progress, tell=tell)

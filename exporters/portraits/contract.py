@@ -1,7 +1,8 @@
 """What every identity system answers to: `encode(photos) -> IdentityTokens`, slow and once a person; `attach(base, tokens) -> Attachment`.
 
-A system is one file in `systems`, and one line in SYSTEMS. What it adds to a denoiser is named here in five ways, and the pipeline knows no
-system: keys and values beside the text's in cross-attention, low-rank changes of weights, a text encoding of its own, and a ControlNet.
+A system is one file in `systems`, and one line in SYSTEMS. What it adds to a denoiser is named here, and the pipelines know no system: keys
+and values beside the text's in cross-attention, low-rank changes of weights, a text encoding of its own, a ControlNet, what is added between a
+FLUX's blocks, and the scheduler.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from engine.types import AvatarError, FloatArray, UInt8Array
 from exporters.portraits.photos import Photo
 
-Family = Literal["sd15", "sdxl"]
+Family = Literal["sd15", "sdxl", "flux"]
 Tensor = Any
 """Of PyTorch, which may be absent where this file is read."""
 
@@ -104,6 +105,17 @@ class Control:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Between:
+    """What is added to the picture's tokens behind blocks of a FLUX."""
+
+    blocks: Mapping[str, Callable[[Tensor, int], Tensor]]
+    """Name of a block -> (picture's tokens [1, N, C], row 0 for the unconditional half and 1 for the other) -> what is added to them."""
+    start: int = 0  # first step that sees the person
+    two_halves: bool = False  # the guidance is between two halves, the second with the negative prompt; else the transformer is told it
+    halves_from: int = 0  # first step that has both
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Attachment:
     """What a system adds to a denoiser for one person."""
 
@@ -113,6 +125,8 @@ class Attachment:
     """(base, prompt, negative) -> (what the denoiser sees up to `merge_from`, what it sees then); None: the plain text."""
     merge_from: float = 0.0  # share of the steps that see the first; 0: none does
     control: Control | None = None
+    between: Between | None = None
+    scheduler: Callable[[Any], Any] | None = None  # the base's -> the one that is walked with; None: the base's own
 
 
 class System(Protocol):
@@ -141,6 +155,7 @@ SYSTEMS = {
     "instantid": "exporters.portraits.systems.instantid",
     "photomaker": "exporters.portraits.systems.photomaker",
     "arc2face": "exporters.portraits.systems.arc2face",
+    "pulid": "exporters.portraits.systems.pulid",
 }
 """Name on the command line -> module, which has `load(parts, device) -> System`."""
 
@@ -157,4 +172,4 @@ def load(name: str, parts: Parts, *, device: str = "cpu") -> System:
     return made
 
 
-__all__ = ["SYSTEMS", "Added", "Attachment", "Control", "Defaults", "IdentityTokens", "Parts", "Prompted", "System", "load"]
+__all__ = ["SYSTEMS", "Added", "Attachment", "Between", "Control", "Defaults", "IdentityTokens", "Parts", "Prompted", "System", "load"]

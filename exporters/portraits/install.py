@@ -60,7 +60,7 @@ def _attach(args: argparse.Namespace, system: contract.System, tokens: contract.
     base = pipeline.open_for(system, args.base, unet=args.unet, precision=TRIED_IN)
     told = system.defaults
     ask = pipeline.Ask(told.prompt, told.negative, told.steps, told.guidance, SIZE)
-    pipeline.Maker(base, system.attach(base, tokens, scale=told.scale, size=SIZE), ask).close()
+    pipeline.maker(base, system.attach(base, tokens, scale=told.scale, size=SIZE), ask).close()
 
 
 def filled(args: argparse.Namespace) -> argparse.Namespace:

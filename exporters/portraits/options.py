@@ -16,6 +16,7 @@ FILES = {
     "faceid": "an IP-Adapter-FaceID's file, beside a recogniser (buffalo_l) and for Plus CLIP's image encoder",
     "instantid": "InstantID's ip-adapter.bin and ControlNetModel, beside antelopev2",
     "photomaker": "PhotoMaker's file, v1 or v2, and for v2 a recogniser beside it",
+    "pulid": "PuLID's file, v1, v1.1 or FLUX, beside EVA02_CLIP_L_336_psz14_s6B.pt, parsing_bisenet.pth and antelopev2",
     "arc2face": "Arc2Face's folder: arc2face, encoder, arcface.onnx",
 }
 """What an identity system is imported from."""
@@ -47,7 +48,7 @@ def add_photos(parser: argparse.ArgumentParser, picture: argparse._MutuallyExclu
     made.add_argument("--no-relight", action="store_true", help="leave the photo's light as it is, however dark or one-sided")
     system = parser.add_argument_group("of an identity system (with --photos; --weights are the system's files, --steps, --precision, --device too)")
     system.add_argument("--system", metavar="NAME", help="make portraits of the person with it: see the README for names and files")
-    system.add_argument("--base", type=Path, metavar="DIR", help="a Stable Diffusion 1.5 or SDXL in diffusers' layout")
+    system.add_argument("--base", type=Path, metavar="DIR", help="a Stable Diffusion 1.5, SDXL or FLUX in diffusers' layout")
     system.add_argument("--prompt", metavar="TEXT", help="what to show (default: the system's)")
     system.add_argument("--negative", metavar="TEXT", help="what not to show (default: the system's)")
     system.add_argument("--candidates", type=int, metavar="N", help="portraits to choose from (default: 4)")
@@ -55,16 +56,16 @@ def add_photos(parser: argparse.ArgumentParser, picture: argparse._MutuallyExclu
     system.add_argument("--pick", type=int, metavar="SEED", help="the portrait to keep (default: the best for driving)")
     system.add_argument("--scale", type=float, metavar="S", help="how strongly the person is asked for (default: the system's)")
     system.add_argument("--guidance", type=float, metavar="S", help="how strongly the prompt is (default: the system's)")
-    system.add_argument("--size", metavar="WxH", help="px of the portraits, such as 512 or 512x768 (default: 512, SDXL 1024)")
+    system.add_argument("--size", metavar="WxH", help="px of the portraits, such as 512 or 512x768 (default: 512, SDXL and FLUX 1024)")
     _add_parts(system)
 
 
 def _add_parts(group: argparse._ActionsContainer) -> None:
-    group.add_argument("--unet", type=Path, metavar="DIR", help="another UNet for the base, such as CosmicMan's")
-    group.add_argument("--image-encoder", type=Path, metavar="DIR", help="CLIP's image encoder (default: image_encoder beside the weights)")
+    group.add_argument("--unet", type=Path, metavar="PATH", help="another UNet for the base, such as CosmicMan's or SDXL-Lightning's")
+    group.add_argument("--image-encoder", type=Path, metavar="PATH", help="the system's image encoder (default: image_encoder beside the weights)")
     group.add_argument("--recogniser", type=Path, metavar="PATH", help="an ONNX face recogniser, or its folder (default: beside the weights)")
     group.add_argument("--control", type=Path, metavar="DIR", help="the system's ControlNet (default: beside the weights)")
-    group.add_argument("--variant", metavar="NAME", help="of a system whose files do not say it, such as plus or plusv2")
+    group.add_argument("--variant", metavar="NAME", help="of a system whose files do not say it, such as plus or plusv2, or how it is used")
 
 
 __all__ = ["FILES", "about_photos", "add_identity", "add_photos", "given"]

@@ -1,7 +1,8 @@
 """A base model and what an identity system adds to it -> portraits, one seed after another.
 
-The base is a folder in diffusers' layout (Stable Diffusion 1.5 or SDXL), opened with diffusers and never looked for anywhere else. The loop is
-ours, since systems switch texts half way and show their ControlNet other tokens; without a system it gives what diffusers' pipeline gives.
+The base is a folder in diffusers' layout (Stable Diffusion 1.5, SDXL, or FLUX: `pipeline_flux`), opened with diffusers and never looked for
+anywhere else. The loop is ours, since systems switch texts half way and show their ControlNet other tokens; without a system it gives what
+diffusers' pipeline gives.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from exporters.portraits.attention import Decoupled, add_low_rank
 from exporters.portraits.contract import Attachment, Family, Prompted, System
 from exporters.portraits.encoders import quiet
 
-PIPELINES: dict[str, Family] = {"StableDiffusionPipeline": "sd15", "StableDiffusionXLPipeline": "sdxl"}
+PIPELINES: dict[str, Family] = {"StableDiffusionPipeline": "sd15", "StableDiffusionXLPipeline": "sdxl", "FluxPipeline": "flux"}
 """Class in a base's model_index.json -> its family."""
 GRAIN = 8
 """px a latent."""
@@ -68,25 +69,27 @@ class Base:
     @property
     def unet(self) -> Any:
         """The denoiser."""
-        return self.pipe.unet
+        return self.pipe.transformer if self.family == "flux" else self.pipe.unet
 
 
 def open_base(folder: Path, *, unet: Path | None = None, device: str = "cpu", precision: str = "fp32") -> Base:
-    """A base in diffusers' layout; `unet`: the folder of another UNet for it, such as CosmicMan's. Raises AvatarError where it is none."""
+    """A base in diffusers' layout; `unet`: another UNet for it, a folder or weights alone. Raises AvatarError where it is none."""
     import diffusers
 
     try:
         kind = json.loads((folder / "model_index.json").read_text())["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AvatarError(
-            f"{folder} has no readable model_index.json; give the folder of a Stable Diffusion 1.5 or SDXL in diffusers' layout."
+            f"{folder} has no readable model_index.json; give the folder of a Stable Diffusion 1.5, SDXL or FLUX in diffusers' layout."
         ) from error
     if kind not in PIPELINES:
-        raise AvatarError(f"{folder} is a {kind}; identity systems need a Stable Diffusion 1.5 or SDXL as a base.")
+        raise AvatarError(f"{folder} is a {kind}; identity systems need a Stable Diffusion 1.5, SDXL or FLUX as a base.")
     family, dtype = PIPELINES[kind], PRECISIONS[precision]
     more: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False} if family == "sd15" else {}
     if unet is not None:
-        more["unet"] = open_unet(unet).to(dtype)
+        if family == "flux":
+            raise AvatarError("FLUX has no UNet that another could take the place of; leave --unet out.")
+        more["unet"] = open_unet(unet, like=folder / "unet").to(dtype)
     quiet()
     try:
         with warnings.catch_warnings():
@@ -113,12 +116,15 @@ def open_for(system: System, folder: Path, *, unet: Path | None, device: str = "
     return base
 
 
-def open_unet(folder: Path) -> Any:
-    """A UNet's folder, whatever class its config names: CosmicMan's is called UNet2DConditionModel_New and is the usual one."""
+def open_unet(place: Path, *, like: Path | None = None) -> Any:
+    """A UNet's folder, whatever class its config names (CosmicMan's is called UNet2DConditionModel_New and is the usual one), or its weights
+    alone, such as sdxl_lightning_4step_unet.safetensors, with the config in `like`."""
     from diffusers import UNet2DConditionModel
 
+    folder, path = place, files.find([place], ["diffusion_pytorch_model", "diffusion_pytorch_model.fp16"])
+    if like is not None and place.is_file():
+        folder, path = like, place
     config = {**files.read_config(folder), "_class_name": "UNet2DConditionModel"}
-    path = files.find([folder], ["diffusion_pytorch_model", "diffusion_pytorch_model.fp16"])
     if path is None:
         raise AvatarError(f"{folder} holds no diffusion_pytorch_model; give the folder of a UNet in diffusers' layout.")
     made = UNet2DConditionModel.from_config(config)
@@ -145,35 +151,26 @@ class Maker:
 
     def __init__(self, base: Base, attachment: Attachment, ask: Ask) -> None:
         self.base, self._attachment, self._ask = base, attachment, ask
-        unet = base.unet
-        unknown = sorted(set(attachment.added) - set(unet.attn_processors))
-        if unknown:
-            raise AvatarError(f"What the system adds is for another base (it has no '{unknown[0]}').")
-        add_low_rank(unet, attachment.weights)
-        unet.set_attn_processor(
-            {name: Decoupled(attachment.added[name]) if name in attachment.added else old for name, old in unet.attn_processors.items()}
-        )
+        self._attach()
+        if attachment.scheduler:
+            base.pipe.scheduler = attachment.scheduler(base.pipe.scheduler)
         with torch.no_grad():
-            plain = attachment.text or (lambda base, prompt, negative: (encoded(base, prompt, negative),) * 2)
-            self._early, self._late = plain(base, ask.prompt, ask.negative)
+            self._early, self._late = (attachment.text or self._plain)(base, ask.prompt, ask.negative)
 
     @torch.no_grad()
     def make(self, seed: int, *, progress: Progress | None = None, cancelled: Callable[[], bool] = lambda: False) -> UInt8Array:
         """A portrait [H, W, 3]; the same for the same seed on the same machine. Raises Cancelled between two steps."""
-        pipe, ask = self.base.pipe, self._ask
-        height, width = ask.size
+        scheduler = self.base.pipe.scheduler
         generator = torch.Generator("cpu").manual_seed(seed)
-        shape = (1, pipe.unet.config.in_channels, height // pipe.vae_scale_factor, width // pipe.vae_scale_factor)
-        latents = torch.randn(shape, generator=generator).to(self.base.device, pipe.unet.dtype)
-        pipe.scheduler.set_timesteps(ask.steps, device=self.base.device)
-        latents = latents * pipe.scheduler.init_noise_sigma
-        more = {"generator": generator} if "generator" in inspect.signature(pipe.scheduler.step).parameters else {}
-        for i, t in enumerate(pipe.scheduler.timesteps):
+        latents = self._begin(generator)
+        more = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+        count = len(scheduler.timesteps)  # some schedulers call the denoiser more than once a step
+        for i, t in enumerate(scheduler.timesteps):
             if cancelled():
-                raise Cancelled(f"Stopped at step {i} of {ask.steps}; what was finished before is kept.")
-            latents = pipe.scheduler.step(self._noise(latents, t, i), t, latents, **more, return_dict=False)[0]
+                raise Cancelled(f"Stopped at step {i} of {count}; what was finished before is kept.")
+            latents = scheduler.step(self._noise(latents, t, i), t, latents, **more, return_dict=False)[0]
             if progress:
-                progress(i + 1, ask.steps)
+                progress(i + 1, count)
         return self._decoded(latents)
 
     def close(self) -> None:
@@ -182,6 +179,33 @@ class Maker:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def _attach(self) -> None:
+        """Put the additions on the denoiser."""
+        attachment, unet = self._attachment, self.base.unet
+        unknown = sorted(set(attachment.added) - set(unet.attn_processors))
+        if unknown:
+            raise AvatarError(f"What the system adds is for another base (it has no '{unknown[0]}').")
+        if attachment.between:
+            raise AvatarError("What the system adds is for a FLUX; give one with --base.")
+        add_low_rank(unet, attachment.weights)
+        unet.set_attn_processor(
+            {name: Decoupled(attachment.added[name]) if name in attachment.added else old for name, old in unet.attn_processors.items()}
+        )
+
+    def _plain(self, base: Base, prompt: str, negative: str) -> tuple[Prompted, Prompted]:
+        """The text where the system has none of its own."""
+        made = encoded(base, prompt, negative)
+        return made, made
+
+    def _begin(self, generator: torch.Generator) -> Tensor:
+        """The first latents, and the scheduler set to its beginning."""
+        pipe, (height, width) = self.base.pipe, self._ask.size
+        shape = (1, pipe.unet.config.in_channels, height // pipe.vae_scale_factor, width // pipe.vae_scale_factor)
+        latents = torch.randn(shape, generator=generator).to(self.base.device, pipe.unet.dtype)
+        pipe.scheduler.set_timesteps(self._ask.steps, device=self.base.device)
+        begun: Tensor = latents * pipe.scheduler.init_noise_sigma
+        return begun
 
     def _noise(self, latents: Tensor, t: Tensor, step: int) -> Tensor:
         """What the denoiser takes for noise at a step, guidance applied."""
@@ -232,4 +256,13 @@ class Maker:
         return np.asarray(np.round(values * 255), np.uint8)
 
 
-__all__ = ["Ask", "Base", "Cancelled", "Maker", "encoded", "open_base", "open_for", "open_unet"]
+def maker(base: Base, attachment: Attachment, ask: Ask) -> Maker:
+    """The one for a base's family."""
+    if base.family == "flux":
+        from exporters.portraits.pipeline_flux import FluxMaker
+
+        return FluxMaker(base, attachment, ask)
+    return Maker(base, attachment, ask)
+
+
+__all__ = ["Ask", "Base", "Cancelled", "Maker", "encoded", "maker", "open_base", "open_for", "open_unet"]
