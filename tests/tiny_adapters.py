@@ -38,6 +38,7 @@ PROJECTORS: dict[str, Shapes] = {
     "full-face": small.full_face(features=SEEN, out=WIDTH),
     "faceid": small.faceid(features=VECTOR, out=WIDTH),
     "faceid-plus": small.faceid_plus(features=VECTOR, seen=SEEN, out=WIDTH),
+    "portrait": small.faceid(features=VECTOR, out=WIDTH, tokens=16),
 }
 
 
