@@ -77,3 +77,17 @@ def faceid_plus(*, features: int, seen: int, out: int) -> dict[str, tuple[int, .
     made = faceid(features=features, out=out) | linear("perceiver_resampler.proj_in", seen, out)
     made |= linear("perceiver_resampler.proj_out", out, out) | norm("perceiver_resampler.norm_out", out)
     return made | perceiver("perceiver_resampler.", width=out, inner=max(64, out // 64 * 64), depth=4)
+
+
+def fuse(width: int) -> dict[str, tuple[int, ...]]:
+    """PhotoMaker's and ConsistentID's."""
+    made = norm("mlp1.layernorm", 2 * width) | linear("mlp1.fc1", 2 * width, width) | linear("mlp1.fc2", width, width)
+    made |= norm("mlp2.layernorm", width) | linear("mlp2.fc1", width, width) | linear("mlp2.fc2", width, width)
+    return made | norm("layer_norm", width)
+
+
+def facial(*, features: int, width: int, out: int) -> dict[str, tuple[int, ...]]:
+    """ConsistentID's FacialEncoder."""
+    inner = resampler(features=features, width=width, out=out, queries=1, inner=128, depth=2)
+    made = {f"visual_projection.{key}": shape for key, shape in inner.items()}
+    return made | {f"fuse_module.{key}": shape for key, shape in fuse(out).items()}

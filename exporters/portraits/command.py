@@ -105,7 +105,7 @@ def _from_system(args: argparse.Namespace, photos: list[Photo], refused: list[st
     from exporters.portraits.encoders import device_of
 
     device = device_of(args.device)
-    parts = contract.Parts(Path(args.weights), args.image_encoder, args.recogniser, args.control, args.variant)
+    parts = contract.Parts(Path(args.weights), args.image_encoder, args.recogniser, args.control, args.variant, args.describe)
     system = contract.load(args.system, parts, device=device)
     used = photos if system.together else photos[:1]
     asked = _asked(args, system, used)
@@ -152,6 +152,7 @@ def _asked(args: argparse.Namespace, system: contract.System, used: list[Photo])
         "scale": told.scale if args.scale is None else args.scale,
         "size": args.size,
         "precision": args.precision or "fp32",
+        **({} if args.describe is None else {"description": args.describe}),
     }
 
 

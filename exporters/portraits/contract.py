@@ -33,6 +33,7 @@ class Parts:
     recogniser: Path | None = None  # an ONNX recogniser, or a folder such as antelopev2 or buffalo_l; None: looked for beside the weights
     control: Path | None = None  # a ControlNet's folder; None: looked for beside the weights
     variant: str | None = None  # where a file does not say what it is
+    description: str | None = None  # of the person's face, for DESCRIBED
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,14 +142,19 @@ SYSTEMS = {
     "instantid": "exporters.portraits.systems.instantid",
     "photomaker": "exporters.portraits.systems.photomaker",
     "arc2face": "exporters.portraits.systems.arc2face",
+    "consistentid": "exporters.portraits.systems.consistentid",
 }
 """Name on the command line -> module, which has `load(parts, device) -> System`."""
+DESCRIBED = ("consistentid",)
+"""Those that read a description of the face."""
 
 
 def load(name: str, parts: Parts, *, device: str = "cpu") -> System:
     """A system with the user's weights. Raises AvatarError where it is unknown or its files do not fit."""
     if name not in SYSTEMS:
         raise AvatarError(f"There is no identity system called '{name}'; choose one of {', '.join(sorted(SYSTEMS))}.")
+    if parts.description is not None and name not in DESCRIBED:
+        raise AvatarError(f"{name} reads no description of the face; leave --describe out, or say it in --prompt.")
     try:
         module = import_module(SYSTEMS[name])
     except ImportError as error:
@@ -157,4 +163,4 @@ def load(name: str, parts: Parts, *, device: str = "cpu") -> System:
     return made
 
 
-__all__ = ["SYSTEMS", "Added", "Attachment", "Control", "Defaults", "IdentityTokens", "Parts", "Prompted", "System", "load"]
+__all__ = ["DESCRIBED", "SYSTEMS", "Added", "Attachment", "Control", "Defaults", "IdentityTokens", "Parts", "Prompted", "System", "load"]

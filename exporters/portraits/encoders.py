@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,23 @@ def halves(path: Path, first: str, second: str) -> tuple[dict[str, Tensor], dict
     return files.read(path, part=first), files.read(path, part=second)
 
 
+def section(path: Path, *names: str) -> dict[str, Tensor]:
+    """The part of an adapter that has one of the names, as `halves` takes it."""
+    from exporters import files
+
+    if path.suffix == ".safetensors":
+        held = files.read(path)
+        found = ({key[len(name) + 1 :]: value for key, value in held.items() if key.startswith(f"{name}.")} for name in names)
+        part = next((part for part in found if part), None)
+        if part is None:
+            raise AvatarError(f"{path} has no '{names[0]}'; it is another system's file.")
+        return part
+    for name in names[:-1]:
+        with suppress(AvatarError):
+            return files.read(path, part=name)
+    return files.read(path, part=names[-1])
+
+
 def device_of(name: str | None) -> str:
     """The accelerator where there is one."""
     if name:
@@ -185,5 +203,5 @@ def arrays(**tensors: Any) -> dict[str, FloatArray]:
 
 __all__ = [
     *("BUST", "HEAD", "ImageEncoder", "adapter_file", "aligned", "arrays", "clip_pixels", "device_of", "halves"),
-    *("image_encoder", "quiet", "recogniser", "square", "vectors"),
+    *("image_encoder", "quiet", "recogniser", "section", "square", "vectors"),
 ]

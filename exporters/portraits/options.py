@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 OF_SYSTEM = (
-    *("base", "unet", "prompt", "negative", "image_encoder", "recogniser", "control", "variant"),
+    *("base", "unet", "prompt", "negative", "describe", "image_encoder", "recogniser", "control", "variant"),
     *("candidates", "seed", "pick", "scale", "guidance", "size"),
 )
 """Options that mean nothing without --system."""
@@ -33,6 +33,9 @@ def add_photos(parser: argparse.ArgumentParser, picture: argparse._MutuallyExclu
     system.add_argument("--unet", type=Path, metavar="DIR", help="another UNet for the base, such as CosmicMan's")
     system.add_argument("--prompt", metavar="TEXT", help="what to show (default: the system's)")
     system.add_argument("--negative", metavar="TEXT", help="what not to show (default: the system's)")
+    system.add_argument(
+        "--describe", metavar="TEXT", help="consistentid: what the face, ears, eyes, nose and mouth are like (default: that they are there)"
+    )
     system.add_argument("--candidates", type=int, metavar="N", help="portraits to choose from (default: 4)")
     system.add_argument("--seed", type=int, metavar="N", help="of the first of them (default: 0)")
     system.add_argument("--pick", type=int, metavar="SEED", help="the portrait to keep (default: the best for driving)")
