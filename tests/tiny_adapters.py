@@ -146,3 +146,31 @@ def consistentid(path: Path, *, nested: str = "image_proj") -> Path:
         torch.save(parts, path)
     (path.parent / "face_parsing.pth").write_bytes(b"")
     return path
+
+
+STAGES = ((6, 2), (8, 1), (10, 1), (12, 2))
+"""Channels and blocks of the small CurricularFace's stages."""
+
+
+def curricular() -> dict[str, Any]:
+    """A small CurricularFace's weights; what is divided by is positive."""
+    held = tensors(small.curricular(*STAGES, vector=VECTOR))
+    return {name: value.abs() + 0.5 if name.endswith("running_var") else value for name, value in held.items()}
+
+
+def uniportrait(folder: Path) -> Path:
+    """UniPortrait's folder for an SD 1.5: 4 tokens a person, and a router."""
+    import torch
+
+    form = sum(width for width, _ in STAGES[:-1]) + SEEN
+    adapter = attentions(names=("to_k_faceid", "to_v_faceid"), lora=True)
+    router: dict[str, tuple[int, ...]] = {key: shape for key, shape in adapter.items() if "_lora." in key}
+    for i, channels in enumerate(CHANNELS):
+        if i % 2 == 1:
+            router |= {f"{i}.{key}": shape for key, shape in small.router(channels, cross=WIDTH, queries=4).items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    project = tensors(small.uniportrait(who=STAGES[-1][0], form=form, out=WIDTH))
+    torch.save({"faceid_proj": project, "faceid_adapter": tensors(adapter, 1)}, folder / "uniportrait-faceid_sd15.bin")
+    torch.save({"faceid_adapter": tensors(router, 2)}, folder / "uniportrait-router_sd15.bin")
+    torch.save(curricular(), folder / "glint360k_curricular_face_r101_backbone.bin")
+    return folder

@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from engine.drivers.portrait import Found
 from engine.types import AvatarError, FloatArray, UInt8Array
 from exporters.portraits.photos import Photo
 
@@ -82,8 +83,10 @@ class Added:
 
     k: Tensor  # [2, tokens, channels]
     v: Tensor  # [2, tokens, channels]
-    mix: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    mix: Callable[..., Tensor]
     """(text's result [B, N, channels], q [B, heads, N, d], k and v [B, heads, tokens, d]) -> result, before the output projection."""
+    route: Callable[[Tensor, slice], Tensor] | None = None
+    """(the block's input [B, N, channels], which of the two rows) -> whose each pixel is [B, people, N, 1], which `mix` takes as `whose`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -136,6 +139,19 @@ class System(Protocol):
         ...
 
 
+@runtime_checkable
+class Several(Protocol):
+    """A system that shows several people in one picture."""
+
+    def encode_people(self, people: Sequence[Sequence[Photo]]) -> IdentityTokens:
+        """The photos of each -> tokens for a picture with all of them. Raises AvatarError as `encode`."""
+        ...
+
+    def likeness(self, photos: Sequence[Photo], rgb: UInt8Array, faces: Sequence[Found]) -> list[float]:
+        """How alike each face in a picture [H, W, 3] is to that of a person's photos, -1..1."""
+        ...
+
+
 SYSTEMS = {
     "ip-adapter": "exporters.portraits.systems.ip_adapter",
     "faceid": "exporters.portraits.systems.faceid",
@@ -143,6 +159,7 @@ SYSTEMS = {
     "photomaker": "exporters.portraits.systems.photomaker",
     "arc2face": "exporters.portraits.systems.arc2face",
     "consistentid": "exporters.portraits.systems.consistentid",
+    "uniportrait": "exporters.portraits.systems.uniportrait",
 }
 """Name on the command line -> module, which has `load(parts, device) -> System`."""
 DESCRIBED = ("consistentid",)
@@ -163,4 +180,4 @@ def load(name: str, parts: Parts, *, device: str = "cpu") -> System:
     return made
 
 
-__all__ = ["DESCRIBED", "SYSTEMS", "Added", "Attachment", "Control", "Defaults", "IdentityTokens", "Parts", "Prompted", "System", "load"]
+__all__ = ["DESCRIBED", "SYSTEMS", "Added", "Attachment", "Control", "Defaults", "IdentityTokens", "Parts", "Prompted", "Several", "System", "load"]

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from engine.drivers.portrait import Found
 from engine.recogniser import SIDE, Recogniser, fit, five_points
 from engine.types import AvatarError, FloatArray, UInt8Array
 from exporters.files import CONFIG, SUFFIXES, read_config
@@ -124,10 +125,15 @@ def vectors(network: Recogniser, photos: Sequence[Photo], *, normed: bool) -> Fl
 
 def aligned(photo: Photo, side: int = SIDE) -> UInt8Array:
     """[side, side, 3] RGB: the face with its five points on the recognisers' template; black where the picture ends, as InsightFace does it."""
-    matrix = fit(five_points(photo.face.points))
+    return aligned_in(photo.rgb, photo.face, side)
+
+
+def aligned_in(rgb: UInt8Array, face: Found, side: int) -> UInt8Array:
+    """The same of a picture [H, W, 3] and a face in it."""
+    matrix = fit(five_points(face.points))
     matrix = matrix * np.array([SIDE / side, SIDE / side, 1.0], np.float32)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return np.asarray(cv2.warpAffine(photo.rgb, matrix, (side, side), flags=flags, borderValue=0.0), np.uint8)
+    return np.asarray(cv2.warpAffine(rgb, matrix, (side, side), flags=flags, borderValue=0.0), np.uint8)
 
 
 def square(photo: Photo, sides: float) -> UInt8Array:
@@ -202,6 +208,6 @@ def arrays(**tensors: Any) -> dict[str, FloatArray]:
 
 
 __all__ = [
-    *("BUST", "HEAD", "ImageEncoder", "adapter_file", "aligned", "arrays", "clip_pixels", "device_of", "halves"),
+    *("BUST", "HEAD", "ImageEncoder", "adapter_file", "aligned", "aligned_in", "arrays", "clip_pixels", "device_of", "halves"),
     *("image_encoder", "quiet", "recogniser", "section", "square", "vectors"),
 ]

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 OF_SYSTEM = (
-    *("base", "unet", "prompt", "negative", "describe", "image_encoder", "recogniser", "control", "variant"),
+    *("base", "unet", "prompt", "negative", "also", "describe", "image_encoder", "recogniser", "control", "variant"),
     *("candidates", "seed", "pick", "scale", "guidance", "size"),
 )
 """Options that mean nothing without --system."""
@@ -33,6 +33,10 @@ def add_photos(parser: argparse.ArgumentParser, picture: argparse._MutuallyExclu
     system.add_argument("--unet", type=Path, metavar="DIR", help="another UNet for the base, such as CosmicMan's")
     system.add_argument("--prompt", metavar="TEXT", help="what to show (default: the system's)")
     system.add_argument("--negative", metavar="TEXT", help="what not to show (default: the system's)")
+    system.add_argument(
+        "--also", action="append", nargs="+", type=Path, metavar="FILE",
+        help="uniportrait: photos of another person in the picture; once for each; the portrait is cut to the person of --photos",
+    )  # fmt: skip
     system.add_argument(
         "--describe", metavar="TEXT", help="consistentid: what the face, ears, eyes, nose and mouth are like (default: that they are there)"
     )
