@@ -175,9 +175,12 @@ def test_the_merged_text_comes_after_three_fifths_of_the_steps(files: Path, monk
     maker = pipeline.Maker(base, system.attach(base, system.encode([photo()]), scale=1.0, size=(64, 64)), asked(prompt="a man", steps=10))
     seen: list[bool] = []
     forward = base.unet.forward
-    monkeypatch.setattr(
-        base.unet, "forward", lambda *a, **k: seen.append(bool(torch.equal(k["encoder_hidden_states"], maker._late.text))) or forward(*a, **k)
-    )
+
+    def spied(*args: Any, **more: Any) -> Any:
+        seen.append(bool(torch.equal(more["encoder_hidden_states"], maker._late.text)))
+        return forward(*args, **more)
+
+    monkeypatch.setattr(base.unet, "forward", spied)
     maker.make(0)
     assert seen == [False] * 7 + [True] * 3  # published: while the step is no more than its start, 6 of 10
 

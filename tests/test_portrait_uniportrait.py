@@ -219,6 +219,9 @@ def test_a_persona_of_a_picture_of_two_names_both(
     command += ["--candidates", "1", "--steps", "1", "--size", "64", "--device", "cpu"]
     assert avatar.main([*command, "--also", str(tmp_path / "a.png")]) == 2
     assert "a.png is given for two people" in capsys.readouterr().err
+    Image.fromarray(np.full((200, 200, 3), 90, np.uint8)).save(tmp_path / "grey.png")
+    assert avatar.main([*command, "--also", str(tmp_path / "b.png"), "--also", str(tmp_path / "grey.png")]) == 2
+    assert "grey.png: No face was found" in capsys.readouterr().err
     assert avatar.main([*command, "--also", str(tmp_path / "b.png")]) == 0
     said = capsys.readouterr().out
     assert "there will be 1 more (b.png); the consent must be everybody's" in said
@@ -229,6 +232,10 @@ def test_a_persona_of_a_picture_of_two_names_both(
     assert made["system"]["prompt"].startswith("a photo of 2 people")
     assert read_portrait("Eileen").shape[1] < pair().shape[1] / 2 + 80
     find_face(read_portrait("Eileen"))  # one, and whole
+    monkeypatch.setattr(pipeline.Maker, "_decoded", None)
+    assert avatar.main(["persona", "remove", "Eileen"]) == 0
+    assert avatar.main([*command, "--also", str(tmp_path / "b.png")]) == 0
+    assert "Made before" in capsys.readouterr().out
 
 
 # -- what does not fit ----------------------------------------------------------------------------------------------------
@@ -236,12 +243,12 @@ def test_a_persona_of_a_picture_of_two_names_both(
 
 def test_what_is_missing_or_another_is_one_sentence(files: Path, tmp_path: Path) -> None:
     with pytest.raises(AvatarError, match="shows one person; leave --also out"):
-        system = contract.load("ip-adapter", Parts(adapter(tmp_path / "ip-adapter.bin", "plain")))
-        people.together(system, [photo()], [[tmp_path / "b.png"]], tell=print)
+        alone = contract.load("ip-adapter", Parts(adapter(tmp_path / "ip-adapter.bin", "plain")))
+        people.together(alone, [photo()], [[tmp_path / "b.png"]], tell=print)
     with pytest.raises(AvatarError, match="no network called 'faceid_proj'"):
         contract.load("uniportrait", Parts(adapter(tmp_path / "ip-adapter.bin", "plain")))
     home = shutil.copytree(files / "uniportrait", tmp_path / "uniportrait")
-    system = contract.load("uniportrait", Parts(home, files / "image_encoder"))
+    system: Any = contract.load("uniportrait", Parts(home, files / "image_encoder"))
     (home / ROUTER).unlink()
     system.encode([photo()])
     with pytest.raises(AvatarError, match=f"{ROUTER}, which is not in"):

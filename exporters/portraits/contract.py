@@ -155,11 +155,11 @@ class Several(Protocol):
 SYSTEMS = {
     "ip-adapter": "exporters.portraits.systems.ip_adapter",
     "faceid": "exporters.portraits.systems.faceid",
+    "consistentid": "exporters.portraits.systems.consistentid",
+    "uniportrait": "exporters.portraits.systems.uniportrait",
     "instantid": "exporters.portraits.systems.instantid",
     "photomaker": "exporters.portraits.systems.photomaker",
     "arc2face": "exporters.portraits.systems.arc2face",
-    "consistentid": "exporters.portraits.systems.consistentid",
-    "uniportrait": "exporters.portraits.systems.uniportrait",
 }
 """Name on the command line -> module, which has `load(parts, device) -> System`."""
 DESCRIBED = ("consistentid",)

@@ -91,9 +91,10 @@ def clip_pixels(picture: UInt8Array, side: int, *, crop: bool = True) -> FloatAr
 
 
 def image_encoder(given: Path | None, beside: Path, *, device: str) -> ImageEncoder:
-    """The one that was given, or `image_encoder` (`models/image_encoder`) beside a file. Raises AvatarError where there is none."""
+    """The one that was given, or one of a file's neighbours as IP-Adapter and UniPortrait lay it. Raises AvatarError where there is none."""
     home = beside if beside.is_dir() else beside.parent
-    places = [given] if given else [home / "image_encoder", home / "models" / "image_encoder", home.parent / "models" / "image_encoder"]
+    inside = (home / "models", home.parent / "models", home / "IP-Adapter" / "models")
+    places = [given] if given else [home / "image_encoder", *(folder / "image_encoder" for folder in inside)]
     folder = next((place for place in places if (place / CONFIG).is_file()), None)
     if folder is None:
         raise AvatarError(f"CLIP's image encoder is not in {places[0]}; give its folder with --image-encoder.")

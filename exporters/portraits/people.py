@@ -96,7 +96,7 @@ class Cutting:
         """As the maker's; a picture without a face is given whole."""
         from PIL import Image
 
-        whole = self._maker.make(seed, **how)
+        whole: UInt8Array = self._maker.make(seed, **how)
         path = self._folder / f"whole-{seed}.png"
         aside = path.with_name(f".{path.name}")
         Image.fromarray(whole).save(aside, "PNG", compress_level=3)

@@ -62,7 +62,7 @@ class Recogniser(nn.Module):
             blocks.append(Residual(inputs, outputs, 2 if begins else 1))
         self.ends.append(len(blocks) - 1)
         self.body = nn.Sequential(*blocks)
-        last, length = blocks[-1].res_layer[5].num_features, held["output_layer.3.weight"].shape[0]  # type: ignore[union-attr, index]
+        last, length = blocks[-1].res_layer[5].num_features, held["output_layer.3.weight"].shape[0]
         self.output_layer = nn.Sequential(
             nn.BatchNorm2d(last), nn.Dropout(), nn.Flatten(), nn.Linear(last * LAST**2, length), nn.BatchNorm1d(length, affine=False)
         )
@@ -86,7 +86,7 @@ class FaceResampler(nn.Module):
         width = queries.shape[2]
         self.latents = nn.Parameter(torch.empty(queries.shape))
         self.proj_id, self.proj_clip = (self._perceptron(held, name) for name in ("proj_id", "proj_clip"))
-        made = []
+        made: list[nn.Module] = []
         while (key := f"layers.{len(made)}.0.to_q.weight") in held:
             inner, wide = held[key].shape[0], held[f"layers.{len(made)}.2.1.weight"].shape[0]
             made.append(nn.ModuleList([Perceiver(width, inner), Perceiver(width, inner), feed_forward(width, wide)]))
@@ -102,7 +102,7 @@ class FaceResampler(nn.Module):
     def forward(self, who: Tensor, form: Tensor, *, structure: float) -> Tensor:
         who, form = self.proj_id(who), self.proj_clip(form)
         latents = self.latents.expand(len(who), -1, -1)
-        for to_who, to_form, forward in self.layers:  # type: ignore[misc]
+        for to_who, to_form, forward in self.layers:
             latents = latents + to_who(who, latents)
             latents = latents + structure * to_form(form, latents)
             latents = latents + forward(latents)

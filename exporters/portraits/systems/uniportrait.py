@@ -53,7 +53,8 @@ class UniPortrait:
 
     def encode(self, photos: Sequence[Photo]) -> IdentityTokens:
         """Of all photos of one person."""
-        return self.encode_people([photos])
+        tokens: IdentityTokens = self.encode_people([photos])
+        return tokens
 
     @torch.no_grad()
     def encode_people(self, people: Sequence[Sequence[Photo]]) -> IdentityTokens:
@@ -87,7 +88,8 @@ class UniPortrait:
         path = given if given is not None and given.is_file() else files.find([given or self._path.parent], RECOGNISERS)
         if path is None:
             raise AvatarError(f"UniPortrait's {RECOGNISERS[0]}.bin is not in {given or self._path.parent}; give it with --recogniser.")
-        return networks.recogniser(files.read(path), path.name).to(self._device)
+        network: networks.Recogniser = networks.recogniser(files.read(path), path.name).to(self._device)
+        return network
 
     def _check(self, who: Tensor, form: Tensor, width: int) -> None:
         """Raise AvatarError where the projector was made for other encoders."""
