@@ -155,6 +155,13 @@ def test_several_use_the_routers_lora_and_another_share_of_the_form(files: Path)
     for count, tokens in ((1, alone), (2, both)):
         weights = system.attach(base, tokens, scale=1.0, size=(64, 64)).weights
         assert torch.equal(weights["mid_block.attentions.0.transformer_blocks.0.attn2.to_q.weight"][0], held[count]["13.to_q_lora.up.weight"])
+    added = system.attach(base, both, scale=1.0, size=(64, 64)).added["mid_block.attentions.0.transformer_blocks.0.attn2.processor"]
+    mine = {key.removeprefix("13."): value for key, value in held[2].items() if key.startswith("13.") and "router." in key}
+    router = projectors.loaded(networks.Router(mine), mine, "it")
+    each, hidden = torch.from_numpy(both.arrays["tokens"]).split(4, 1), given(2, 200, 64)
+    whose = added.route(hidden, slice(None))
+    assert torch.equal(whose, router(hidden, router.keys(torch.stack(each, 1))))
+    assert 0 < whose[1, 0].mean() < 1
 
 
 # -- the picture is cut to one person -------------------------------------------------------------------------------------
