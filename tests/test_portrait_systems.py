@@ -12,9 +12,10 @@ import pytest
 from engine.types import AvatarError
 from exporters.portraits import contract
 from exporters.portraits.contract import Parts
+from tests import identity_weights as small
 from tests.conftest import require
 from tests.recognisers import onnx_file
-from tests.tiny_adapters import arc2face, instantid, photomaker, photomaker_fuse, photomaker_qformer, tensors
+from tests.tiny_adapters import arc2face, instantid, photomaker, photomaker_qformer, tensors
 
 for part in ("torch", "diffusers", "transformers"):
     require(part)
@@ -61,7 +62,7 @@ def test_photomakers_networks_give_what_the_published_ones_give() -> None:
     held = tensors(shapes)
     qformer = projectors.loaded(of_photomaker.QFormer(held), held, "it")
     assert worst(qformer(given(3, 16), given(3, 17, 24, seed=8)), "qformer") <= CLOSE
-    held = tensors(photomaker_fuse(40))
+    held = tensors(small.fuse(40))
     text = given(1, 9, 40)
     text[0, 2:6] = projectors.loaded(of_photomaker.Fuse(40), held, "it")(text[0, 2:6], given(1, 2, 2, 40, seed=8).reshape(4, 40))
     assert worst(text, "fuse") <= CLOSE

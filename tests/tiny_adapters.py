@@ -38,6 +38,7 @@ PROJECTORS: dict[str, Shapes] = {
     "full-face": small.full_face(features=SEEN, out=WIDTH),
     "faceid": small.faceid(features=VECTOR, out=WIDTH),
     "faceid-plus": small.faceid_plus(features=VECTOR, seen=SEEN, out=WIDTH),
+    "portrait": small.faceid(features=VECTOR, out=WIDTH, tokens=16),
 }
 
 
@@ -81,13 +82,6 @@ CLIP_WIDTH = 64
 """Of PhotoMaker's own image encoder: one head."""
 
 
-def photomaker_fuse(width: int) -> Shapes:
-    """PhotoMaker's fuse module."""
-    made = small.norm("mlp1.layernorm", 2 * width) | small.linear("mlp1.fc1", 2 * width, width) | small.linear("mlp1.fc2", width, width)
-    made |= small.norm("mlp2.layernorm", width) | small.linear("mlp2.fc1", width, width) | small.linear("mlp2.fc2", width, width)
-    return made | small.norm("layer_norm", width)
-
-
 def photomaker_qformer(*, vector: int, seen: int, width: int) -> Shapes:
     """PhotoMaker v2's."""
     made = small.linear("token_proj.0", vector, 4 * vector) | small.linear("token_proj.2", 4 * vector, 2 * width) | small.norm("token_norm", width)
@@ -114,7 +108,7 @@ def photomaker(path: Path, base: Path, *, version: int) -> Path:
     )
     encoder = dict(CLIPVisionModelWithProjection(config).state_dict())
     encoder |= tensors(small.linear("visual_projection_2", CLIP_WIDTH, WIDTH // 2, bias=False))
-    encoder |= {f"fuse_module.{key}": value for key, value in tensors(photomaker_fuse(WIDTH)).items()}
+    encoder |= {f"fuse_module.{key}": value for key, value in tensors(small.fuse(WIDTH)).items()}
     if version == 2:
         shapes = photomaker_qformer(vector=VECTOR, seen=CLIP_WIDTH, width=WIDTH)
         encoder |= {f"qformer_perceiver.{key}": value for key, value in tensors(shapes).items()}
@@ -135,4 +129,48 @@ def arc2face(folder: Path, base: Path) -> Path:
     shutil.copytree(base / "unet", folder / "arc2face")
     text_encoder(WIDTH).save_pretrained(folder / "encoder")
     onnx_file(folder / "arcface.onnx", 4)
+    return folder
+
+
+def consistentid(path: Path, *, nested: str = "image_proj") -> Path:
+    """ConsistentID's file, of which `nested` is the projector's name; beside it a face parsing that is none."""
+    import torch
+    from safetensors.torch import save_file
+
+    facial = tensors(small.facial(features=SEEN, width=64, out=WIDTH))
+    parts = {"FacialEncoder": facial, nested: tensors(PROJECTORS["faceid-plus"]), "adapter_modules": tensors(attentions(lora=True), 1)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".safetensors":
+        save_file({f"{part}.{key}": value for part, held in parts.items() for key, value in held.items()}, path)
+    else:
+        torch.save(parts, path)
+    (path.parent / "face_parsing.pth").write_bytes(b"")
+    return path
+
+
+STAGES = ((6, 2), (8, 1), (10, 1), (12, 2))
+"""Channels and blocks of the small CurricularFace's stages."""
+
+
+def curricular() -> dict[str, Any]:
+    """A small CurricularFace's weights; what is divided by is positive."""
+    held = tensors(small.curricular(*STAGES, vector=VECTOR))
+    return {name: value.abs() + 0.5 if name.endswith("running_var") else value for name, value in held.items()}
+
+
+def uniportrait(folder: Path) -> Path:
+    """UniPortrait's folder for an SD 1.5: 4 tokens a person, and a router."""
+    import torch
+
+    form = sum(width for width, _ in STAGES[:-1]) + SEEN
+    adapter = attentions(names=("to_k_faceid", "to_v_faceid"), lora=True)
+    router: dict[str, tuple[int, ...]] = {key: shape for key, shape in adapter.items() if "_lora." in key}
+    for i, channels in enumerate(CHANNELS):
+        if i % 2 == 1:
+            router |= {f"{i}.{key}": shape for key, shape in small.router(channels, cross=WIDTH, queries=4).items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    project = tensors(small.uniportrait(who=STAGES[-1][0], form=form, out=WIDTH))
+    torch.save({"faceid_proj": project, "faceid_adapter": tensors(adapter, 1)}, folder / "uniportrait-faceid_sd15.bin")
+    torch.save({"faceid_adapter": tensors(router, 2)}, folder / "uniportrait-router_sd15.bin")
+    torch.save(curricular(), folder / "glint360k_curricular_face_r101_backbone.bin")
     return folder

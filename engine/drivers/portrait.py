@@ -77,11 +77,7 @@ def find_face(rgb: UInt8Array) -> Found:
     Raises AvatarError where there is no face, where a second one is more than half as wide as the largest, and where the face is cut by
     the picture's edge, lies on its side, looks away or is too small.
     """
-    tracker = FaceTracker(still=True)
-    try:
-        faces = next((faces for look in _looks(rgb) if (faces := _search(tracker, look))), [])
-    finally:
-        tracker.close()
+    faces = find_faces(rgb)
     if not faces:
         raise NoFaceError("No face was found in this picture; use one where a face looks towards the camera and is well lit.")
     face = faces[0]
@@ -97,6 +93,15 @@ def find_face(rgb: UInt8Array) -> Found:
     if frontal < FRONTAL:
         raise AvatarError("The face looks too far to the side; use a picture where it looks towards the camera.")
     return face
+
+
+def find_faces(rgb: UInt8Array) -> list[Found]:
+    """Picture [H, W, 3] RGB -> every face that matters in it, the widest first."""
+    tracker = FaceTracker(still=True)
+    try:
+        return next((faces for look in _looks(rgb) if (faces := _search(tracker, look))), [])
+    finally:
+        tracker.close()
 
 
 def _looks(rgb: UInt8Array) -> Iterator[UInt8Array]:

@@ -28,7 +28,8 @@ class Decoupled:
         rows = slice(None) if len(q) == 2 else slice(1, 2)
         heads = [x.to(q.dtype).unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (q, k, v, self.added.k[rows], self.added.v[rows])]
         text = functional.scaled_dot_product_attention(*heads[:3]).transpose(1, 2).flatten(2)
-        mixed = self.added.mix(text, heads[0], heads[3], heads[4])
+        whose = {} if self.added.route is None else {"whose": self.added.route(hidden_states, rows)}
+        mixed = self.added.mix(text, heads[0], heads[3], heads[4], **whose)
         out: Tensor = attn.to_out[1](attn.to_out[0](mixed)) / attn.rescale_output_factor
         return out
 
@@ -43,6 +44,17 @@ def plus(scale: float) -> Any:
 
     def mix(text: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return text + scale * attend(q, k, v)
+
+    return mix
+
+
+def routed(scale: float, people: int) -> Any:
+    """UniPortrait's mix for several: each pixel attends to each person's tokens, and takes the result of the one whose it is."""
+
+    def mix(text: Tensor, q: Tensor, k: Tensor, v: Tensor, *, whose: Tensor) -> Tensor:
+        each = [x.unflatten(2, (people, -1)).transpose(1, 2) for x in (k, v)]
+        found = functional.scaled_dot_product_attention(q[:, None].expand(-1, people, -1, -1, -1), *each).transpose(2, 3).flatten(3)
+        return text + scale * (whose * found).sum(1)
 
     return mix
 
@@ -98,4 +110,4 @@ def add_low_rank(unet: Any, weights: Mapping[str, tuple[Tensor, Tensor, float]])
             weight += product.reshape(weight.shape).to(weight.device, weight.dtype)
 
 
-__all__ = ["CROSS", "Decoupled", "add_low_rank", "attend", "keys_and_values", "low_rank", "plus"]
+__all__ = ["CROSS", "Decoupled", "add_low_rank", "attend", "keys_and_values", "low_rank", "plus", "routed"]

@@ -15,7 +15,7 @@ from engine import persona as personas
 from engine.generators import load as load_generator
 from engine.persona import Persona
 from engine.types import AvatarError, Generator
-from exporters.portraits import candidates, contract
+from exporters.portraits import candidates, contract, people
 from exporters.portraits.finish import finish
 from exporters.portraits.install import filled
 from exporters.portraits.options import given
@@ -111,8 +111,8 @@ def _from_system(args: argparse.Namespace, photos: list[Photo], refused: list[st
     from exporters.portraits.encoders import device_of
 
     device = device_of(args.device)
-    parts = contract.Parts(Path(args.weights), args.image_encoder, args.recogniser, args.control, args.variant)
-    system = contract.load(args.system, parts, device=device)
+    parts = contract.Parts(Path(args.weights), args.image_encoder, args.recogniser, args.control, args.variant, args.describe)
+    system = people.together(contract.load(args.system, parts, device=device), photos, args.also, tell=tell)
     used = photos if system.together else photos[:1]
     asked = _asked(args, system, used)
     folder = candidates.folder_of(personas.personas_folder().parent / CANDIDATES / args.name, asked)
@@ -128,7 +128,7 @@ def _from_system(args: argparse.Namespace, photos: list[Photo], refused: list[st
         _make(args, system, tokens, folder, todo, asked, device, tell, progress)
     chosen = candidates.best([candidates.look(folder, seed) for seed in seeds], pick=args.pick)
     told = provenance(photos, refused, used=used, done=(f"generated with seed {chosen.seed}",), system={**asked, "seed": chosen.seed})
-    made = _kept(args, load_generator("puppet"), chosen.rgb, chosen.path.name, told)
+    made = _kept(args, load_generator("puppet"), chosen.rgb, chosen.path.name, {**told, **people.provenance(system)})
     assert made.folder is not None
     (made.folder / candidates.TOKENS).write_bytes(tokens.pack())
     another = f"avatar persona remove {made.name}, then this command again with --pick SEED"
@@ -158,6 +158,8 @@ def _asked(args: argparse.Namespace, system: contract.System, used: list[Photo])
         "scale": told.scale if args.scale is None else args.scale,
         "size": args.size,
         "precision": args.precision or "fp32",
+        **({} if args.describe is None else {"description": args.describe}),
+        **people.asked(system),
     }
 
 
@@ -180,7 +182,7 @@ def _make(
     maker = pipeline.maker(base, system.attach(base, tokens, scale=asked["scale"], size=ask.size), ask)
     del base
     try:
-        candidates.make(folder, maker, seeds, progress=progress, tell=tell)
+        candidates.make(folder, people.cut(maker, system, folder), seeds, progress=progress, tell=tell)
     finally:
         maker.close()
 

@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from engine.drivers.portrait import Found
 from engine.types import AvatarError, FloatArray, UInt8Array
 from exporters.portraits.photos import Photo
 
@@ -34,6 +35,7 @@ class Parts:
     recogniser: Path | None = None  # an ONNX recogniser, or a folder such as antelopev2 or buffalo_l; None: looked for beside the weights
     control: Path | None = None  # a ControlNet's folder; None: looked for beside the weights
     variant: str | None = None  # where a file does not say what it is
+    description: str | None = None  # of the person's face, for DESCRIBED
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +84,10 @@ class Added:
 
     k: Tensor  # [2, tokens, channels]
     v: Tensor  # [2, tokens, channels]
-    mix: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    mix: Callable[..., Tensor]
     """(text's result [B, N, channels], q [B, heads, N, d], k and v [B, heads, tokens, d]) -> result, before the output projection."""
+    route: Callable[[Tensor, slice], Tensor] | None = None
+    """(the block's input [B, N, channels], which of the two rows) -> whose each pixel is [B, people, N, 1], which `mix` takes as `whose`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -149,21 +153,40 @@ class System(Protocol):
         ...
 
 
+@runtime_checkable
+class Several(Protocol):
+    """A system that shows several people in one picture."""
+
+    def encode_people(self, people: Sequence[Sequence[Photo]]) -> IdentityTokens:
+        """The photos of each -> tokens for a picture with all of them. Raises AvatarError as `encode`."""
+        ...
+
+    def likeness(self, photos: Sequence[Photo], rgb: UInt8Array, faces: Sequence[Found]) -> list[float]:
+        """How alike each face in a picture [H, W, 3] is to that of a person's photos, -1..1."""
+        ...
+
+
 SYSTEMS = {
     "ip-adapter": "exporters.portraits.systems.ip_adapter",
     "faceid": "exporters.portraits.systems.faceid",
+    "consistentid": "exporters.portraits.systems.consistentid",
+    "uniportrait": "exporters.portraits.systems.uniportrait",
     "instantid": "exporters.portraits.systems.instantid",
     "photomaker": "exporters.portraits.systems.photomaker",
     "arc2face": "exporters.portraits.systems.arc2face",
     "pulid": "exporters.portraits.systems.pulid",
 }
 """Name on the command line -> module, which has `load(parts, device) -> System`."""
+DESCRIBED = ("consistentid",)
+"""Those that read a description of the face."""
 
 
 def load(name: str, parts: Parts, *, device: str = "cpu") -> System:
     """A system with the user's weights. Raises AvatarError where it is unknown or its files do not fit."""
     if name not in SYSTEMS:
         raise AvatarError(f"There is no identity system called '{name}'; choose one of {', '.join(sorted(SYSTEMS))}.")
+    if parts.description is not None and name not in DESCRIBED:
+        raise AvatarError(f"{name} reads no description of the face; leave --describe out, or say it in --prompt.")
     try:
         module = import_module(SYSTEMS[name])
     except ImportError as error:
@@ -172,4 +195,7 @@ def load(name: str, parts: Parts, *, device: str = "cpu") -> System:
     return made
 
 
-__all__ = ["SYSTEMS", "Added", "Attachment", "Between", "Control", "Defaults", "IdentityTokens", "Parts", "Prompted", "System", "load"]
+__all__ = [
+    *("DESCRIBED", "SYSTEMS", "Added", "Attachment", "Between", "Control", "Defaults", "IdentityTokens", "Parts", "Prompted"),
+    *("Several", "System", "load"),
+]

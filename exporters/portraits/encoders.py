@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from engine.drivers.portrait import Found
 from engine.recogniser import SIDE, Recogniser, fit, five_points
 from engine.types import AvatarError, FloatArray, UInt8Array
 from exporters.files import CONFIG, SUFFIXES, read_config
@@ -89,9 +91,10 @@ def clip_pixels(picture: UInt8Array, side: int, *, crop: bool = True) -> FloatAr
 
 
 def image_encoder(given: Path | None, beside: Path, *, device: str) -> ImageEncoder:
-    """The one that was given, or `image_encoder` (`models/image_encoder`) beside a file. Raises AvatarError where there is none."""
+    """The one that was given, or one of a file's neighbours as IP-Adapter and UniPortrait lay it. Raises AvatarError where there is none."""
     home = beside if beside.is_dir() else beside.parent
-    places = [given] if given else [home / "image_encoder", home / "models" / "image_encoder", home.parent / "models" / "image_encoder"]
+    inside = (home / "models", home.parent / "models", home / "IP-Adapter" / "models")
+    places = [given] if given else [home / "image_encoder", *(folder / "image_encoder" for folder in inside)]
     folder = next((place for place in places if (place / CONFIG).is_file()), None)
     if folder is None:
         raise AvatarError(f"CLIP's image encoder is not in {places[0]}; give its folder with --image-encoder.")
@@ -123,10 +126,15 @@ def vectors(network: Recogniser, photos: Sequence[Photo], *, normed: bool) -> Fl
 
 def aligned(photo: Photo, side: int = SIDE) -> UInt8Array:
     """[side, side, 3] RGB: the face with its five points on the recognisers' template; black where the picture ends, as InsightFace does it."""
-    matrix = fit(five_points(photo.face.points))
+    return aligned_in(photo.rgb, photo.face, side)
+
+
+def aligned_in(rgb: UInt8Array, face: Found, side: int) -> UInt8Array:
+    """The same of a picture [H, W, 3] and a face in it."""
+    matrix = fit(five_points(face.points))
     matrix = matrix * np.array([SIDE / side, SIDE / side, 1.0], np.float32)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return np.asarray(cv2.warpAffine(photo.rgb, matrix, (side, side), flags=flags, borderValue=0.0), np.uint8)
+    return np.asarray(cv2.warpAffine(rgb, matrix, (side, side), flags=flags, borderValue=0.0), np.uint8)
 
 
 def square(photo: Photo, sides: float) -> UInt8Array:
@@ -171,6 +179,23 @@ def halves(path: Path, first: str, second: str) -> tuple[dict[str, Tensor], dict
     return files.read(path, part=first), files.read(path, part=second)
 
 
+def section(path: Path, *names: str) -> dict[str, Tensor]:
+    """The part of an adapter that has one of the names, as `halves` takes it."""
+    from exporters import files
+
+    if path.suffix == ".safetensors":
+        held = files.read(path)
+        found = ({key[len(name) + 1 :]: value for key, value in held.items() if key.startswith(f"{name}.")} for name in names)
+        part = next((part for part in found if part), None)
+        if part is None:
+            raise AvatarError(f"{path} has no '{names[0]}'; it is another system's file.")
+        return part
+    for name in names[:-1]:
+        with suppress(AvatarError):
+            return files.read(path, part=name)
+    return files.read(path, part=names[-1])
+
+
 def device_of(name: str | None) -> str:
     """The accelerator where there is one."""
     if name:
@@ -184,6 +209,6 @@ def arrays(**tensors: Any) -> dict[str, FloatArray]:
 
 
 __all__ = [
-    *("BUST", "HEAD", "ImageEncoder", "adapter_file", "aligned", "arrays", "clip_pixels", "device_of", "halves"),
-    *("image_encoder", "quiet", "recogniser", "square", "vectors"),
+    *("BUST", "HEAD", "ImageEncoder", "adapter_file", "aligned", "aligned_in", "arrays", "clip_pixels", "device_of", "halves"),
+    *("image_encoder", "quiet", "recogniser", "section", "square", "vectors"),
 ]

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 OF_SYSTEM = (
-    *("base", "unet", "prompt", "negative", "image_encoder", "recogniser", "control", "variant"),
+    *("base", "unet", "prompt", "negative", "also", "describe", "image_encoder", "recogniser", "control", "variant"),
     *("candidates", "seed", "pick", "scale", "guidance", "size"),
 )
 """Options that mean nothing without --system."""
@@ -17,6 +17,8 @@ FILES = {
     "instantid": "InstantID's ip-adapter.bin and ControlNetModel, beside antelopev2",
     "photomaker": "PhotoMaker's file, v1 or v2, and for v2 a recogniser beside it",
     "pulid": "PuLID's file, v1, v1.1 or FLUX, beside EVA02_CLIP_L_336_psz14_s6B.pt, parsing_bisenet.pth and antelopev2",
+    "consistentid": "ConsistentID's file, beside face_parsing.pth, CLIP's image encoder and buffalo_l",
+    "uniportrait": "UniPortrait's folder: its faceid, router and CurricularFace files, beside CLIP's image encoder",
     "arc2face": "Arc2Face's folder: arc2face, encoder, arcface.onnx",
 }
 """What an identity system is imported from."""
@@ -51,6 +53,13 @@ def add_photos(parser: argparse.ArgumentParser, picture: argparse._MutuallyExclu
     system.add_argument("--base", type=Path, metavar="DIR", help="a Stable Diffusion 1.5, SDXL or FLUX in diffusers' layout")
     system.add_argument("--prompt", metavar="TEXT", help="what to show (default: the system's)")
     system.add_argument("--negative", metavar="TEXT", help="what not to show (default: the system's)")
+    system.add_argument(
+        "--also", action="append", nargs="+", type=Path, metavar="FILE",
+        help="uniportrait: photos of another person in the picture; once for each; the portrait is cut to the person of --photos",
+    )  # fmt: skip
+    system.add_argument(
+        "--describe", metavar="TEXT", help="consistentid: what the face, ears, eyes, nose and mouth are like (default: that they are there)"
+    )
     system.add_argument("--candidates", type=int, metavar="N", help="portraits to choose from (default: 4)")
     system.add_argument("--seed", type=int, metavar="N", help="of the first of them (default: 0)")
     system.add_argument("--pick", type=int, metavar="SEED", help="the portrait to keep (default: the best for driving)")

@@ -159,6 +159,33 @@ class MlpPlus(Mlp):
         return tokens + scale * found if shortcut else found
 
 
+class Perceptron(nn.Module):
+    """LayerNorm, Linear, GELU, Linear, and the input added where `residual`."""
+
+    def __init__(self, inputs: int, width: int, *, residual: bool) -> None:
+        super().__init__()
+        self.layernorm = nn.LayerNorm(inputs)
+        self.fc1, self.fc2 = nn.Linear(inputs, width), nn.Linear(width, width)
+        self.residual = residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.fc2(nn.functional.gelu(self.fc1(self.layernorm(x))))
+        return x + made if self.residual else made
+
+
+class Fuse(nn.Module):
+    """PhotoMaker and ConsistentID: a text's tokens and a person's [N, width] each -> what takes the text's place."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp1, self.mlp2 = Perceptron(2 * width, width, residual=False), Perceptron(width, width, residual=True)
+        self.layer_norm = nn.LayerNorm(width)
+
+    def forward(self, text: Tensor, person: Tensor) -> Tensor:
+        fused: Tensor = self.layer_norm(self.mlp2(self.mlp1(torch.cat([text, person], -1)) + text))
+        return fused
+
+
 def loaded(made: Any, held: Held, name: str) -> Any:
     """A network with its weights, strictly, in fp32, ready to run. Raises AvatarError, one sentence, for keys that do not fit."""
     wanted = {key: tuple(value.shape) for key, value in made.state_dict().items()}
@@ -172,4 +199,7 @@ def loaded(made: Any, held: Held, name: str) -> Any:
     return made.eval().requires_grad_(False)
 
 
-__all__ = ["HEAD", "Linear", "Mlp", "MlpPlus", "Perceiver", "Pointwise", "Resampler", "Retriever", "feed_forward", "layers", "loaded"]
+__all__ = [
+    *("HEAD", "Fuse", "Linear", "Mlp", "MlpPlus", "Perceiver", "Perceptron", "Pointwise", "Resampler", "Retriever"),
+    *("feed_forward", "layers", "loaded"),
+]

@@ -16,6 +16,7 @@ from exporters.files import sha256
 from exporters.portraits import encoders, projectors
 from exporters.portraits.contract import Attachment, Defaults, Family, IdentityTokens, Parts, Prompted
 from exporters.portraits.photos import Photo
+from exporters.portraits.projectors import Fuse
 
 STEMS = ("photomaker",)
 TRIGGER = "img"
@@ -26,33 +27,6 @@ CLIP_HEAD, RETRIEVER_HEAD = 64, 128
 """Channels a head of its CLIP (ViT-L/14) and of v2's perceiver."""
 FORGOTTEN = "vision_model.embeddings.position_ids"
 """0, 1, 2 and so on, which older files hold."""
-
-
-class Mlp(nn.Module):
-    """LayerNorm, Linear, GELU, Linear, and the input added where `residual`."""
-
-    def __init__(self, inputs: int, width: int, *, residual: bool) -> None:
-        super().__init__()
-        self.layernorm = nn.LayerNorm(inputs)
-        self.fc1, self.fc2 = nn.Linear(inputs, width), nn.Linear(width, width)
-        self.residual = residual
-
-    def forward(self, x: Tensor) -> Tensor:
-        made: Tensor = self.fc2(nn.functional.gelu(self.fc1(self.layernorm(x))))
-        return x + made if self.residual else made
-
-
-class Fuse(nn.Module):
-    """A text's tokens and a person's [N, width] each -> what takes the text's place."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.mlp1, self.mlp2 = Mlp(2 * width, width, residual=False), Mlp(width, width, residual=True)
-        self.layer_norm = nn.LayerNorm(width)
-
-    def forward(self, text: Tensor, person: Tensor) -> Tensor:
-        fused: Tensor = self.layer_norm(self.mlp2(self.mlp1(torch.cat([text, person], -1)) + text))
-        return fused
 
 
 class QFormer(nn.Module):
