@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable
 
 from engine.generators.diffusion.layout import MAPS
+from exporters.portraits.options import FILES
 
 DRIVEN_BY_MAPS = {"champ": MAPS["maps"], "magicanimate": MAPS["densepose"]}
 """Systems that no live session can drive, and the pictures beside a clip that drive them."""
@@ -14,6 +15,13 @@ DRIVEN_BY_MAPS = {"champ": MAPS["maps"], "magicanimate": MAPS["densepose"]}
 
 def run(args: argparse.Namespace, *, tell: Callable[[str], None]) -> None:
     """Import what the command line says. Raises AvatarError for whatever does not fit."""
+    if args.system in FILES:
+        from exporters.portraits.install import install
+
+        made = install(args, tell=tell)
+        base = "" if made.base else " --base DIR"
+        tell(f'Make a presenter with it: avatar persona create NAME --photos a.jpg b.jpg --consent "…" --system {made.name}{base}')
+        return
     generator, more = SYSTEMS[args.system](args, tell)
     if not generator:
         tell(f"Wrote {args.out}.")

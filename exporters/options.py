@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from exporters.portraits.options import add_identity
+
 
 def add_import(parser: argparse.ArgumentParser) -> None:
     """`avatar import`."""
@@ -54,6 +56,7 @@ def add_import(parser: argparse.ArgumentParser) -> None:
     for lips in (wav2lip, musetalk, echomimic, hallo):
         lips.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the folder to write; it must not exist yet")
         lips.add_argument("--precision", choices=["fp32", "fp16"], default="fp32", help="of the files written; fp16 halves them")
+    add_identity(systems)
 
 
 def add_export(parser: argparse.ArgumentParser) -> None:

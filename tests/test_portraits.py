@@ -430,7 +430,7 @@ def test_a_persona_of_a_system_is_kept_with_what_it_was_made_of(
     ("more", "sentence"),
     [
         (["--seed", "3"], "--seed is for an identity system"),
-        (["--system", "ip-adapter"], "needs --base"),
+        (["--system", "ip-adapter"], "needs --weights, the system's own files, and --base"),
         (["--system", "ip-adapter", "--base", "x", "--weights", "y", "--candidates", "0"], "--candidates is at least 1"),
         (["--system", "ip-adapter", "--base", "x", "--weights", "y", "--generator", "diffusion"], "leave --generator out"),
     ],

@@ -17,6 +17,7 @@ from engine.persona import Persona
 from engine.types import AvatarError, Generator
 from exporters.portraits import candidates, contract
 from exporters.portraits.finish import finish
+from exporters.portraits.install import filled
 from exporters.portraits.options import given
 from exporters.portraits.photos import Photo, read_photos
 
@@ -44,6 +45,8 @@ def create(
     `options`: of the generator. Raises AvatarError, one sentence, where it cannot be.
     """
     personas.check_new(args.name, args.consent, folder=_home(args))
+    if args.system is not None:
+        args = filled(args)
     _check(args)
     photos, refused = read_photos(args.photos, tell=tell)
     if args.system is None:
@@ -60,7 +63,10 @@ def _check(args: argparse.Namespace) -> None:
     if args.system is None:
         return
     if args.base is None or args.weights is None:
-        raise AvatarError("An identity system needs --base, a Stable Diffusion in diffusers' layout, and --weights, the system's own files.")
+        raise AvatarError(
+            f"An identity system needs --weights, the system's own files, and --base, a model in diffusers' layout; "
+            f"`avatar import {args.system} FILES --base DIR` writes both down once."
+        )
     if args.generator not in (None, "puppet"):
         raise AvatarError("With --system, --weights are the identity system's; leave --generator out: the persona can be served with any.")
     if (args.candidates is not None and args.candidates < 1) or (args.seed is not None and args.seed < 0):
@@ -200,13 +206,7 @@ def _make(
     """Open the base, attach the person, make what is missing, and give the memory back."""
     from exporters.portraits import pipeline
 
-    if asked["precision"] not in pipeline.PRECISIONS:
-        raise AvatarError(f"A base is not opened in {asked['precision']}; use {', '.join(pipeline.PRECISIONS)}.")
-    if args.unet and system.unet:
-        raise AvatarError(f"{system.name} is a UNet itself; leave --unet out.")
-    base = pipeline.open_base(Path(args.base), unet=args.unet or system.unet, device=device, precision=asked["precision"])
-    if base.family not in system.families:
-        raise AvatarError(f"{system.name} is for {' and '.join(system.families)}, and {args.base} is {base.family}; give another --base.")
+    base = pipeline.open_for(system, Path(args.base), unet=args.unet, device=device, precision=asked["precision"])
     ask = pipeline.Ask(asked["prompt"], asked["negative"], asked["steps"], asked["guidance"], _size(args.size, SIDES[base.family]))
     maker = pipeline.Maker(base, system.attach(base, tokens, scale=asked["scale"], size=ask.size), ask)
     del base

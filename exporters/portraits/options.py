@@ -1,4 +1,4 @@
-"""Options of `avatar persona create` about photos; no more than that, so that a parser costs nothing."""
+"""Options of `avatar persona create` about photos, and of `avatar import` for identity systems; no more, so that a parser costs nothing."""
 
 from __future__ import annotations
 
@@ -10,6 +10,24 @@ OF_SYSTEM = (
     *("candidates", "seed", "pick", "only_candidates", "scale", "guidance", "size"),
 )
 """Options that mean nothing without --system."""
+
+FILES = {
+    "ip-adapter": "an IP-Adapter's file, plain, plus, plus-face or full-face, beside CLIP's image encoder",
+    "faceid": "an IP-Adapter-FaceID's file, beside a recogniser (buffalo_l) and for Plus CLIP's image encoder",
+    "instantid": "InstantID's ip-adapter.bin and ControlNetModel, beside antelopev2",
+    "photomaker": "PhotoMaker's file, v1 or v2, and for v2 a recogniser beside it",
+    "arc2face": "Arc2Face's folder: arc2face, encoder, arcface.onnx",
+}
+"""What an identity system is imported from."""
+
+
+def add_identity(systems: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """`avatar import` of identity systems."""
+    for name, what in FILES.items():
+        parser = systems.add_parser(name, help=f"{what}; for `avatar persona create --system {name}`")
+        parser.add_argument("weights", type=Path, metavar="FILE_OR_DIR", help="the file, or the folder it lies in")
+        parser.add_argument("--base", type=Path, metavar="DIR", help="a base in diffusers' layout to make portraits with; tried, and remembered")
+        _add_parts(parser)
 
 
 def about_photos(args: argparse.Namespace) -> bool:
@@ -32,7 +50,6 @@ def add_photos(parser: argparse.ArgumentParser, picture: argparse._MutuallyExclu
     system = parser.add_argument_group("of an identity system (with --photos; --weights are the system's files, --steps, --precision, --device too)")
     system.add_argument("--system", metavar="NAME", help="make portraits of the person with it: see the README for names and files")
     system.add_argument("--base", type=Path, metavar="DIR", help="a Stable Diffusion 1.5 or SDXL in diffusers' layout")
-    system.add_argument("--unet", type=Path, metavar="DIR", help="another UNet for the base, such as CosmicMan's")
     system.add_argument("--prompt", metavar="TEXT", help="what to show (default: the system's)")
     system.add_argument("--negative", metavar="TEXT", help="what not to show (default: the system's)")
     system.add_argument("--candidates", type=int, metavar="N", help="portraits to choose from (default: 4)")
@@ -42,10 +59,7 @@ def add_photos(parser: argparse.ArgumentParser, picture: argparse._MutuallyExclu
     system.add_argument("--scale", type=float, metavar="S", help="how strongly the person is asked for (default: the system's)")
     system.add_argument("--guidance", type=float, metavar="S", help="how strongly the prompt is (default: the system's)")
     system.add_argument("--size", metavar="WxH", help="px of the portraits, such as 512 or 512x768 (default: 512, SDXL 1024)")
-    system.add_argument("--image-encoder", type=Path, metavar="DIR", help="CLIP's image encoder (default: image_encoder beside the weights)")
-    system.add_argument("--recogniser", type=Path, metavar="PATH", help="an ONNX face recogniser, or its folder (default: beside the weights)")
-    system.add_argument("--control", type=Path, metavar="DIR", help="the system's ControlNet (default: beside the weights)")
-    system.add_argument("--variant", metavar="NAME", help="of a system whose files do not say it, such as plus or plusv2")
+    _add_parts(system)
 
 
 def add_judge(parser: argparse.ArgumentParser) -> None:
@@ -60,4 +74,12 @@ def _add_child(group: argparse._ActionsContainer) -> None:
     group.add_argument("--child", action="store_true", help=what)
 
 
-__all__ = ["about_photos", "add_judge", "add_photos", "given"]
+def _add_parts(group: argparse._ActionsContainer) -> None:
+    group.add_argument("--unet", type=Path, metavar="DIR", help="another UNet for the base, such as CosmicMan's")
+    group.add_argument("--image-encoder", type=Path, metavar="DIR", help="CLIP's image encoder (default: image_encoder beside the weights)")
+    group.add_argument("--recogniser", type=Path, metavar="PATH", help="an ONNX face recogniser, or its folder (default: beside the weights)")
+    group.add_argument("--control", type=Path, metavar="DIR", help="the system's ControlNet (default: beside the weights)")
+    group.add_argument("--variant", metavar="NAME", help="of a system whose files do not say it, such as plus or plusv2")
+
+
+__all__ = ["FILES", "about_photos", "add_identity", "add_judge", "add_photos", "given"]

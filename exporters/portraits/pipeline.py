@@ -22,7 +22,7 @@ from torch import Tensor
 from engine.types import AvatarError, UInt8Array
 from exporters import files
 from exporters.portraits.attention import Decoupled, add_low_rank
-from exporters.portraits.contract import Attachment, Family, Prompted
+from exporters.portraits.contract import Attachment, Family, Prompted, System
 from exporters.portraits.encoders import quiet
 
 PIPELINES: dict[str, Family] = {"StableDiffusionPipeline": "sd15", "StableDiffusionXLPipeline": "sdxl"}
@@ -99,6 +99,18 @@ def open_base(folder: Path, *, unet: Path | None = None, device: str = "cpu", pr
         if isinstance(part, torch.nn.Module):
             part.eval().requires_grad_(False)
     return Base(pipe, family, folder.name if unet is None else f"{folder.name} with {unet.name}", device)
+
+
+def open_for(system: System, folder: Path, *, unet: Path | None, device: str = "cpu", precision: str = "fp32") -> Base:
+    """The base in `folder` for a system. Raises AvatarError where it is of another family, or where both bring a UNet."""
+    if precision not in PRECISIONS:
+        raise AvatarError(f"A base is not opened in {precision}; use {', '.join(PRECISIONS)}.")
+    if unet and system.unet:
+        raise AvatarError(f"{system.name} is a UNet itself; leave --unet out.")
+    base = open_base(folder, unet=unet or system.unet, device=device, precision=precision)
+    if base.family not in system.families:
+        raise AvatarError(f"{system.name} is for {' and '.join(system.families)}, and {folder} is {base.family}; give another --base.")
+    return base
 
 
 def open_unet(folder: Path) -> Any:
@@ -220,4 +232,4 @@ class Maker:
         return np.asarray(np.round(values * 255), np.uint8)
 
 
-__all__ = ["Ask", "Base", "Cancelled", "Maker", "encoded", "open_base", "open_unet"]
+__all__ = ["Ask", "Base", "Cancelled", "Maker", "encoded", "open_base", "open_for", "open_unet"]
