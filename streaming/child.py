@@ -24,6 +24,8 @@ SECRETS = ("AVATAR_TOKEN", "AVATAR_TTS_KEY", "AVATAR_CHAT_KEY")
 LINE_BYTES = 1 << 20
 ROOT = Path(__file__).parent.parent
 """Where `avatar.py` lies."""
+PROGRAM = ("-m", "avatar")
+"""What the interpreter is given before the command's arguments."""
 CLAIM = "avatar: "
 """Before the sentence that a command ends with."""
 
@@ -61,7 +63,7 @@ async def _start(arguments: Sequence[str]) -> asyncio.subprocess.Process:
     env |= {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     try:
         child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "avatar", *arguments),
+            *(sys.executable, "-P", *PROGRAM, *arguments),
             stdin=pipe,  # its end is ours: a child whose server died ends by itself
             stdout=pipe,
             stderr=pipe,

@@ -64,16 +64,21 @@ def _told(sitting: Sitting) -> web.Response:
 async def sitting(request: web.Request) -> web.Response:
     """Begin."""
     pass_gate(request, "upload")
+    made = await request.app[SITTINGS].start()
+    return web.json_response({"id": made.id})
+
+
+async def sitting_systems(request: web.Request) -> web.Response:
+    """What portraits can be made with."""
     systems, trouble = [], ""
     try:
         systems = await in_thread(request, _usable)
     except AvatarError as error:  # photos can be used as they are all the same
         trouble = str(error)
-    made = await request.app[SITTINGS].start()
     listed = [{"name": s.name, "variant": s.variant, "together": s.together, "prompt": s.prompt, "base": s.base and s.base.name} for s in systems]
     limits = request.app[SETTINGS].limits
     more = {"most_photos": limits.photos, "most_bytes": limits.upload_bytes, "most_candidates": MOST_CANDIDATES}
-    return web.json_response({"id": made.id, "systems": listed, "systems_error": trouble, **more})
+    return web.json_response({"systems": listed, "trouble": trouble, **more}, headers={"Cache-Control": "no-store"})
 
 
 async def sitting_state(request: web.Request) -> web.Response:
@@ -150,5 +155,5 @@ async def sitting_picture(request: web.Request) -> web.StreamResponse:
 
 __all__ = [
     *("SITTINGS", "add_sittings", "sitting", "sitting_cancel", "sitting_discard", "sitting_judge", "sitting_make"),
-    *("sitting_photo", "sitting_photo_remove", "sitting_picture", "sitting_save", "sitting_state"),
+    *("sitting_photo", "sitting_photo_remove", "sitting_picture", "sitting_save", "sitting_state", "sitting_systems"),
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import cv2
@@ -44,8 +43,7 @@ def _judged(photo: Photo, previews: Path | None, tell: Tell, event: Event) -> No
         size=[photo.rgb.shape[1], photo.rgb.shape[0]],
         box=list(finished.box),
         mark=round(photo.marks.whole, 3),
-        marks={name: round(value, 3) for name, value in asdict(photo.marks).items()},
-        warnings=list(photo.marks.warnings),
+        wrong=photo.marks.wrong,
         done=[*photo.notes, *finished.done],
     )
 
