@@ -237,6 +237,8 @@ class Sittings:
 
         async def work() -> None:
             kept: dict[str, Any] = {}
+            made = sitting.folder / personas_folder().name
+            await _off_loop(lambda: shutil.rmtree(made, ignore_errors=True))  # one that could not be moved, or was cancelled
             hears = self._hears(sitting, kept)
             await child.run(self._create(sitting, name, consent, what), hears)
             await asyncio.shield(self._keep(sitting, kept, generated=pick is not None))

@@ -8,8 +8,8 @@ import logging
 from typing import Any
 
 from aiohttp import web
-from engine.installed import Installed, installed
 
+from engine.installed import Installed, installed
 from engine.types import AvatarError
 from streaming.api import SETTINGS, in_thread, json_body, pass_gate, short_text
 from streaming.desk import Unknown
