@@ -55,7 +55,7 @@ class Sittings:
         self._own: Path | None = None  # this server's, in `home`
         self._lock: Any = None
         self._open: dict[str, Sitting] = {}
-        self._closing: set[asyncio.Task[None]] = set()
+        self._settling = asyncio.Lock()
 
     def __len__(self) -> int:
         return len(self._open)
@@ -66,8 +66,10 @@ class Sittings:
         """A new one. Raises Full where there are too many, AvatarError where the disk has no room."""
         if len(self) >= self.limits.sittings and not await self._dropped_one():
             raise Full(f"{len(self)} people are making personas here; try again when one of them is done.")
-        own = self._own = self._own or await _off_loop(self._settled)
-        sitting = Sitting(own / secrets.token_hex(8))
+        async with self._settling:
+            if self._own is None:
+                self._own = await _off_loop(self._settled)
+        sitting = Sitting(self._own / secrets.token_hex(8))
         self._open[sitting.id] = sitting
         try:
             await _off_loop(lambda: _room(sitting.folder / "photos"))
@@ -162,8 +164,8 @@ class Sittings:
         photo = sitting.photos.pop(key, None)
         if photo is None:
             return
-        paths = [sitting.path(photo), *(sitting.folder / "previews" / f"{key}{end}" for end in (".jpg", ".portrait.jpg"))]
-        await _off_loop(lambda: [path.unlink(missing_ok=True) for path in paths])
+        for path in (sitting.path(photo), *(sitting.folder / "previews" / f"{key}{end}" for end in (".jpg", ".portrait.jpg"))):
+            path.unlink(missing_ok=True)
         if str(sitting.path(photo)) in sitting.arguments:
             sitting.candidates, sitting.asked, sitting.arguments = {}, (), []
 

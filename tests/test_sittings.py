@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import json
 import os
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -480,7 +481,7 @@ def test_the_command_ends_when_its_parent_does(tmp_path: Path) -> None:
 
     async def story() -> None:
         pipe = asyncio.subprocess.PIPE
-        made = await asyncio.create_subprocess_exec(*(child.sys.executable, "-c", text), stdin=pipe, stdout=pipe, cwd=child.ROOT)
+        made = await asyncio.create_subprocess_exec(*(sys.executable, "-c", text), stdin=pipe, stdout=pipe, cwd=child.ROOT)
         assert made.stdout is not None
         assert made.stdin is not None
         assert json.loads(await made.stdout.readline()) == {"event": "said", "text": "here"}
