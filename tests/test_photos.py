@@ -227,21 +227,21 @@ def told(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
 def test_photos_are_judged_for_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("exporters.portraits.child._end_with_parent", lambda: None)  # this process has another standard input
     rgb = covered((LIPS,), (190, 205, 215), (0.4, 0.3))
-    wide = np.full((900, 1600, 3), 120, np.uint8)
-    wide[100:580, 300:780] = rgb
+    wide = np.full((1400, 2800, 3), 120, np.uint8)
+    wide[300:780, 300:780] = rgb
     files = [saved(tmp_path, wide, "a.png"), saved(tmp_path, scene((160, 240, 300), (480, 240, 300)), "two.png")]
     assert avatar.main(["persona", "judge", *map(str, files), "--previews", str(tmp_path / "seen"), "--child"]) == 0
     events = [event for event in told(capsys) if event["event"] != "said"]
     assert [(event["event"], event["file"]) for event in events] == [("photo", "a.png"), ("refused", "two.png")]
     good, bad = events
     assert list(good["wrong"]) == ["mouth_seen"]
-    assert good["size"] == [1600, 900]
+    assert good["size"] == [2800, 1400]
     x0, y0, x1, y1 = good["box"]
-    assert 0 <= x0 < 300 < 780 < x1 < 1600
+    assert 0 <= x0 < 300 < 780 < x1 < 2800
     assert any("cropped" in what for what in good["done"])
     assert bad["text"].startswith("There is more than one face")
     with Image.open(tmp_path / "seen" / "a.png.jpg") as whole, Image.open(tmp_path / "seen" / "a.png.portrait.jpg") as kept:
-        assert whole.size == (960, 540)
+        assert whole.size == (960, 480)
         assert kept.size[0] / kept.size[1] == pytest.approx((x1 - x0) / (y1 - y0), abs=0.01)
     assert sorted(path.name for path in (tmp_path / "seen").iterdir()) == ["a.png.jpg", "a.png.portrait.jpg"]
     assert avatar.main(["persona", "judge", str(files[0])]) == 0
