@@ -30,6 +30,7 @@ from tests.conftest import require
 SCREENSHOTS = Path(__file__).parent / "screenshots"
 START_SECONDS = 20.0
 CALL_SECONDS = 30.0
+CLOSE_SECONDS = 10.0
 FLAGS = (
     "--headless=new",
     "--no-sandbox",
@@ -72,6 +73,7 @@ class Page:
         self.session = session
         self.context = context
         self.errors: list[str] = []  # console errors, uncaught exceptions, failed loads, in the order they came
+        self._loaded = asyncio.Event()
 
     async def call(self, method: str, **params: Any) -> dict[str, Any]:
         """One DevTools command to this tab."""
@@ -84,8 +86,16 @@ class Page:
             self.errors.append(details.get("exception", {}).get("description") or details.get("text", ""))
         elif method == "Runtime.consoleAPICalled" and params["type"] in ("error", "assert"):
             self.errors.append(" ".join(str(arg.get("value", arg.get("description", ""))) for arg in params["args"]))
+        elif method == "Page.loadEventFired":
+            self._loaded.set()
         elif method == "Log.entryAdded" and params["entry"]["level"] == "error":
             self.errors.append(f"{params['entry']['text']} {params['entry'].get('url', '')}")
+
+    async def go(self, method: str, **params: Any) -> None:
+        """Page.navigate or Page.reload, until the new document is loaded: a script that is sent between the two may never be answered."""
+        self._loaded.clear()
+        await self.call(method, **params)
+        await asyncio.wait_for(self._loaded.wait(), CALL_SECONDS)
 
     async def evaluate(self, script: str) -> Any:
         """The value of an expression; promises are awaited."""
@@ -206,7 +216,7 @@ class Browser:
             waiting = self._waiting.pop(data.get("id", 0), None)
             if waiting is not None and not waiting.done():
                 waiting.set_result(data)
-            elif page := self.pages.get(data.get("sessionId", "")):
+            elif "method" in data and (page := self.pages.get(data.get("sessionId", ""))):
                 page.notice(data["method"], data.get("params", {}))
 
     async def open(self, url: str, *, width: int = 1440, height: int = 900, before: str = "") -> Page:
@@ -220,15 +230,22 @@ class Browser:
         if before:
             await page.call("Page.addScriptToEvaluateOnNewDocument", source=before)
         await page.resize(width, height)
-        await page.call("Page.navigate", url=url)
-        await page.wait("document.readyState === 'complete'")
+        await page.go("Page.navigate", url=url)
         return page
 
     async def forget(self) -> None:
-        """Close every tab."""
-        for page in list(self.pages.values()):
-            await self.call("Target.disposeBrowserContext", browserContextId=page.context)
-        self.pages.clear()
+        """Close every tab. One that does not close is told once, by the test that it belongs to, and is no later test's."""
+        pages, self.pages = list(self.pages.values()), {}
+        for page in pages:
+            await self._close(page)
+
+    async def _close(self, page: Page) -> None:
+        """A tab whose renderer hangs keeps its context open for ever, so its renderer is ended."""
+        gone = asyncio.create_task(self.call("Target.disposeBrowserContext", browserContextId=page.context))
+        done, _ = await asyncio.wait({gone}, timeout=CLOSE_SECONDS)
+        if not done:
+            await self.socket.send_json({"id": next(self._ids), "method": "Page.crash", "sessionId": page.session})
+        await gone
 
 
 @contextlib.asynccontextmanager

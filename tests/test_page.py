@@ -540,7 +540,7 @@ def test_an_overtaken_viewer_frees_its_place(desk: Desk) -> None:
         await until(lambda: len(broadcast.viewers) == 1, seconds=3)
         await asyncio.sleep(1)
         assert await viewer.evaluate("peers[1].connectionState") == "connected", "the one that watches keeps its place"
-        await viewer.call("Page.navigate", url="about:blank")
+        await viewer.go("Page.navigate", url="about:blank")
         await until(lambda: not broadcast.viewers, seconds=3)
         await page.click("#start")
 
@@ -648,7 +648,7 @@ def test_a_page_that_cannot_start_says_so(desk: Desk, path: str) -> None:
         page = await desk.browser.open("about:blank")
         await page.call("Network.enable")
         await page.call("Network.setBlockedURLs", urls=["*/link.js"])  # and where a part of it does not come at all
-        await page.call("Page.navigate", url=desk.url + path)
+        await page.go("Page.navigate", url=desk.url + path)
         await page.wait("document.querySelector('#not-started:not([hidden])')")
 
     desk.run(story())

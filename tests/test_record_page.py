@@ -301,7 +301,7 @@ def test_a_page_that_is_left_in_the_middle_leaves_nothing_and_says_so(place: Pla
         page = await place.open(before="addEventListener('beforeunload', (event) => event.stopImmediatePropagation())")
         await begin(page)
         await asyncio.sleep(1.5)
-        await page.call("Page.reload")
+        await page.go("Page.reload")
         await page.wait("document.querySelector('#card-title')?.textContent === 'Broken off'")
         assert "nothing of it was kept" in await page.text("#card-text")
         async with asyncio.timeout(10):
