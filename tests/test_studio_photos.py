@@ -115,9 +115,8 @@ def test_a_photo_as_it_is_becomes_a_persona_that_is_live(tmp_path: Path, home: P
             await page.prefer(color_scheme="dark")
             await page.screenshot("studio-judged-phone", whole=True)
             await page.resize(1440, 900)
-            await page.evaluate("window.before = true")
-            await page.call("Page.reload")
-            await page.wait(f"!window.before && {CARDS}.length === 3", seconds=30)  # what was sent is still there
+            await page.go("Page.reload")
+            await page.wait(f"{CARDS}.length === 3", seconds=30)  # what was sent is still there
             await page.type("#persona-name", "Eileen C")
             await page.click("#persona-consent")
             await page.click("#use")
@@ -129,7 +128,9 @@ def test_a_photo_as_it_is_becomes_a_persona_that_is_live(tmp_path: Path, home: P
             mine = [path for path in kept(home) if not path.endswith(".lock")]
             assert mine == [f"personas/Eileen C/{name}" for name in ("manifest.json", "portrait.png", "puppet.npz")]
             assert [error for error in page.errors if "400" not in error] == []  # the name that is taken
+            page._loaded.clear()
             await page.click("#go-live")
+            await asyncio.wait_for(page._loaded.wait(), 30)
             await page.wait("document.querySelector('#invite-name')?.textContent === 'Eileen C'", seconds=30)
             assert await page.evaluate("location.pathname + location.search") == "/", "asked once"
             await page.click("#start")
