@@ -250,9 +250,9 @@ class Sittings:
     async def _keep(self, sitting: Sitting, kept: dict[str, Any], *, generated: bool) -> None:
         """Move the persona to the others, and delete all else of its sitting."""
         name = await _off_loop(lambda: _moved(sitting.folder / personas_folder().name, self.personas))
+        await _off_loop(lambda: shutil.rmtree(sitting.folder, ignore_errors=True))
         sitting.saved = {"name": name, "done": kept.get("done", []), "generated": generated}
         sitting.photos, sitting.candidates, sitting.arguments, sitting.asked = {}, {}, [], ()
-        await _off_loop(lambda: shutil.rmtree(sitting.folder, ignore_errors=True))
 
     async def cancel(self, sitting: Sitting) -> None:
         """End the work under way; what was finished stays. Harmless where there is none."""
