@@ -115,7 +115,7 @@ def render(args: argparse.Namespace) -> int:
 
 
 def persona(args: argparse.Namespace) -> int:
-    """Create, list, show or remove personas."""
+    """Create, judge photos for, list, show or remove personas."""
     from engine import persona as personas
     from engine.generators import load
     from streaming.options import generator_options
@@ -124,19 +124,28 @@ def persona(args: argparse.Namespace) -> int:
         from exporters.portraits.options import about_photos
 
         options = generator_options(args)
+        listener = _Listener(child=args.child)
+        kept: Persona | None
         if about_photos(args):
             from exporters.portraits.command import create
 
-            bar = _Bar()
             try:
-                made = create(args, options, tell=_line, progress=bar)
+                kept = create(args, options, tell=listener.tell, progress=listener.progress, event=listener.event)
             finally:
-                bar.end()
+                listener.end()
         else:
             weights = None if "weights" not in options else Path(options["weights"])
             generator = load(args.generator or "puppet", **options)
-            made = personas.create(generator, Path(args.portrait), name=args.name, consent=args.consent, weights=weights)
-        print(f"Persona '{made.name}' is ready in {made.folder}.")
+            home = None if args.home is None else args.home / personas.personas_folder().name
+            kept = personas.create(generator, Path(args.portrait), name=args.name, consent=args.consent, folder=home, weights=weights)
+        if kept is not None:
+            listener.event("kept", name=kept.name, done=(kept.manifest["provenance"] or {}).get("done", []))
+            listener.tell(f"Persona '{kept.name}' is ready in {kept.folder}.")
+    elif args.action == "judge":
+        from exporters.portraits.judging import judge_photos
+
+        listener = _Listener(child=args.child)
+        judge_photos(args.photos, previews=args.previews, tell=listener.tell, event=listener.event)
     elif args.action == "list":
         for name in personas.list_personas():
             print(name)
@@ -236,6 +245,22 @@ class _Bar:
             print(file=sys.stderr)
 
 
+class _Listener:
+    """What long work tells: to a person, or with `--child` to the program that runs this one."""
+
+    def __init__(self, *, child: bool) -> None:
+        self.tell: Callable[[str], None] = _line
+        self.event: Callable[..., None] = lambda kind, **facts: None
+        bar = _Bar()
+        self.progress: Callable[[int, int], None] = bar
+        self.end = bar.end
+        if child:
+            from exporters.portraits.child import Child
+
+            one = Child()
+            self.tell, self.event, self.progress = one.tell, one.event, one.progress
+
+
 class _Version(argparse.Action):
     """`--version`, looked up only when asked."""
 
@@ -252,7 +277,7 @@ class _Version(argparse.Action):
 
 def _parser() -> argparse.ArgumentParser:
     from exporters.options import add_export, add_import, add_train
-    from exporters.portraits.options import add_photos
+    from exporters.portraits.options import add_judge, add_photos
     from streaming.options import add_generator, add_render, add_serve
 
     parser = argparse.ArgumentParser(
@@ -278,6 +303,7 @@ def _parser() -> argparse.ArgumentParser:
     add_photos(create, picture)
     add_generator(create)
     create.add_argument("--consent", required=True, help="who agreed to what: kept in the persona's manifest")
+    add_judge(actions.add_parser("judge", help="what photos are worth for driving, and why"))
     actions.add_parser("list", help="names of all personas")
     for name, text in (("show", "a persona's manifest"), ("remove", "delete a persona")):
         actions.add_parser(name, help=text).add_argument("name")

@@ -7,7 +7,7 @@ from typing import get_args
 from aiohttp import web
 
 from engine.types import Drive
-from streaming import api, takes_api
+from streaming import api, sittings_api, takes_api
 from streaming.openapi import BOOL, TEXT, Route, document, envelope, fields, one_of
 
 
@@ -21,6 +21,10 @@ SDP_ANSWER = fields(
     ("sdp", "type", "sessionid"), sdp=TEXT, type=one_of("answer"), sessionid=TEXT, resume={**TEXT, "description": "Secret for coming back."}
 )
 TAKE_STATE = fields(("tasks", "missing", "seconds"), tasks={"type": "array"}, missing={"type": "array"}, warning=TEXT, advice=TEXT)
+COUNT = {"type": "integer"}
+SITTING = fields(
+    ("id", "photos", "candidates", "job", "saved"), id=TEXT, photos={"type": "array"}, candidates={"type": "array"}, job=fields(), saved=fields()
+)
 FILE = {"type": "string", "contentMediaType": "application/octet-stream"}
 ROUTES = (
     Route(
@@ -153,12 +157,76 @@ ROUTES = (
         refusals=(400, 404),
     ),
     Route("DELETE", "/studio/takes/{take}", takes_api.take_discard, "Give it up; nothing of it is kept.", status=204),
+    Route(
+        "POST",
+        "/studio/sittings",
+        sittings_api.sitting,
+        "Begin to make a persona of photos.",
+        gives=fields(("id",), id=TEXT),
+        refusals=(400, 429, 503),
+    ),
+    Route(
+        "GET",
+        "/studio/systems",
+        sittings_api.sitting_systems,
+        "Which identity systems portraits can be made with, and how many photos may be sent.",
+        gives=fields(("systems", "most_photos"), systems={"type": "array"}, most_photos=COUNT),
+    ),
+    Route("GET", "/studio/sittings/{sitting}", sittings_api.sitting_state, "Photos, portraits and work so far.", gives=SITTING, refusals=(404,)),
+    Route("DELETE", "/studio/sittings/{sitting}", sittings_api.sitting_discard, "Start over; nothing of it is kept.", status=204),
+    Route(
+        "POST",
+        "/studio/sittings/{sitting}/photo",
+        sittings_api.sitting_photo,
+        "A photo of the person, as it is in its file.",
+        takes=FILE,
+        takes_type="application/octet-stream",
+        gives=fields(("key",), key=TEXT),
+        refusals=(400, 404, 413, 429),
+        query=("name",),
+    ),
+    Route("DELETE", "/studio/sittings/{sitting}/photo/{key}", sittings_api.sitting_photo_remove, "Take a photo away.", status=204),
+    Route("POST", "/studio/sittings/{sitting}/judge", sittings_api.sitting_judge, "Look at the new photos.", gives=SITTING, refusals=(400, 404, 503)),
+    Route(
+        "POST",
+        "/studio/sittings/{sitting}/make",
+        sittings_api.sitting_make,
+        "Make portraits with an identity system; asked again, it goes on where it was.",
+        takes=fields(("system", "consent"), system=TEXT, consent=TEXT, prompt=TEXT, candidates=COUNT),
+        gives=SITTING,
+        refusals=(400, 404, 503),
+    ),
+    Route(
+        "POST",
+        "/studio/sittings/{sitting}/save",
+        sittings_api.sitting_save,
+        "Keep a persona of a photo as it is, or of a portrait.",
+        takes=fields(
+            ("name", "consent"),
+            name=TEXT,
+            consent={**TEXT, "description": "Who agreed; kept with the persona."},
+            photo={**TEXT, "description": "A photo's key ..."},
+            pick={**COUNT, "description": "... or a portrait's seed."},
+        ),
+        gives=SITTING,
+        refusals=(400, 404, 503),
+    ),
+    Route("POST", "/studio/sittings/{sitting}/cancel", sittings_api.sitting_cancel, "Stop the work; what was finished stays.", gives=SITTING),
+    Route(
+        "GET",
+        "/studio/sittings/{sitting}/picture/{picture}",
+        sittings_api.sitting_picture,
+        "photo-KEY, portrait-KEY (what it would become) or candidate-SEED.",
+        gives=FILE,
+        gives_type="image/jpeg",
+        refusals=(404,),
+    ),
     Route("GET", "/healthz", api.healthz, "Whether the server is there.", gives=fields(("ok", "ready"), ok=BOOL, ready=BOOL), secret=False),
     Route("GET", "/stats", api.stats, "Everything measured.", gives=fields((), server=fields(), sessions=fields())),
     Route("GET", "/metrics", api.metrics, "Everything measured, for Prometheus.", gives=TEXT, gives_type="text/plain"),
     Route("GET", "/openapi.json", openapi, "This document.", gives=fields(), secret=False),
     Route("GET", "/", api.index, "The page.", gives=TEXT, gives_type="text/html", secret=False),
-    Route("GET", "/studio", takes_api.studio_page, "The page that records a minute.", gives=TEXT, gives_type="text/html", secret=False),
+    Route("GET", "/studio", takes_api.studio_page, "The page that makes personas.", gives=TEXT, gives_type="text/html", secret=False),
     Route("GET", "/studio/tasks", takes_api.studio_tasks, "What that page asks for.", gives={"type": "array", "items": fields()}, secret=False),
     Route("GET", "/view", api.view, "The picture alone, for OBS.", gives=TEXT, gives_type="text/html", secret=False),
     Route(

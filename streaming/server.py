@@ -21,6 +21,7 @@ from streaming.desk import Desk
 from streaming.routes import ROUTES
 from streaming.security import Gate, guard, sentences
 from streaming.settings import ServerSettings
+from streaming.sittings_api import add_sittings
 from streaming.studio import Studio
 from streaming.takes_api import add_takes
 from streaming.virtual_camera import check_virtual_camera
@@ -59,6 +60,7 @@ def make_app(settings: ServerSettings | None = None, *, studio: Studio | None = 
 
     app.cleanup_ctx.append(life)  # type: ignore[arg-type]
     add_takes(app)
+    add_sittings(app)
     return app
 
 

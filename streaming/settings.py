@@ -43,6 +43,9 @@ class Limits:
     take_bytes: int = 512 * MIB
     piece_bytes: int = 32 * MIB  # what a browser sends of it at a time
     take_idle_seconds: float = 60.0  # without a picture or a piece, after which it is given up
+    sittings: int = 4  # people who are making a persona of photos; one at a time is worked for
+    photos: int = 12  # of one of them, each within upload_bytes
+    sitting_idle_seconds: float = 900.0  # without a request, after which photos and portraits are deleted
     offers_per_minute: int = 60  # from one address; so are the next two
     views_per_minute: int = 120  # of sessions that are there
     uploads_per_minute: int = 60  # pictures and sound files

@@ -73,7 +73,7 @@ def _take(request: web.Request) -> Take:
     return take
 
 
-async def _data(request: web.Request, *, most: int) -> bytes:
+async def read_body(request: web.Request, *, most: int) -> bytes:
     """The request's body. Raises TooLarge, AvatarError."""
     data = bytearray()
     try:
@@ -89,7 +89,7 @@ async def _data(request: web.Request, *, most: int) -> bytes:
     return bytes(data)
 
 
-def _whole_number(value: Any, name: str, *, most: int) -> int:
+def whole_number(value: Any, name: str, *, most: int) -> int:
     """A count from JSON or from an address. Raises AvatarError."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 16:
         value = int(value)
@@ -107,7 +107,7 @@ async def take(request: web.Request) -> web.Response:
     body, takes = await json_body(request), request.app[TAKES]
     limits = request.app[SETTINGS].limits
     name, consent, kind = (short_text(body, field) or "" for field in ("name", "consent", "type"))
-    width = _whole_number(body.get("width"), "width", most=WIDTHS[1])
+    width = whole_number(body.get("width"), "width", most=WIDTHS[1])
     if width < WIDTHS[0]:
         raise AvatarError(f"The camera's picture is only {width} pixels wide; choose a better one.")
     await request.app[DESK].studio.ready()
@@ -126,7 +126,7 @@ async def take_picture(request: web.Request) -> web.Response:
     if not 0.0 <= loud <= 1.0:
         raise AvatarError("'loud' must be a number from 0 to 1.")
     now = time.monotonic()
-    data = await _data(request, most=request.app[SETTINGS].limits.request_bytes)
+    data = await read_body(request, most=request.app[SETTINGS].limits.request_bytes)
     return web.json_response(await in_thread(request, partial(_look, made, data, now, loud)))
 
 
@@ -144,8 +144,8 @@ def _look(made: Take, data: bytes, now: float, loud: float) -> dict[str, Any]:
 async def take_piece(request: web.Request) -> web.Response:
     """Keep a piece."""
     made, limits = _take(request), request.app[SETTINGS].limits
-    number = _whole_number(request.query.get("number"), "number", most=100_000)
-    data = await _data(request, most=limits.piece_bytes)
+    number = whole_number(request.query.get("number"), "number", most=100_000)
+    data = await read_body(request, most=limits.piece_bytes)
     await in_thread(request, partial(request.app[TAKES].append, made, number, data))
     return web.json_response({"pieces": made.pieces, "bytes": made.bytes})
 
@@ -153,7 +153,7 @@ async def take_piece(request: web.Request) -> web.Response:
 async def take_finish(request: web.Request) -> web.Response:
     """Make a file of it."""
     made, body = _take(request), await json_body(request)
-    pieces, size = (_whole_number(body.get(name), name, most=2**40) for name in ("pieces", "bytes"))
+    pieces, size = (whole_number(body.get(name), name, most=2**40) for name in ("pieces", "bytes"))
     saved = await in_thread(request, partial(request.app[TAKES].finish, made, pieces=pieces, size=size))
     agreed = saved["consent"]["statement"]  # without it training keeps no persona
     command = shlex.join(["avatar", "train", "--video", saved["folder"], "--out", made.name, "--consent", agreed])
@@ -175,8 +175,11 @@ async def studio_tasks(request: web.Request) -> web.Response:
 
 
 async def studio_page(request: web.Request) -> web.StreamResponse:
-    """The page that records a minute."""
+    """The page that makes personas, of photos or of a minute of video."""
     return static_file("studio.html")
 
 
-__all__ = ["TAKES", "add_takes", "studio_page", "studio_tasks", "take", "take_discard", "take_finish", "take_picture", "take_piece"]
+__all__ = [
+    *("TAKES", "add_takes", "read_body", "studio_page", "studio_tasks", "take", "take_discard", "take_finish", "take_picture", "take_piece"),
+    "whole_number",
+]

@@ -12,7 +12,7 @@ PROGRAMS = {"chromium": ("chromium", "chromium-browser", "google-chrome"), "espe
 """Part -> names it goes by."""
 LIVE = (
     *("benchmark_runs", "diffusion_session", "figures", "impairments", "lifecycle", "neutral", "offers", "page", "peer", "record_page"),
-    *("rtc", "rtc_calls", "server", "server_media", "speaker", "studio", "tts", "worker"),
+    *("rtc", "rtc_calls", "server", "server_media", "speaker", "studio", "studio_photos", "tts", "worker"),
 )
 """Test files that keep real time: they run one after another on an otherwise idle machine, the others side by side."""
 NEEDED = {

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -213,3 +214,47 @@ def test_a_persona_of_photos_says_what_was_done(tmp_path: Path, monkeypatch: pyt
     assert np.array_equal(read_portrait("Eileen"), close()[0])
     assert avatar.main(["persona", "create", "Eileen", "--photos", str(good), "--consent", "yes"]) == 2
     assert "already a persona" in capsys.readouterr().err
+
+
+# -- for a program that runs it -------------------------------------------------------------------------------------------
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    """The events on standard output."""
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_photos_are_judged_for_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("exporters.portraits.child._end_with_parent", lambda: None)  # this process has another standard input
+    rgb = covered((LIPS,), (190, 205, 215), (0.4, 0.3))
+    wide = np.full((1400, 2800, 3), 120, np.uint8)
+    wide[300:780, 300:780] = rgb
+    files = [saved(tmp_path, wide, "a.png"), saved(tmp_path, scene((160, 240, 300), (480, 240, 300)), "two.png")]
+    assert avatar.main(["persona", "judge", *map(str, files), "--previews", str(tmp_path / "seen"), "--child"]) == 0
+    events = [event for event in told(capsys) if event["event"] != "said"]
+    assert [(event["event"], event["file"]) for event in events] == [("photo", "a.png"), ("refused", "two.png")]
+    good, bad = events
+    assert list(good["wrong"]) == ["mouth_seen"]
+    assert good["size"] == [2800, 1400]
+    x0, y0, x1, y1 = good["box"]
+    assert 0 <= x0 < 300 < 780 < x1 < 2800
+    assert any("cropped" in what for what in good["done"])
+    assert bad["text"].startswith("There is more than one face")
+    with Image.open(tmp_path / "seen" / "a.png.jpg") as whole, Image.open(tmp_path / "seen" / "a.png.portrait.jpg") as kept:
+        assert whole.size == (960, 480)
+        assert kept.size[0] / kept.size[1] == pytest.approx((x1 - x0) / (y1 - y0), abs=0.01)
+    assert sorted(path.name for path in (tmp_path / "seen").iterdir()) == ["a.png.jpg", "a.png.portrait.jpg"]
+    assert avatar.main(["persona", "judge", str(files[0])]) == 0
+    assert "a.png: marked" in capsys.readouterr().out
+
+
+def test_a_persona_is_kept_in_a_home_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("AVATAR_HOME", str(tmp_path / "usual"))
+    monkeypatch.setattr("exporters.portraits.child._end_with_parent", lambda: None)
+    command = ["persona", "create", "Eileen", "--photos", str(saved(tmp_path, close()[0])), "--consent", "yes", "--home", str(tmp_path / "own")]
+    assert avatar.main([*command, "--child"]) == 0
+    (kept,) = [event for event in told(capsys) if event["event"] == "kept"]
+    assert kept["name"] == "Eileen"
+    assert kept["done"] == show("Eileen", folder=tmp_path / "own" / "personas")["provenance"]["done"]
+    assert not (tmp_path / "usual").exists()
+    assert avatar.main(command) == 2, "the name is taken there"

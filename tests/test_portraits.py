@@ -425,6 +425,11 @@ def test_a_persona_of_a_system_is_kept_with_what_it_was_made_of(
     assert "Made before" in capsys.readouterr().out
     assert len(asked_for) == 2  # nothing was made again
 
+    home = tmp_path / "own"
+    assert avatar.main([*command, "--only-candidates", "--home", str(home), "--seed", "7"]) == 0
+    assert sorted(path.name for path in home.glob("candidates/*/*.png")) == ["seed-7.png", "seed-8.png"]
+    assert not (home / "personas").exists()
+
 
 @pytest.mark.parametrize(
     ("more", "sentence"),

@@ -89,7 +89,7 @@ class Place:
 
     async def open(self, **options: Any) -> Page:
         """The page, with its tasks."""
-        page = await self.browser.open(self.url + "/studio", **options)
+        page = await self.browser.open(self.url + "/studio#minute", **options)
         await page.wait("document.querySelectorAll('#tasks li').length")
         return page
 
@@ -213,7 +213,7 @@ def test_a_camera_that_does_not_open_is_explained(place: Place, name: str, error
 
 def test_tasks_that_did_not_come_are_asked_for_again(place: Place) -> None:
     async def story() -> None:
-        page = await place.browser.open(place.url + "/studio", before=NO_TASKS)
+        page = await place.browser.open(place.url + "/studio#minute", before=NO_TASKS)
         await page.wait(f"{STATE} === 'failed'")
         assert "cannot be reached" in await page.text("#card-title")
         await page.click("#consent")
@@ -236,7 +236,7 @@ def test_tasks_that_did_not_come_are_asked_for_again(place: Place) -> None:
 
 def test_tasks_that_did_not_come_need_no_consent_to_be_asked_for(place: Place) -> None:
     async def story() -> None:
-        page = await place.browser.open(place.url + "/studio", before=NO_TASKS)
+        page = await place.browser.open(place.url + "/studio#minute", before=NO_TASKS)
         await page.wait(f"{STATE} === 'failed'")
         await page.evaluate("window.cut = false")
         await page.click("#card-action")

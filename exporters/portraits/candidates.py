@@ -40,6 +40,12 @@ class Candidate:
     complaint: str  # why not; empty where it can
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """For a program."""
+        mark, warnings = (None, ()) if self.marks is None else (round(self.marks.whole, 3), self.marks.warnings)
+        return {"seed": self.seed, "path": str(self.path), "mark": mark, "warnings": list(warnings), "complaint": self.complaint}
+
+    @property
     def said(self) -> str:
         """A line for a person."""
         if self.marks is None:
@@ -92,9 +98,9 @@ def make(
     *,
     progress: Callable[[int, int], None] | None = None,
     cancelled: Callable[[], bool] = lambda: False,
-    tell: Callable[[str], None] = lambda line: None,
+    appeared: Callable[[Candidate], None] = lambda candidate: None,
 ) -> None:
-    """Make and keep a portrait of each seed, one after another; each is told as it appears. Raises pipeline.Cancelled."""
+    """Make and keep a portrait of each seed, one after another; `appeared` is told each at once. Raises pipeline.Cancelled."""
     from PIL import Image
 
     for k, seed in enumerate(seeds):
@@ -106,7 +112,7 @@ def make(
         aside = path.with_name(f".{path.name}")
         Image.fromarray(rgb).save(aside, "PNG", compress_level=3)
         aside.replace(path)
-        tell(look(folder, seed).said)
+        appeared(look(folder, seed))
 
 
 def look(folder: Path, seed: int) -> Candidate:

@@ -22,6 +22,8 @@ from exporters.portraits.options import given
 from exporters.portraits.photos import Photo, read_photos
 
 Tell = Callable[[str], None]
+Event = Callable[..., None]
+"""(kind, facts by name): what a program that runs this wants to know; see `exporters.portraits.child`."""
 Progress = Callable[[int, int], None]
 SIDES = {"sd15": 512, "sdxl": 1024, "flux": 1024}
 """px of a portrait where --size is not given."""
@@ -30,16 +32,26 @@ CANDIDATES = "candidates"
 """Folder beside the personas' that portraits are made in."""
 
 
-def create(args: argparse.Namespace, options: Mapping[str, Any], *, tell: Tell, progress: Progress | None = None) -> Persona:
-    """The persona that the command line asks for, kept. `options`: of the generator. Raises AvatarError, one sentence, where it cannot be."""
-    personas.check_new(args.name, args.consent)
+def create(
+    args: argparse.Namespace,
+    options: Mapping[str, Any],
+    *,
+    tell: Tell,
+    progress: Progress | None = None,
+    event: Event = lambda kind, **facts: None,
+) -> Persona | None:
+    """The persona that the command line asks for, kept; None where only portraits to choose from were asked for.
+
+    `options`: of the generator. Raises AvatarError, one sentence, where it cannot be.
+    """
+    personas.check_new(args.name, args.consent, folder=_home(args))
     if args.system is not None:
         args = filled(args)
     _check(args)
     photos, refused = read_photos(args.photos, tell=tell)
     if args.system is None:
         return _from_photo(args, options, photos, refused, tell)
-    return _from_system(args, photos, refused, tell, progress)
+    return _from_system(args, photos, refused, tell, progress, event)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -81,10 +93,19 @@ def _from_photo(args: argparse.Namespace, options: Mapping[str, Any], photos: li
     return made
 
 
+def _home(args: argparse.Namespace) -> Path:
+    """The folder of the personas."""
+    return personas.personas_folder() if args.home is None else Path(args.home) / personas.personas_folder().name
+
+
+def _candidates(args: argparse.Namespace) -> Path:
+    """The folder that portraits are made in: a persona's own, but for a program that has a home of its own for each person."""
+    return personas.personas_folder().parent / CANDIDATES / args.name if args.home is None else Path(args.home) / CANDIDATES
+
+
 def _kept(args: argparse.Namespace, generator: Generator, rgb: Any, source: str, made: dict[str, Any], weights: Path | None = None) -> Persona:
-    home = personas.personas_folder()
     return personas.make_persona(
-        generator, rgb, name=args.name, consent=args.consent, source=source, folder=home, weights=weights, provenance=made
+        generator, rgb, name=args.name, consent=args.consent, source=source, folder=_home(args), weights=weights, provenance=made
     )  # fmt: skip
 
 
@@ -106,7 +127,9 @@ def _choice(photos: list[Photo]) -> str:
 # -- an identity system ---------------------------------------------------------------------------------------------------
 
 
-def _from_system(args: argparse.Namespace, photos: list[Photo], refused: list[str], tell: Tell, progress: Progress | None) -> Persona:
+def _from_system(
+    args: argparse.Namespace, photos: list[Photo], refused: list[str], tell: Tell, progress: Progress | None, event: Event
+) -> Persona | None:
     """Portraits by the system, and the best or the picked one of them."""
     from exporters.portraits.encoders import device_of
 
@@ -115,17 +138,25 @@ def _from_system(args: argparse.Namespace, photos: list[Photo], refused: list[st
     system = people.together(contract.load(args.system, parts, device=device), photos, args.also, tell=tell)
     used = photos if system.together else photos[:1]
     asked = _asked(args, system, used)
-    folder = candidates.folder_of(personas.personas_folder().parent / CANDIDATES / args.name, asked)
+    folder = candidates.folder_of(_candidates(args), asked)
     first, count = args.seed or 0, args.candidates or 4
     seeds = list(range(first, first + count))
     tell(f"{system.name} ({system.variant}) looks at {', '.join(photo.name for photo in used)}{_choice(photos) if not system.together else ''}.")
     tokens = candidates.tokens_of(folder, system, used)
     todo = candidates.missing(folder, seeds)
+
+    def appeared(candidate: candidates.Candidate, *, before: str = "") -> None:
+        tell(f"{before}{candidate.said}")
+        event("candidate", **candidate.facts)
+
     for seed in seeds:
         if seed not in todo:
-            tell(f"Made before: {candidates.look(folder, seed).said}")
+            appeared(candidates.look(folder, seed), before="Made before: ")
     if todo:
-        _make(args, system, tokens, folder, todo, asked, device, tell, progress)
+        _make(args, system, tokens, folder, todo, asked, device, appeared, progress)
+    if args.only_candidates:
+        tell(f"They are in {folder}. To keep one as a persona: this command again with --pick SEED in place of --only-candidates.")
+        return None
     chosen = candidates.best([candidates.look(folder, seed) for seed in seeds], pick=args.pick)
     told = provenance(photos, refused, used=used, done=(f"generated with seed {chosen.seed}",), system={**asked, "seed": chosen.seed})
     made = _kept(args, load_generator("puppet"), chosen.rgb, chosen.path.name, {**told, **people.provenance(system)})
@@ -171,7 +202,7 @@ def _make(
     seeds: list[int],
     asked: dict[str, Any],
     device: str,
-    tell: Tell,
+    appeared: Callable[[candidates.Candidate], None],
     progress: Progress | None,
 ) -> None:
     """Open the base, attach the person, make what is missing, and give the memory back."""
@@ -182,7 +213,7 @@ def _make(
     maker = pipeline.maker(base, system.attach(base, tokens, scale=asked["scale"], size=ask.size), ask)
     del base
     try:
-        candidates.make(folder, people.cut(maker, system, folder), seeds, progress=progress, tell=tell)
+        candidates.make(folder, people.cut(maker, system, folder), seeds, progress=progress, appeared=appeared)
     finally:
         maker.close()
 

@@ -41,13 +41,15 @@ class Finished:
 
     rgb: UInt8Array  # [H, W, 3]
     done: tuple[str, ...]
+    box: tuple[int, int, int, int]  # x0, y0, x1, y1 of what was kept, px of the photo
 
 
 def finish(rgb: UInt8Array, face: Found, *, relight: bool = True, cut: bool = True) -> Finished:
     """A photo [H, W, 3] and its face -> the portrait. `cut`: false for generators that show the whole figure."""
     done = []
+    box = 0, 0, rgb.shape[1], rgb.shape[0]
     if cut:
-        x0, y0, x1, y1 = _around(rgb, face)
+        x0, y0, x1, y1 = box = _around(rgb, face)
         if (x1 - x0, y1 - y0) != (rgb.shape[1], rgb.shape[0]):
             rgb = np.ascontiguousarray(rgb[y0:y1, x0:x1])
             face = Found.of(face.points - np.array([x0, y0], np.float32))
@@ -60,7 +62,7 @@ def finish(rgb: UInt8Array, face: Found, *, relight: bool = True, cut: bool = Tr
     if relight:
         rgb, lit = relit(rgb, face)
         done += lit
-    return Finished(rgb, tuple(done))
+    return Finished(rgb, tuple(done), box)
 
 
 def _around(rgb: UInt8Array, face: Found) -> tuple[int, int, int, int]:

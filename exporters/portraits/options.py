@@ -7,7 +7,7 @@ from pathlib import Path
 
 OF_SYSTEM = (
     *("base", "unet", "prompt", "negative", "also", "describe", "image_encoder", "recogniser", "control", "variant"),
-    *("candidates", "seed", "pick", "scale", "guidance", "size"),
+    *("candidates", "seed", "pick", "only_candidates", "scale", "guidance", "size"),
 )
 """Options that mean nothing without --system."""
 
@@ -48,6 +48,8 @@ def add_photos(parser: argparse.ArgumentParser, picture: argparse._MutuallyExclu
     picture.add_argument("--photos", nargs="+", type=Path, metavar="FILE", help="photos of the person; the best for driving becomes the portrait")
     made = parser.add_argument_group("of --photos")
     made.add_argument("--no-relight", action="store_true", help="leave the photo's light as it is, however dark or one-sided")
+    made.add_argument("--home", type=Path, metavar="DIR", help="keep the persona in DIR/personas, and what is made on the way beside it")
+    _add_child(made)
     system = parser.add_argument_group("of an identity system (with --photos; --weights are the system's files, --steps, --precision, --device too)")
     system.add_argument("--system", metavar="NAME", help="make portraits of the person with it: see the README for names and files")
     system.add_argument("--base", type=Path, metavar="DIR", help="a Stable Diffusion 1.5, SDXL or FLUX in diffusers' layout")
@@ -63,10 +65,23 @@ def add_photos(parser: argparse.ArgumentParser, picture: argparse._MutuallyExclu
     system.add_argument("--candidates", type=int, metavar="N", help="portraits to choose from (default: 4)")
     system.add_argument("--seed", type=int, metavar="N", help="of the first of them (default: 0)")
     system.add_argument("--pick", type=int, metavar="SEED", help="the portrait to keep (default: the best for driving)")
+    system.add_argument("--only-candidates", action="store_true", default=None, help="make the portraits and keep no persona yet")
     system.add_argument("--scale", type=float, metavar="S", help="how strongly the person is asked for (default: the system's)")
     system.add_argument("--guidance", type=float, metavar="S", help="how strongly the prompt is (default: the system's)")
     system.add_argument("--size", metavar="WxH", help="px of the portraits, such as 512 or 512x768 (default: 512, SDXL and FLUX 1024)")
     _add_parts(system)
+
+
+def add_judge(parser: argparse.ArgumentParser) -> None:
+    """`avatar persona judge`."""
+    parser.add_argument("photos", nargs="+", type=Path, metavar="FILE")
+    parser.add_argument("--previews", type=Path, metavar="DIR", help="write each photo, upright and small, and the portrait it would become there")
+    _add_child(parser)
+
+
+def _add_child(group: argparse._ActionsContainer) -> None:
+    what = "for a program that runs this one: events as JSON lines on standard output; it ends when its standard input does"
+    group.add_argument("--child", action="store_true", help=what)
 
 
 def _add_parts(group: argparse._ActionsContainer) -> None:
@@ -77,4 +92,4 @@ def _add_parts(group: argparse._ActionsContainer) -> None:
     group.add_argument("--variant", metavar="NAME", help="of a system whose files do not say it, such as plus or plusv2, or how it is used")
 
 
-__all__ = ["FILES", "about_photos", "add_identity", "add_photos", "given"]
+__all__ = ["FILES", "about_photos", "add_identity", "add_judge", "add_photos", "given"]

@@ -86,18 +86,23 @@ class Marks:
         return float(np.prod([FLOOR + (1 - FLOOR) * value for value in values]))
 
     @property
+    def wrong(self) -> dict[str, str]:
+        """Marks that are too low -> what that means, a clause that follows on 'in this photo'."""
+        said = {
+            "mouth_seen": "the mouth seems to be covered",
+            "eyes_seen": "the eyes seem to be covered, by dark glasses or hair",
+            "eyes_open": "the eyes are nearly closed",
+            "mouth_rests": "the mouth is wide open",
+            "frontal": "the face looks well to the side",
+            "sharp": "the face is blurred",
+            "large": f"the face is less than {SMALL:.0f} pixels wide and will look soft",
+        }
+        return {name: text for name, text in said.items() if getattr(self, name) < 0.5}
+
+    @property
     def warnings(self) -> tuple[str, ...]:
-        """What is wrong, each a clause that follows on 'in this photo'."""
-        said = (
-            (self.mouth_seen, "the mouth seems to be covered"),
-            (self.eyes_seen, "the eyes seem to be covered, by dark glasses or hair"),
-            (self.eyes_open, "the eyes are nearly closed"),
-            (self.mouth_rests, "the mouth is wide open"),
-            (self.frontal, "the face looks well to the side"),
-            (self.sharp, "the face is blurred"),
-            (self.large, f"the face is less than {SMALL:.0f} pixels wide and will look soft"),
-        )
-        return tuple(text for value, text in said if value < 0.5)
+        """What is wrong."""
+        return tuple(self.wrong.values())
 
 
 def read_photo(path: Path) -> Photo:

@@ -688,9 +688,19 @@ $("still").addEventListener("load", () => {
   pen.drawImage($("still"), -2, -2, canvas.width + 4, canvas.height + 4);
 });
 
+/** The persona that the address names (the studio's link), once: later choices are remembered, not overruled. */
+function askedFor() {
+  const asked = new URLSearchParams(location.search);
+  const name = asked.get("persona");
+  if (name === null) return "";
+  asked.delete("persona");
+  history.replaceState(null, "", `${location.pathname}${asked.size ? `?${asked}` : ""}${location.hash}`);
+  return name;
+}
+
 async function loadPortraits() {
   try {
-    await portraits.load(store.get("persona", ""));
+    await portraits.load(askedFor() || store.get("persona", ""));
   } catch (trouble) {
     if (trouble.kind !== "token") return fail(trouble), ($("card-action").onclick = () => location.reload());
     card(trouble.title, trouble.text, { action: ["Enter token", () => askToken(trouble.text, () => (card(""), loadPortraits()))] });

@@ -38,7 +38,7 @@ function refusal(status, said, retryAfter) {
     404: ["server", "That is not there any more", said || "The session has ended on the server. Press Start to begin a new one."],
     413: ["portrait", "The file is too large", said || "The file is larger than this server accepts. Choose a smaller one."],
     429: ["full", "Too many requests", `The server asks you to slow down.${again}`],
-    503: ["full", "The server is full", `All its places are taken.${again}`],
+    503: ["full", "The server is full", said || `All its places are taken.${again}`],
   };
   const [kind, title, text] = table[status] || (status < 500 ? ["refused", "The server could not do that", said] : ["server", "The server had a problem", said]);
   return new Trouble(kind, title, text || "Try again. If it stays like this, the server's log says more.", { status, retryAfter });

@@ -1,9 +1,10 @@
-// The page that records a minute: what the person is asked to do, what is ticked, what is wrong, and what to type next.
+// The studio's side that records a minute: what the person is asked to do, what is ticked, what is wrong, and what to type next.
 // Recording and sending live in take.js; what counts as done is the server's to say (streaming/guide.py).
 
 import { browserKeeps as store } from "./keep.js";
-import { Trouble, asksForToken, megabytes, openDevice, readToken, request, setToken } from "./link.js";
+import { Trouble, asksForToken, megabytes, openDevice, readToken, request } from "./link.js";
 import { Take, kindOf } from "./take.js";
+import { askToken } from "./token.js";
 
 const $ = (id) => document.getElementById(id);
 
@@ -80,17 +81,6 @@ function fail(error, again = record) {
   const action = error.kind === "token" ? ["Enter token", () => askToken(again)] : ["Try again", again];
   card(error.title, error.text, { action, other: ["Close", () => (card(""), become("setup"))] });
   $("card-action").focus();
-}
-
-function askToken(then) {
-  const dialog = $("token-dialog");
-  $("token").value = dialog.returnValue = "";
-  dialog.addEventListener("close", () => {
-    if (dialog.returnValue !== "ok" || !$("token").value.trim()) return;
-    setToken($("token").value.trim());
-    then();
-  }, { once: true });
-  dialog.showModal();
 }
 
 // -- devices -------------------------------------------------------------------------------------------------------------------
