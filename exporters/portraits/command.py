@@ -124,7 +124,7 @@ def _from_system(args: argparse.Namespace, photos: list[Photo], refused: list[st
     told = provenance(photos, refused, used=used, done=(f"generated with seed {chosen.seed}",), system={**asked, "seed": chosen.seed})
     made = _kept(args, load_generator("puppet"), chosen.rgb, chosen.path.name, told)
     assert made.folder is not None
-    (made.folder / candidates.TOKENS).write_bytes(tokens.pack())
+    (made.folder / personas.TOKENS).write_bytes(tokens.pack())
     another = f"avatar persona remove {made.name}, then this command again with --pick SEED"
     tell(f"The portrait is {chosen.path}; the others stay beside it. To take one of them: {another}.")
     return made
