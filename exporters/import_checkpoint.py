@@ -285,7 +285,7 @@ def write(
     for source, match_ in given:
         held = (source.table.read or open_file)(source.path)
         for ours, theirs in match_.pairs.items():
-            value = _lowly(held[theirs], low_rank[ours], ours) if low_rank and ours in low_rank else held[theirs]
+            value = with_low_rank(held[theirs], low_rank[ours], ours) if low_rank and ours in low_rank else held[theirs]
             tensors[ours] = value.to(KINDS[precision]).contiguous()
     try:
         save_file(tensors, path)
@@ -294,7 +294,7 @@ def write(
     return sha256(path)
 
 
-def _lowly(weight: Tensor, factors: tuple[Tensor, Tensor], name: str) -> Tensor:
+def with_low_rank(weight: Tensor, factors: tuple[Tensor, Tensor], name: str) -> Tensor:
     """A weight [o, i] with the product of (up [o, r], down [r, i]) added to it, fp32."""
     up, down = factors
     if up.ndim != 2 or down.ndim != 2 or (up.shape[0], down.shape[1]) != tuple(weight.shape) or up.shape[1] != down.shape[0]:
@@ -317,5 +317,6 @@ __all__ = [
     "match",
     "places_of",
     "report",
+    "with_low_rank",
     "write",
 ]

@@ -68,7 +68,7 @@ def adding(asked: FaceId, tell: Callable[[str], None] = lambda line: None) -> Ca
             found,
             made=made,
             tables=tuple(replace(table, fills=_but_ours(table.fills)) for table in found.tables),
-            named=tuple(Source(table, asked.path, asked.path.name) for table in _tables(places)),
+            named=tuple(Source(table, asked.path, asked.path.name) for table in tables_of(places)),
             read={**found.read, PROJECTOR: asked.path},
             low_rank={"denoiser": factors} if asked.lora else {},
             recogniser=asked.recogniser,
@@ -111,7 +111,7 @@ def low_rank(held: Mapping[str, Any], places: list[str], asked: FaceId) -> dict[
     return made
 
 
-def _tables(places: list[str]) -> tuple[Table, Table]:
+def tables_of(places: list[str]) -> tuple[Table, Table]:
     """Of the file's two halves."""
 
     def ours(key: str) -> str:
@@ -133,4 +133,4 @@ def _but_ours(fills: Callable[[str], bool]) -> Callable[[str], bool]:
     return lambda key: fills(key) and not key.endswith(OURS)
 
 
-__all__ = ["FaceId", "adding", "attentions", "read_faceid"]
+__all__ = ["LAYERS", "FaceId", "adding", "attentions", "low_rank", "read_faceid", "tables_of"]
