@@ -106,7 +106,10 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--updates", type=int, help="of the weights, instead of minutes")
     parser.add_argument("--recipe", choices=["appearance", "teacher", "consistency", "matching"], default="appearance", help="see the README")
     parser.add_argument("--steps", type=int, default=2, help="denoising steps a frame of what is trained (default: 2)")
-    parser.add_argument("--preset", help="size of the generator (default: that of --start, else compact)")
+    parser.add_argument(
+        "--preset",
+        help="size of the generator (default: that of --start, else compact); NAME+faceid reads what --recogniser sees of the portrait too",
+    )
     parser.add_argument("--start", type=Path, metavar="DIR", help="weights to go on from, trained or imported")
     parser.add_argument("--teacher", type=Path, metavar="DIR", help="weights that consistency and matching learn from")
     parser.add_argument("--rate", type=float, help="learning rate")

@@ -136,7 +136,7 @@ class Networks(nn.Module):
         weight = self.face.norm.weight
         if face is not None and face.tokens is not None:
             return face.tokens.to(weight)
-        made: Tensor = self.face(weight.new_zeros(1, VECTOR) if face is None or face.vector is None else face.vector.to(weight))
+        made: Tensor = self.face(weight.new_zeros(1, VECTOR) if face is None or face.vector is None else face.vector.to(weight.device))
         return made
 
     def nobody(self) -> Tensor | None:

@@ -22,6 +22,8 @@ MEL_MIDDLE, MEL_SPREAD = -4.0, 4.0
 """Log-mel values of speech lie about here; silence is the floor, -10."""
 VECTOR = 512
 """Numbers of a recogniser's vector, and the tokens it becomes."""
+NOBODY = 1e-12
+"""Added to a vector's squared length, so that no vector has a direction; in half precision it would be nothing."""
 CLIP_SIZE = 224
 CLIP_MEAN, CLIP_DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -102,7 +104,9 @@ class FaceIdTokens(nn.Module):
 
     def forward(self, vector: Tensor) -> Tensor:
         """[N, 512], zeros for nobody -> [N, 4, D]"""
-        made: Tensor = self.norm(self.proj(functional.normalize(vector, dim=1)).unflatten(1, (FACE_TOKENS, -1)))
+        exact = vector.float()
+        unit = exact / (exact.square().sum(1, keepdim=True) + NOBODY).sqrt()
+        made: Tensor = self.norm(self.proj(unit.to(self.norm.weight.dtype)).unflatten(1, (FACE_TOKENS, -1)))
         return made
 
 
