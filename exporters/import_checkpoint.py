@@ -125,12 +125,12 @@ def import_published(
     matches = [_checked(each, parts[each.table.part], made, tell) for each in sources]
     with fresh_folder(out) as folder:
         count = sum(parameter.numel() for module in parts.values() for parameter in module.parameters())
-        check_room(folder, count * KINDS[precision].itemsize)
+        check_room(folder, count * KINDS[precision].itemsize + (found.recogniser.stat().st_size if found.recogniser else 0))
         hashes = {}
         for part in parts:
             given = [(each, match) for each, match in zip(sources, matches, strict=True) if each.table.part == part]
-            more = {"more": found.given.get(part, {}), "low_rank": found.low_rank.get(part, {})}
-            hashes[part] = write(folder / f"{part}.safetensors", given, precision, **more)
+            beside, low_rank = found.given.get(part), found.low_rank.get(part)
+            hashes[part] = write(folder / f"{part}.safetensors", given, precision, more=beside, low_rank=low_rank)
             tell(f"{part}: written")
         tell("Hashing what was read ...")
         origin = {"system": found.system, "precision": precision, "made_for": made.sampling.told, "steps": str(made.sampling.steps)}

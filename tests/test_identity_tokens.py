@@ -36,10 +36,11 @@ if found("torch") and found("diffusers") and found("transformers"):
     from engine.generators.diffusion import networks as weights_of
     from engine.generators.diffusion.attention import Recognising, Sources, SpatialTransformer
     from engine.generators.diffusion.features import Features
-    from engine.generators.diffusion.networks import Face, Networks
+    from engine.generators.diffusion.networks import Face
     from engine.generators.diffusion.offline import sample
     from engine.generators.diffusion.presets import Sampling
     from engine.generators.diffusion.sampler import levels
+    from engine.generators.diffusion.temporal import places
     from engine.generators.diffusion.tokens import FaceIdTokens
     from engine.generators.diffusion.unet import spatial_blocks
     from exporters import command, grow, import_checkpoint, import_command, to_onnx
@@ -189,7 +190,12 @@ def test_guidance_compares_with_nobodys_face() -> None:
         assert not values[:, :1].any()
     told: list[int] = []
     unknown = made.unknown
-    made.unknown = lambda identity: told.append(1) or unknown(identity)
+
+    def spy(identity: Any) -> Any:
+        told.append(1)
+        return unknown(identity)
+
+    made.unknown = spy
     how = replace(Sampling(), window=4, overlap=1)
     clips = [sample(recipe(made), cache, condition[:4], sampling=replace(how, guidance=guidance)) for guidance in (1.0, 3.5)]
     assert told == [1]
@@ -261,7 +267,7 @@ def test_a_portraits_face_is_recognised_and_cached(recogniser: Path, tmp_path: P
     generator: Any = load("diffusion", weights=weights, mode="eager")
     made = generator.prepare(demo_portrait())
     kept = generator.unpack(made.portrait, generator.pack(made)).features.cache
-    inner: Networks = generator.recipe.networks
+    inner: Any = generator.recipe.networks
     assert torch.equal(kept.face, made.features.cache.face)
     again = inner.identity(inner.image(torch.from_numpy(made.portrait).permute(2, 0, 1)[None] / 127.5 - 1), kept.face)
     for mine, theirs in zip(kept.identity, again, strict=True):
@@ -306,8 +312,8 @@ def test_a_persona_brings_its_tokens(tmp_path: Path) -> None:
     other = personas.load_persona(generator, "me", folder=home)
     assert torch.equal(other.identity.features.cache.face, second), "what was cached is of the tokens before"
     assert other.identity.key != made.identity.key
-    for odd in ({"weights": "abd"}, {"system": "photomaker"}):
-        bring(3, **odd)
+    for odd in (("abd", "faceid"), ("abc", "photomaker")):
+        bring(3, weights=odd[0], system=odd[1])
         with pytest.raises(AvatarError, match="they came without one; import them again with --recogniser"):
             personas.load_persona(generator, "me", folder=home)
     bring(4, dim=11)
@@ -543,7 +549,7 @@ def test_only_the_face_can_learn_too() -> None:
     hint, spoken = stream.heard_and_seen(made, condition[:1], speech[:1], torch.float32)
     cache = made.look(portrait, face=face())
     rings = [[(k[0], v[0]) for k, v in stream.open_stream(how, 1, cache).rings]]
-    at = stream.places(torch.zeros(1, dtype=torch.int64), 1, FACED)
+    at = places(torch.zeros(1, dtype=torch.int64), 1, FACED)
     noise = stream.noise_of(FACED)
     sources = Sources(1, cache.reference, cache.identity, speech=spoken)
     stream.in_turn(made, how.levels, noise, hint, sources, rings, at)[0].square().mean().backward()
