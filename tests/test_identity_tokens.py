@@ -162,6 +162,9 @@ def test_a_scale_of_zero_is_the_preset_without() -> None:
     before = plain.remember(portrait)
     want = stream.whole_clip(recipe(plain), before, condition, speech)
     made = grow.grown(plain, FACED, seed=1)
+    for fresh in (made, networks()):
+        assert not any("_ip." in key for key in fresh.reference.state_dict())
+        assert sum("_ip." in key for key in fresh.denoiser.state_dict()) == 2 * fresh.denoiser.spatial_blocks
     assert error(stream.whole_clip(recipe(made), made.remember(portrait, face=face()), condition, speech), want) < SAME
     for block in spatial_blocks(made.denoiser):
         torch.nn.init.normal_(block.attn2.to_v_ip.weight, generator=torch.Generator().manual_seed(2))
