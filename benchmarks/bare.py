@@ -114,7 +114,7 @@ def shapes_only(made: Preset, *, steps: int, rows: int) -> tuple[streams.Recipe,
         return [(torch.empty(shape, device="meta"), torch.empty(shape, device="meta")) for shape in shapes]
 
     blocks = block_shapes(made)
-    identity = pairs([(1, 1, width) for width, _ in blocks]) if made.unet.image_dim else []
+    identity = pairs([(1, made.tokens, width) for width, _ in blocks]) if made.unet.image_dim else []
     return how, streams.open_stream(how, rows, Cache(pairs([(1, cells, width) for width, cells in blocks]), identity))
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from engine.config import Background, OperatorSettings, SessionSettings
 from engine.types import AvatarError, FloatArray, UInt8Array, VideoFrame
@@ -133,6 +135,17 @@ class Scene:
     def body_share(self) -> float:
         """How much of a driver's body motion suits this scene, 0..1."""
         return 1.0 if self.fit.box[3] >= self.size[0] else BODY_BELOW
+
+    def pack(self) -> dict[str, npt.NDArray[Any]]:
+        """For a file."""
+        return {"picture": self.picture, "matte": self.matte, "clean": self.clean, "rect": np.array(self.fit.rect)}
+
+    @classmethod
+    def unpack(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> Scene:
+        """The inverse."""
+        picture = arrays["picture"]
+        x, y, width, height = (int(value) for value in arrays["rect"])
+        return cls(picture, arrays["matte"], arrays["clean"], Fit.of((x, y, width, height), (picture.shape[0], picture.shape[1])))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

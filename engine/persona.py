@@ -1,9 +1,9 @@
 """A persona: a portrait, whose it is and with what consent, and what a generator computed from it once.
 
 On disk a persona is a folder of its name with `portrait.png`, `manifest.json`, the folder `weights` where a generator was taught its person,
-and, for every generator that has prepared it, a cache of arrays. Portrait, weights and manifest are the truth; caches are made again when the
-code they come from (SCENE_SOURCES and every file in the generator's folder), MediaPipe's version, the generator's spec or its weights have
-changed.
+`identity.npz` where an identity system made the portrait (what that knows of the person, for generators with `read_tokens`), and, for every
+generator that has prepared it, a cache of arrays. Portrait, weights and manifest are the truth; caches are made again when the code they
+come from (SCENE_SOURCES and every file in the generator's folder), MediaPipe's version, the generator's spec or its weights have changed.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from engine.composite import Fit, Scene, frame_portrait
+from engine.composite import Scene, frame_portrait
 from engine.types import AvatarError, Generator, Identity, UInt8Array
 
 ASSETS = Path(__file__).parent / "assets"
-PORTRAIT, MANIFEST, WEIGHTS = "portrait.png", "manifest.json", "weights"
+PORTRAIT, MANIFEST, WEIGHTS, TOKENS = "portrait.png", "manifest.json", "weights", "identity.npz"
 MANIFEST_VERSION = 1
 BUILT_IN = ("demo", "demo taught")
 """Names of those that come with the program (`engine.built_in`)."""
@@ -70,12 +70,14 @@ def make_persona(
     folder: Path | None = None,
     weights: Path | None = None,
     provenance: Mapping[str, Any] | None = None,
+    tokens: bytes | None = None,
 ) -> Persona:
     """Frame a portrait [H, W, 3] RGB and prepare it; keep it in `folder / name` where a folder is given.
 
     `consent`: who agreed to what, in the words of whoever brings the picture; `source`: where it is from; `weights`: a folder of those that
-    a generator was taught this person with, of which a kept persona has its own copy; `provenance`: how the portrait was made, as JSON. Raises
-    AvatarError where the portrait cannot be driven, and for a kept persona where the name is unfit or taken.
+    a generator was taught this person with, of which a kept persona has its own copy; `provenance`: how the portrait was made, as JSON;
+    `tokens`: an `identity.npz` that a generator may read, which is not kept here. Raises AvatarError where the portrait cannot be driven, and
+    for a kept persona where the name is unfit or taken.
     """
     consent = _consent(consent)
     place = None if folder is None else _place(name, folder)
@@ -84,7 +86,7 @@ def make_persona(
         if place.exists():
             raise AvatarError(f"There is already a persona called '{name}'; remove it first or choose another name.")
     scene, crop = frame_portrait(rgb, size=generator.spec.size)
-    identity = _prepared(generator, crop, weights)
+    identity = _prepared(generator, crop, weights, tokens)
     import_module("engine.blend")  # the composite's compiled loops load now, not while someone waits for the first frame
     now = datetime.now(UTC).isoformat(timespec="seconds")
     manifest: dict[str, Any] = {
@@ -136,14 +138,15 @@ def load_persona(generator: Generator, name: str, *, folder: Path | None = None)
     manifest = _manifest(place)
     data = _portrait_bytes(place, manifest)
     taught = _weights_folder(place, manifest)
-    key = _cache_key(generator, hashlib.sha256(data).hexdigest(), taught)
+    tokens = (place / TOKENS).read_bytes() if hasattr(generator, "read_tokens") and (place / TOKENS).is_file() else None
+    key = _cache_key(generator, hashlib.sha256(data).hexdigest(), taught, tokens)
     arrays = _cached(place, manifest, generator, key)
     if arrays is not None:
         import_module("engine.blend")
-        return Persona(manifest["name"], _scene_of(arrays), _identity_of(generator, arrays), manifest, place)
+        return Persona(manifest["name"], *_unpacked(generator, arrays), manifest, place)
     from engine.picture import decode_picture
 
-    made = make_persona(generator, decode_picture(data), name=manifest["name"], weights=taught)
+    made = make_persona(generator, decode_picture(data), name=manifest["name"], weights=taught, tokens=tokens)
     try:
         _write_cache(place, manifest, generator, key, made.scene, made.identity)
         _write(place / MANIFEST, _json(manifest))
@@ -331,8 +334,11 @@ def _weights(generator: Generator) -> str | None:
     return None if weights is None else str(weights)
 
 
-def _prepared(generator: Generator, crop: UInt8Array, weights: Path | None) -> Identity:
-    """With what the clip behind `weights` taught the puppet, where this is the puppet and the clip's portrait."""
+def _prepared(generator: Generator, crop: UInt8Array, weights: Path | None, tokens: bytes | None) -> Identity:
+    """With what the clip behind `weights` taught the puppet, where this is the puppet and the clip's portrait, or with an identity's tokens."""
+    read_tokens = getattr(generator, "read_tokens", None)
+    if tokens is not None and read_tokens is not None:
+        return cast(Identity, cast(Any, generator).prepare(crop, read_tokens(tokens)))
     read_assets = getattr(generator, "read_assets", None)
     if weights is None or read_assets is None:
         return generator.prepare(crop)
@@ -343,11 +349,12 @@ def _prepared(generator: Generator, crop: UInt8Array, weights: Path | None) -> I
     return cast(Identity, cast(Any, generator).prepare(crop, arrays))
 
 
-def _cache_key(generator: Generator, portrait: str, weights: Path | None = None) -> str:
+def _cache_key(generator: Generator, portrait: str, weights: Path | None = None, tokens: bytes | None = None) -> str:
     """sha256 of all that the cached arrays depend on: the portrait's digest, the generator, its weights, the code of both halves, the tracker."""
     digest = hashlib.sha256(f"{portrait} {generator.spec.name} {generator.spec.size} {_weights(generator)} {_tracker()}".encode())
     if weights is not None:
         digest.update((weights / f"{WEIGHTS}.json").read_bytes())
+    digest.update(tokens or b"")
     for path in _sources(generator):
         digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
@@ -377,10 +384,7 @@ def _write_cache(place: Path, manifest: dict[str, Any], generator: Generator, ke
     if not (hasattr(generator, "pack") and hasattr(generator, "unpack")):
         return
     arrays: _Arrays = {
-        "scene.picture": scene.picture,
-        "scene.matte": scene.matte,
-        "scene.clean": scene.clean,
-        "scene.rect": np.array(scene.fit.rect),
+        **{f"scene.{name}": array for name, array in scene.pack().items()},
         "portrait": identity.portrait,
         **{f"features.{name}": array for name, array in generator.pack(identity).items()},
     }
@@ -406,14 +410,8 @@ def _cached(place: Path, manifest: Mapping[str, Any], generator: Generator, key:
         return {name: arrays[name] for name in arrays.files}
 
 
-def _scene_of(arrays: _Arrays) -> Scene:
-    picture = arrays["scene.picture"]
-    x, y, width, height = (int(value) for value in arrays["scene.rect"])
-    fit = Fit.of((x, y, width, height), (picture.shape[0], picture.shape[1]))
-    return Scene(picture, arrays["scene.matte"], arrays["scene.clean"], fit)
-
-
-def _identity_of(generator: Any, arrays: _Arrays) -> Identity:
-    start = "features."
-    identity: Identity = generator.unpack(arrays["portrait"], {name[len(start) :]: array for name, array in arrays.items() if name.startswith(start)})
-    return identity
+def _unpacked(generator: Any, arrays: _Arrays) -> tuple[Scene, Identity]:
+    scene, features = (
+        {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)} for start in ("scene.", "features.")
+    )
+    return Scene.unpack(scene), generator.unpack(arrays["portrait"], features)

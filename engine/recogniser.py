@@ -126,6 +126,12 @@ def check_vectors(path: Path, shape: tuple[int, ...], count: int) -> None:
         raise AvatarError(f"'{path}' gives {list(shape)} numbers for {count} face{'s' * (count > 1)}, not a vector for each; {GIVE}.")
 
 
+def check_length(recogniser: Recogniser, length: int, *, reader: str) -> None:
+    """Raise AvatarError for one whose vectors are not of the length that `reader` reads."""
+    if recogniser.length != length:
+        raise AvatarError(f"'{recogniser.path}' gives {recogniser.length} numbers for a face, and '{reader}' reads {length}; {GIVE}.")
+
+
 def _session(path: Path, threads: int) -> Any:
     import onnxruntime
 
@@ -165,4 +171,7 @@ def _normalises(path: Path) -> bool:
     return "Sub" in first and bool(first & {"Mul", "Div"})
 
 
-__all__ = ["GIVE", "MIDDLE", "SIDE", "TEMPLATE", "Recogniser", "aligned", "check_vectors", "digest", "fit", "five_points", "similarity"]
+__all__ = [
+    *("GIVE", "MIDDLE", "SIDE", "TEMPLATE", "Recogniser", "aligned", "check_length", "check_vectors", "digest", "fit", "five_points"),
+    "similarity",
+]

@@ -84,7 +84,7 @@ class Batch:
         moved = (getattr(self, name).to(device, non_blocking=True) for name in names)
         unguided, face = None if self.unguided is None else self.unguided.to(device), self.face
         if face is not None:
-            face = Face(*(None if x is None else x.to(device) for x in (face.vector, face.regions)))
+            face = Face(*(None if x is None else x.to(device) for x in (face.vector, face.regions, face.tokens)))
         return replace(self, **dict(zip(names, moved, strict=True)), unguided=unguided, face=face)
 
 

@@ -115,16 +115,21 @@ def _check(options: argparse.Namespace) -> None:
 def _check_weights(options: argparse.Namespace) -> None:
     """Those that a run goes on from or learns from, by their manifests, and the device. Raises AvatarError."""
     from engine.backends.pytorch import device
+    from engine.generators.diffusion.networks import RECOGNISER
+    from exporters.grow import grows
     from exporters.hearing import check_ears
-    from exporters.learner import check_teacher
+    from exporters.learner import check_recogniser, check_teacher
 
     device(options.device)
     check_teacher(options.recipe, options.teacher)
     if options.preset is not None:
         check_ears(preset(options.preset), options.start)
+    made = preset(options.preset or "compact") if options.preset or not options.start else preset_of(options.start)
+    kept = None if options.start is None else options.start / RECOGNISER
+    check_recogniser(made, options.recogniser or (kept if kept is not None and kept.is_file() else None))
     for weights in (options.start, options.teacher):
         theirs = "" if weights is None else preset_of(weights).name
-        if theirs and options.preset not in (None, theirs):
+        if theirs and options.preset not in (None, theirs) and not grows(options.preset, theirs):
             raise AvatarError(f"The weights in {weights} are for the preset '{theirs}', not '{options.preset}'; leave --preset out.")
 
 

@@ -1,4 +1,5 @@
-"""MagicAnimate, MusePose and Champ: their published files become weights of this engine, as `import_checkpoint` does it."""
+"""MagicAnimate, MusePose and Champ: their published files become weights of this engine, as `import_checkpoint` does it. What else becomes part of
+them, `also`, is of `import_faceid`."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from pathlib import Path
 from engine.types import AvatarError
 from exporters import keys, keys_body
 from exporters.files import find, read, read_config
-from exporters.import_checkpoint import Precision, Published, import_published, places_of
+from exporters.import_checkpoint import Also, Precision, Published, import_published, places_of
 
 try:
     import torch
@@ -35,13 +36,14 @@ def import_musepose(
     tiny_vae: Path | None = None,
     precision: Precision = "fp32",
     made: Preset = MUSE_POSE,
+    also: Also = lambda found: found,
     tell: Tell = lambda line: None,
 ) -> None:
     """MusePose's four files, the autoencoder and CLIP's image encoder -> a new folder `out`. Raises AvatarError as `import_published`."""
     beside = ("MusePose", "pretrained_weights/MusePose", "..")
     elsewhere = {keys.AUTOENCODER.option: vae, keys.IMAGE.option: image_encoder, keys.TINY.option: tiny_vae}
     found = Published(keys_body.MUSE_POSE, keys_body.MUSE_POSE_TABLES, made, beside)
-    import_published(source, out, found, elsewhere=elsewhere, precision=precision, tell=tell)
+    import_published(source, out, also(found), elsewhere=elsewhere, precision=precision, tell=tell)
 
 
 def import_champ(
@@ -53,13 +55,14 @@ def import_champ(
     tiny_vae: Path | None = None,
     precision: Precision = "fp32",
     made: Preset = CHAMP,
+    also: Also = lambda found: found,
     tell: Tell = lambda line: None,
 ) -> None:
     """Champ's seven files, the autoencoder and CLIP's image encoder -> a new folder `out`. Raises AvatarError as `import_published`."""
     beside = ("champ", f"{MODELS}/champ", MODELS, "..")
     elsewhere = {keys.AUTOENCODER.option: vae, keys.IMAGE.option: image_encoder, keys.TINY.option: tiny_vae}
     found = Published(keys_body.CHAMP, keys_body.CHAMP_TABLES, made, beside)
-    import_published(source, out, found, elsewhere=elsewhere, precision=precision, tell=tell)
+    import_published(source, out, also(found), elsewhere=elsewhere, precision=precision, tell=tell)
 
 
 def import_magicanimate(
@@ -72,6 +75,7 @@ def import_magicanimate(
     tiny_vae: Path | None = None,
     precision: Precision = "fp32",
     made: Preset = MAGIC_ANIMATE,
+    also: Also = lambda found: found,
     tell: Tell = lambda line: None,
 ) -> None:
     """MagicAnimate's three files, the autoencoder, and what Stable Diffusion 1.5's text encoder says of no word -> a new folder `out`.
@@ -90,7 +94,7 @@ def import_magicanimate(
     tell(f"{told.parent.name}/{told.name}: read once, for the {TEXT_TOKENS} tokens of an empty text")
     elsewhere = {keys.AUTOENCODER.option: vae, keys_body.UNET_OPTION: unet, keys.TINY.option: tiny_vae}
     found = Published(keys_body.MAGIC_ANIMATE, tables, made, beside, {"image": {"embedding": tokens}}, {f"{TEXT_FOLDER}/{told.name}": told})
-    import_published(source, out, found, elsewhere=elsewhere, precision=precision, tell=tell)
+    import_published(source, out, also(found), elsewhere=elsewhere, precision=precision, tell=tell)
 
 
 def _text_folders(source: Path, beside: Sequence[str]) -> list[Path]:

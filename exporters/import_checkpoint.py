@@ -20,7 +20,7 @@ try:
     from torch import Tensor
 
     from engine.generators.diffusion.autoencoder import Tiny
-    from engine.generators.diffusion.networks import MANIFEST, empty
+    from engine.generators.diffusion.networks import MANIFEST, RECOGNISER, empty
     from engine.generators.diffusion.presets import ANIMATE_ANYONE, Preset
     from engine.generators.diffusion.temporal import sinusoids
 except ImportError as error:
@@ -69,15 +69,17 @@ def import_animate_anyone(
     tiny_vae: Path | None = None,
     precision: Precision = "fp32",
     made: Preset = ANIMATE_ANYONE,
+    also: Also = lambda found: found,
     tell: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Moore-AnimateAnyone's files in `source`, with the autoencoder and CLIP's image encoder, -> weights of `made` in a new folder `out`.
 
-    `tiny_vae`: a folder of TAESD in diffusers' format, whose decoder `--decoder tiny` will take. Everything is checked before
-    anything is written. Raises AvatarError, one sentence, for whatever does not fit.
+    `tiny_vae`: a folder of TAESD in diffusers' format, whose decoder `--decoder tiny` will take; `also`: of `import_faceid`. Everything is
+    checked before anything is written. Raises AvatarError, one sentence, for whatever does not fit.
     """
     elsewhere = {keys.AUTOENCODER.option: vae, keys.IMAGE.option: image_encoder, keys.TINY.option: tiny_vae}
-    import_published(source, out, Published(keys.SYSTEM, keys.ANIMATE_ANYONE, made), elsewhere=elsewhere, precision=precision, tell=tell)
+    found = also(Published(keys.SYSTEM, keys.ANIMATE_ANYONE, made))
+    import_published(source, out, found, elsewhere=elsewhere, precision=precision, tell=tell)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,13 @@ class Published:
     beside: tuple[str, ...] = ()  # folders inside the given one, looked into first; "..": the one above, for what has a folder of its own
     given: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)  # part -> tensors that come from no file of the tables
     read: Mapping[str, Path] = field(default_factory=dict)  # name in the manifest -> a file that these were made from
+    named: tuple[Source, ...] = ()  # files that were given one by one
+    low_rank: Mapping[str, Mapping[str, tuple[Tensor, Tensor]]] = field(default_factory=dict)  # part -> our key -> up @ down is added to it
+    recogniser: Path | None = None  # of faces, for presets that read its vectors
+
+
+Also = Callable[[Published], Published]
+"""What somebody published -> the same with what somebody else did."""
 
 
 def import_published(
@@ -108,7 +117,7 @@ def import_published(
     if precision not in KINDS:
         raise AvatarError(f"Weights are kept as one of: {', '.join(KINDS)}; not as '{precision}'.")
     made, tiny_vae = found.made, elsewhere.get(keys.TINY.option)
-    sources = _sources(source, found, elsewhere)
+    sources = [*_sources(source, found, elsewhere), *found.named]
     parts = empty(made).parts()
     if tiny_vae is not None:
         with torch.device("meta"):
@@ -116,16 +125,20 @@ def import_published(
     matches = [_checked(each, parts[each.table.part], made, tell) for each in sources]
     with fresh_folder(out) as folder:
         count = sum(parameter.numel() for module in parts.values() for parameter in module.parameters())
-        check_room(folder, count * KINDS[precision].itemsize)
+        check_room(folder, count * KINDS[precision].itemsize + (found.recogniser.stat().st_size if found.recogniser else 0))
         hashes = {}
         for part in parts:
             given = [(each, match) for each, match in zip(sources, matches, strict=True) if each.table.part == part]
-            hashes[part] = write(folder / f"{part}.safetensors", given, precision, more=found.given.get(part, {}))
+            beside, low_rank = found.given.get(part), found.low_rank.get(part)
+            hashes[part] = write(folder / f"{part}.safetensors", given, precision, more=beside, low_rank=low_rank)
             tell(f"{part}: written")
         tell("Hashing what was read ...")
         origin = {"system": found.system, "precision": precision, "made_for": made.sampling.told, "steps": str(made.sampling.steps)}
         origin |= {name: sha256(path) for name, path in ({each.name: each.path for each in sources} | dict(found.read)).items()}
-        manifest = {"preset": made.name, "sha256": hashes, "origin": origin}
+        manifest: dict[str, Any] = {"preset": made.name, "sha256": hashes, "origin": origin}
+        if found.recogniser is not None:
+            shutil.copyfile(found.recogniser, folder / RECOGNISER)
+            manifest["recogniser"] = sha256(folder / RECOGNISER)
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         for part in hashes:  # the library makes files that only their owner may read
             shutil.copymode(folder / MANIFEST, folder / f"{part}.safetensors")
@@ -262,12 +275,18 @@ def write(
     *,
     open_file: Callable[[Path], Mapping[str, Tensor]] = read,
     more: Mapping[str, Tensor] | None = None,
+    low_rank: Mapping[str, tuple[Tensor, Tensor]] | None = None,
 ) -> str:
-    """One network's tensors from its files -> sha256 of what was written. Read anew and mapped: one network at a time is held at most."""
+    """One network's tensors from its files -> sha256 of what was written. Read anew and mapped: one network at a time is held at most.
+
+    `low_rank`: name of a tensor -> (up, down), whose product is added to it. Raises AvatarError where one has not its shape.
+    """
     tensors: dict[str, Tensor] = {name: value.to(KINDS[precision]).contiguous() for name, value in (more or {}).items()}
     for source, match_ in given:
         held = (source.table.read or open_file)(source.path)
-        tensors |= {ours: held[theirs].to(KINDS[precision]).contiguous() for ours, theirs in match_.pairs.items()}
+        for ours, theirs in match_.pairs.items():
+            value = with_low_rank(held[theirs], low_rank[ours], ours) if low_rank and ours in low_rank else held[theirs]
+            tensors[ours] = value.to(KINDS[precision]).contiguous()
     try:
         save_file(tensors, path)
     except Exception as error:  # the library has its own kinds, even for a full disk
@@ -275,9 +294,18 @@ def write(
     return sha256(path)
 
 
+def with_low_rank(weight: Tensor, factors: tuple[Tensor, Tensor], name: str) -> Tensor:
+    """A weight [o, i] with the product of (up [o, r], down [r, i]) added to it, fp32."""
+    up, down = factors
+    if up.ndim != 2 or down.ndim != 2 or (up.shape[0], down.shape[1]) != tuple(weight.shape) or up.shape[1] != down.shape[0]:
+        raise AvatarError(f"A LoRA of {list(up.shape)} by {list(down.shape)} does not fit '{name}', {list(weight.shape)}; give one of the same base.")
+    return weight.float() + up.float() @ down.float()
+
+
 __all__ = [
     "KINDS",
     "NOTICE",
+    "Also",
     "Match",
     "Precision",
     "Published",
@@ -289,5 +317,6 @@ __all__ = [
     "match",
     "places_of",
     "report",
+    "with_low_rank",
     "write",
 ]

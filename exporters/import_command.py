@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Callable
+from typing import Any
 
 from engine.generators.diffusion.layout import MAPS
+from engine.types import AvatarError
 from exporters.portraits.options import FILES
 
 DRIVEN_BY_MAPS = {"champ": MAPS["maps"], "magicanimate": MAPS["densepose"]}
@@ -42,8 +44,19 @@ def _animate_anyone(args: argparse.Namespace, tell: Callable[[str], None]) -> tu
         from engine.generators.diffusion.presets import ANIMATE_ANYONE_V1
 
         found["made"] = ANIMATE_ANYONE_V1
-    import_animate_anyone(args.folder, args.out, **found, precision=args.precision, tell=tell)
+    import_animate_anyone(args.folder, args.out, **found, precision=args.precision, also=_also(args, tell), tell=tell)
     return "diffusion", _decoder(args)
+
+
+def _also(args: argparse.Namespace, tell: Callable[[str], None]) -> Any:
+    """FaceID's file for the denoiser, where one is given. Raises AvatarError where only what belongs to it is."""
+    if args.faceid is None:
+        if args.faceid_lora or args.recogniser is not None:
+            raise AvatarError("--faceid-lora and --recogniser belong to --faceid FILE; give that too, or leave them out.")
+        return lambda found: found
+    from exporters.import_faceid import FaceId, adding
+
+    return adding(FaceId(args.faceid, args.faceid_lora, args.recogniser), tell)
 
 
 def _decoder(args: argparse.Namespace) -> str:
@@ -54,7 +67,7 @@ def _musepose(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[st
     from exporters.import_body import import_musepose
 
     found = {"vae": args.vae, "image_encoder": args.image_encoder, "tiny_vae": args.tiny_vae}
-    import_musepose(args.folder, args.out, **found, precision=args.precision, tell=tell)
+    import_musepose(args.folder, args.out, **found, precision=args.precision, also=_also(args, tell), tell=tell)
     return "diffusion", _decoder(args)
 
 
@@ -62,7 +75,7 @@ def _champ(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[str, 
     from exporters.import_body import import_champ
 
     found = {"vae": args.vae, "image_encoder": args.image_encoder, "tiny_vae": args.tiny_vae}
-    import_champ(args.folder, args.out, **found, precision=args.precision, tell=tell)
+    import_champ(args.folder, args.out, **found, precision=args.precision, also=_also(args, tell), tell=tell)
     return "diffusion", _decoder(args)
 
 
@@ -70,7 +83,7 @@ def _magicanimate(args: argparse.Namespace, tell: Callable[[str], None]) -> tupl
     from exporters.import_body import import_magicanimate
 
     found = {"vae": args.vae, "unet": args.unet, "text_encoder": args.text_encoder, "tiny_vae": args.tiny_vae}
-    import_magicanimate(args.folder, args.out, **found, precision=args.precision, tell=tell)
+    import_magicanimate(args.folder, args.out, **found, precision=args.precision, also=_also(args, tell), tell=tell)
     return "diffusion", _decoder(args)
 
 

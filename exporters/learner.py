@@ -12,11 +12,15 @@ from typing import Any, Literal
 from engine.backends import pytorch  # before torch: see there
 from engine.generators.diffusion import networks as weights_of
 from engine.generators.diffusion.networks import Networks
+from engine.generators.diffusion.presets import Preset
 from engine.generators.diffusion.presets import preset as preset_named
 from engine.generators.diffusion.temporal import MotionModule
+from engine.generators.diffusion.tokens import VECTOR
+from engine.recogniser import Recogniser, check_length
 from engine.types import AvatarError
 from exporters.batches import PATTERNS, Batch, Chances, Pattern
 from exporters.crew import crew
+from exporters.grow import grown, grows
 from exporters.hearing import check_ears, check_same
 from exporters.identity import IdentityLoss
 from exporters.losses import Critic, Weights
@@ -120,7 +124,7 @@ class Learner:
         on_cpu = pytorch.device(device).type == "cpu"
         AcceleratorState._reset_state()  # a learner before this one may have had another precision; which processes there are stays
         self.accelerator = Accelerator(cpu=on_cpu, mixed_precision=settings.precision)
-        self.networks = _networks(settings, size, start)
+        self.networks = _networks(settings, size, start, recogniser)
         self.average = self.networks  # where nobody asks for it: it takes as much room as the networks
         if self.crew.main or settings.recipe == "consistency":
             shared = {id(one): one for one in self.networks.parameters() if not one.requires_grad}
@@ -256,13 +260,18 @@ def _blend(average: nn.Module, networks: nn.Module, keep: float) -> None:
     torch._foreach_lerp_([mine for mine, _ in learnt], [theirs for _, theirs in learnt], 1.0 - keep)
 
 
-def _networks(settings: Settings, size: tuple[int, int], start: Path | Networks | None) -> Networks:
+def _networks(settings: Settings, size: tuple[int, int], start: Path | Networks | None, recogniser: Path | None) -> Networks:
     """Fresh ones, or those to go on from, ready to learn."""
     if isinstance(start, Networks):
         networks = start
     else:
         networks = weights_of.build(preset_named(settings.preset), seed=settings.seed) if start is None else weights_of.load(start)
+    if grows(settings.preset, networks.preset.name):
+        networks = grown(networks, preset_named(settings.preset), seed=settings.seed)
     made = networks.preset
+    if made.unet.face_dim:
+        networks.recogniser = recogniser or networks.recogniser
+        check_recogniser(made, networks.recogniser)
     if start is None:
         check_ears(made, start)
     if made.name != settings.preset:
@@ -303,6 +312,15 @@ def _with_gradient(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]
     return (x if x.requires_grad or not torch.is_grad_enabled() else x.detach().requires_grad_(), *rest)
 
 
+def check_recogniser(made: Preset, recogniser: Path | None) -> None:
+    """Raise AvatarError where a preset reads a face's tokens and no recogniser of its kind says what the face is like."""
+    if not made.unet.face_dim:
+        return
+    if recogniser is None:
+        raise AvatarError(f"The preset '{made.name}' reads what a face recogniser sees of the portrait; give one with --recogniser FILE (ONNX).")
+    check_length(Recogniser(recogniser), VECTOR, reader=made.name)
+
+
 def check_teacher(recipe: Recipe, teacher: Path | None) -> None:
     """Raise AvatarError where a recipe needs a teacher and none is given."""
     if recipe in ("consistency", "matching") and teacher is None:
@@ -326,4 +344,4 @@ def _objective(settings: Settings, average: Networks, teacher: Path | None) -> t
     return matching, matching
 
 
-__all__ = ["CRITIC_AFTER", "Learner", "Learnt", "Recipe", "Settings", "Teach", "check_teacher", "chosen"]
+__all__ = ["CRITIC_AFTER", "Learner", "Learnt", "Recipe", "Settings", "Teach", "check_recogniser", "check_teacher", "chosen"]

@@ -68,7 +68,8 @@ def scene(networks: Networks, batch: Batch) -> Scene:
         hint = hint if how.hint_unguided else hint * told[:, None, None, None]
         spoken = spoken if how.speech_unguided or spoken is None else spoken * told[:, None, None]
     vector = None if batch.face is None else batch.face.vector
-    cache = networks.cached(*(networks.read(batch.portrait, vector=vector) if batch.bank is None else (batch.bank, batch.tokens)))
+    bank, tokens = networks.read(batch.portrait, vector=vector) if batch.bank is None else (batch.bank, batch.tokens)
+    cache = networks.cached(bank, tokens, networks.known(batch.face))
     reference, identity = ([(k.expand(rows, -1, -1), v.expand(rows, -1, -1)) for k, v in kept] for kept in (cache.reference, cache.identity))
     at = places(torch.zeros(rows, dtype=torch.int64, device=batch.truth.device), batch.frames, made)
     past = slots(made)  # an empty ring, which nothing is read from

@@ -26,6 +26,11 @@ def add_import(parser: argparse.ArgumentParser) -> None:
         body.add_argument("--vae", type=Path, metavar="DIR", help="config.json and weights of the autoencoder (default: DIR/sd-vae-ft-mse)")
         if body is not magic:
             body.add_argument("--image-encoder", type=Path, metavar="DIR", help="the same of CLIP's image encoder (default: DIR/image_encoder)")
+        body.add_argument(
+            "--faceid", type=Path, metavar="FILE", help="ip-adapter-faceid_sd15.bin: the denoiser reads a face's tokens too (default: none)"
+        )
+        body.add_argument("--faceid-lora", action="store_true", help="add that file's LoRA to the denoiser's weights")
+        body.add_argument("--recogniser", type=Path, metavar="FILE", help="w600k_r50.onnx (of buffalo_l), whose vectors these tokens are made of")
         body.add_argument("--tiny-vae", type=Path, metavar="DIR", help="the same of TAESD (not TAESDXL), for --decoder tiny (default: none)")
         body.add_argument("--precision", choices=["fp32", "fp16"], default="fp32", help="of the files written; fp16 halves them")
     portrait = systems.add_parser("liveportrait", help="LivePortrait's base_models and retargeting_models")
@@ -104,7 +109,10 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--updates", type=int, help="of the weights, instead of minutes")
     parser.add_argument("--recipe", choices=["appearance", "teacher", "consistency", "matching"], default="appearance", help="see the README")
     parser.add_argument("--steps", type=int, default=2, help="denoising steps a frame of what is trained (default: 2)")
-    parser.add_argument("--preset", help="size of the generator (default: that of --start, else compact)")
+    parser.add_argument(
+        "--preset",
+        help="size of the generator (default: that of --start, else compact); NAME+faceid reads what --recogniser sees of the portrait too",
+    )
     parser.add_argument("--start", type=Path, metavar="DIR", help="weights to go on from, trained or imported")
     parser.add_argument("--teacher", type=Path, metavar="DIR", help="weights that consistency and matching learn from")
     parser.add_argument("--rate", type=float, help="learning rate")

@@ -81,6 +81,9 @@ def add_generator(parser: argparse.ArgumentParser, *, lora: bool = False) -> Non
     diffusion.add_argument(
         "--decoder", choices=["kl", "tiny"], help="of weights that have one: their own, or the tiny one imported beside them (default: their own)"
     )
+    diffusion.add_argument(
+        "--identity-scale", type=float, metavar="X", help="of weights that read a face's tokens: how much these count (default: 1, as published)"
+    )
     diffusion.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda where there is one)")
     if lora:
         parser.add_argument("--dwpose", metavar="DIR", help="read body and hands with DWPose's own yolox_l.onnx and dw-ll_ucoco_384.onnx in DIR")
@@ -89,7 +92,10 @@ def add_generator(parser: argparse.ArgumentParser, *, lora: bool = False) -> Non
 
 def generator_options(args: argparse.Namespace) -> dict[str, Any]:
     """Those that were given, by the names of the generators' constructors."""
-    names = ("preset", "weights", "steps", "stream_batch", "precision", "mode", "device", "decoder", "backend", "graphs", "model", "over", "loop")
+    names = (
+        *("preset", "weights", "steps", "stream_batch", "precision", "mode", "device", "decoder", "backend", "graphs", "identity_scale"),
+        *("model", "over", "loop"),
+    )
     return {name: value for name in names if (value := getattr(args, name)) is not None}
 
 

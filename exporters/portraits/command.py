@@ -161,7 +161,7 @@ def _from_system(
     told = provenance(photos, refused, used=used, done=(f"generated with seed {chosen.seed}",), system={**asked, "seed": chosen.seed})
     made = _kept(args, load_generator("puppet"), chosen.rgb, chosen.path.name, {**told, **people.provenance(system)})
     assert made.folder is not None
-    (made.folder / candidates.TOKENS).write_bytes(tokens.pack())
+    (made.folder / personas.TOKENS).write_bytes(tokens.pack())
     another = f"avatar persona remove {made.name}, then this command again with --pick SEED"
     tell(f"The portrait is {chosen.path}; the others stay beside it. To take one of them: {another}.")
     return made

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from engine.generators.diffusion.layout import FACE_TOKENS
+
 KeyValue = tuple[Tensor, Tensor]
 """Projected keys and values, [B, L, C] each."""
 
@@ -67,6 +69,30 @@ class Heads(Projections):
         return self.out(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
+class Recognising(Heads):
+    """Attention that reads a face's tokens beside the others, the two apart: out(attend(q, k, v) + attend(q, k_face, v_face)), where the face has a
+    key's and a value's projection of its own (decoupled cross-attention; Ye et al. 2023, arXiv 2308.06721, section 3.2). Published names."""
+
+    def __init__(self, width: int, heads: int, *, source: int, face: int) -> None:
+        super().__init__(width, heads, source=source)
+        self.to_k_ip = nn.Linear(face, width, bias=False)
+        self.to_v_ip = nn.Linear(face, width, bias=False)
+
+    def with_face(self, others: KeyValue, face: Tensor, scale: float) -> KeyValue:
+        """Keys and values of the others [B, T, C] and tokens of a face [B, 4, D] -> of all, [B, T + 4, C], the face's last. `scale`, by which the
+        face's attention counts, is in its values: so it costs nothing live, and no graph has to know it."""
+        return torch.cat([others[0], self.to_k_ip(face)], 1), torch.cat([others[1], scale * self.to_v_ip(face)], 1)
+
+    def forward(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """As `Heads`, of keys and values as `with_face` makes them."""
+        count = keys.shape[1] - FACE_TOKENS
+        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (self.to_q(query), keys, values))
+        face = functional.scaled_dot_product_attention(q, k[:, :, count:], v[:, :, count:])
+        # Attention to a single token is that token, whatever the query.
+        others = v[:, :, :1] if count == 1 else functional.scaled_dot_product_attention(q, k[:, :, :count], v[:, :, :count])
+        return self.out((others + face).transpose(1, 2).flatten(2))
+
+
 class GatedUnit(nn.Module):
     """GEGLU (Shazeer 2020, arXiv 2002.05202)."""
 
@@ -96,15 +122,18 @@ class FeedForward(nn.Module):
 class SpatialBlock(nn.Module):
     """Self-attention that also reads the reference, then the identity's tokens, then speech, then the feed-forward."""
 
-    def __init__(self, width: int, heads: int, *, image_dim: int, speech_dim: int, index: int, second: float = 0.0) -> None:
-        """`second`: how much the second attention counts where it reads speech; 0 where speech has a third one."""
+    def __init__(self, width: int, heads: int, *, image_dim: int, speech_dim: int, index: int, second: float = 0.0, face_dim: int = 0) -> None:
+        """`second`: how much the second attention counts where it reads speech; 0 where speech has a third one. `face_dim`: of a face's tokens that
+        it reads beside the identity's."""
         super().__init__()
         self.index = self.reads = index  # among all spatial blocks of the network; among those that read the reference, below 0 if it does not
         self.last = False  # of a network that ends where this block has been read
         self.second = second
         self.norm1, self.attn1 = nn.LayerNorm(width), Heads(width, heads)
         if image_dim or second:
-            self.norm2, self.attn2 = nn.LayerNorm(width), Heads(width, heads, source=image_dim or speech_dim)
+            self.norm2 = nn.LayerNorm(width)
+            source = image_dim or speech_dim
+            self.attn2 = Recognising(width, heads, source=source, face=face_dim) if face_dim else Heads(width, heads, source=source)
         self.third = speech_dim > 0 and not second
         if self.third:
             self.norm_speech, self.attn_speech = nn.LayerNorm(width), Heads(width, heads, source=speech_dim)
@@ -138,11 +167,13 @@ class SpatialBlock(nn.Module):
 class SpatialTransformer(nn.Module):
     """A picture's cells as tokens, one block, and back (projections are 1 x 1 convolutions, as in Stable Diffusion 1.5)."""
 
-    def __init__(self, width: int, heads: int, groups: int, *, image_dim: int, speech_dim: int, index: int, second: float = 0.0) -> None:
+    def __init__(
+        self, width: int, heads: int, groups: int, *, image_dim: int, speech_dim: int, index: int, second: float = 0.0, face_dim: int = 0
+    ) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(groups, width, eps=1e-6)
         self.proj_in = nn.Conv2d(width, width, 1)
-        block = SpatialBlock(width, heads, image_dim=image_dim, speech_dim=speech_dim, index=index, second=second)
+        block = SpatialBlock(width, heads, image_dim=image_dim, speech_dim=speech_dim, index=index, second=second, face_dim=face_dim)
         self.transformer_blocks = nn.ModuleList([block])
         self.proj_out = nn.Conv2d(width, width, 1)
 
@@ -167,4 +198,4 @@ def _each_frame(kept: Tensor, frames: int) -> Tensor:
     return kept if frames == 1 else kept.repeat_interleave(frames, 0)
 
 
-__all__ = ["FeedForward", "Heads", "KeyValue", "Projections", "Sources", "SpatialBlock", "SpatialTransformer"]
+__all__ = ["FeedForward", "Heads", "KeyValue", "Projections", "Recognising", "Sources", "SpatialBlock", "SpatialTransformer"]

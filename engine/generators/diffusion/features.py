@@ -12,11 +12,11 @@ import torch
 
 from engine.generators.diffusion.conditions import Anchor
 from engine.generators.diffusion.networks import Cache
-from engine.types import Identity
+from engine.types import AvatarError, Identity, UInt8Array
 
 VERSION = "2"
 """Of these features: cached ones of another version are made anew."""
-MORE = ("regions", "latents", "tokens")
+MORE = ("regions", "latents", "tokens", "face")
 """What a cache has beside keys and values, in presets that need it."""
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -30,7 +30,28 @@ class Features:
     anchor: Anchor | None  # where the portrait has its face and shoulders, for a painted condition
 
 
-def packed(features: Features) -> Arrays:
+def pack(identity: Identity, *, weights: str, base: Any) -> Arrays:
+    """What `np.savez` can keep of an identity, without pickle. `weights`: what names them; `base`: the generator whose frames are the condition."""
+    features: Features = identity.features
+    arrays = {"key": np.array(identity.key), "version": np.array(VERSION), "weights": np.array(weights)} | _packed(features)
+    if features.base is not None:
+        arrays |= {f"base.{name}": array for name, array in base.pack(features.base).items()}
+        arrays["base_portrait"] = features.base.portrait
+    return arrays
+
+
+def unpack(portrait: UInt8Array, arrays: Mapping[str, npt.NDArray[Any]], *, weights: str, base: Any, dtype: torch.dtype) -> Identity:
+    """The inverse of `pack`. Raises AvatarError for arrays of another version or of other weights."""
+    if str(arrays.get("version", "")) != VERSION or str(arrays.get("weights", "")) != weights:
+        raise AvatarError("These features were made with other weights; prepare the portrait again.")
+    own = None
+    if base is not None:
+        parts = {name.removeprefix("base."): array for name, array in arrays.items() if name.startswith("base.")}
+        own = base.unpack(arrays["base_portrait"], parts)
+    return Identity(str(arrays["key"]), portrait, _unpacked(arrays, own, dtype))
+
+
+def _packed(features: Features) -> Arrays:
     """All but the base; half precisions are kept as they are, in 16-bit words."""
     arrays: Arrays = {}
     for name, kept in (("reference", features.cache.reference), ("identity", features.cache.identity)):
@@ -43,8 +64,8 @@ def packed(features: Features) -> Arrays:
     return arrays
 
 
-def unpacked(arrays: Mapping[str, npt.NDArray[Any]], base: Identity | None, dtype: torch.dtype) -> Features:
-    """The inverse of `packed`, in the precision that was packed."""
+def _unpacked(arrays: Mapping[str, npt.NDArray[Any]], base: Identity | None, dtype: torch.dtype) -> Features:
+    """The inverse of `_packed`, in the precision that was packed."""
 
     def tensor(name: str) -> torch.Tensor:
         return torch.from_numpy(np.array(arrays[name])).view(dtype)
@@ -64,4 +85,4 @@ def _words(x: torch.Tensor) -> npt.NDArray[Any]:
     return np.asarray(kept.numpy() if kept.dtype == torch.float32 else kept.view(torch.int16).numpy())
 
 
-__all__ = ["VERSION", "Features", "packed", "unpacked"]
+__all__ = ["VERSION", "Features", "pack", "unpack"]

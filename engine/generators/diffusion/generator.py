@@ -23,7 +23,7 @@ from engine.generators.diffusion.presets import Decoder, resized
 from engine.generators.diffusion.presets import preset as preset_named
 from engine.generators.diffusion.trust import Ask, Guiding
 from engine.generators.diffusion.trust import row as trusted_row
-from engine.types import AvatarError, Generator, GeneratorSpec, Identity, MissingPart, Signal, UInt8Array, VideoFrame
+from engine.types import AvatarError, FloatArray, Generator, GeneratorSpec, Identity, MissingPart, Signal, UInt8Array, VideoFrame
 
 try:
     import torch
@@ -33,8 +33,8 @@ try:
     from engine.generators.diffusion import networks as weights_of
     from engine.generators.diffusion import stream as streams
     from engine.generators.diffusion.autoencoder import to_unit
-    from engine.generators.diffusion.face_of import seen_face
-    from engine.generators.diffusion.features import VERSION, Features, packed, unpacked
+    from engine.generators.diffusion.face_of import kept_tokens, scale_of, seen_face
+    from engine.generators.diffusion.features import VERSION, Features, pack, unpack
     from engine.generators.diffusion.listening import Ear, Listening
     from engine.generators.diffusion.memory import within_memory
     from engine.generators.diffusion.networks import UNTRAINED, Cache
@@ -86,13 +86,15 @@ class Diffusion:
         backend: compiled.Backend = "pytorch",
         graphs: str | Path | None = None,
         adapters: Sequence[loras.Adapter] = (),
+        identity_scale: float | None = None,
         seed: int = 0,
     ) -> None:
         """`preset`: of random weights (seeded by `seed`) where `weights`, a folder, is not given; default compact. `steps` a frame.
 
         `size` (H, W) px instead of the preset's. `mode`: see `engine.backends.pytorch`. `decoder` tiny: the one that was imported
         beside the weights instead of their own. `backend`: what runs the live step; `graphs`: the folder of its exported graphs, which ONNX
-        Runtime needs and OpenVINO not. `adapters`: LoRAs (`exporters.lora`), by default those in `graphs`. Raises AvatarError for a misfit.
+        Runtime needs and OpenVINO not. `adapters`: LoRAs (`exporters.lora`), by default those in `graphs`. `identity_scale`: how much attention
+        to a face's tokens counts in presets that read them (default 1, as published). Raises AvatarError for a misfit.
         """
         compiled.check(backend, mode=mode, device=device, batched=stream_batch, graphs=graphs)
         self.device = pytorch.device(device if backend == "pytorch" or backend in compiled.ON_A_GPU else "cpu")
@@ -118,6 +120,9 @@ class Diffusion:
         self.precision: str = precision
         self.preset, self.steps = made.name, count
         self.weights = f"{networks.origin} {seed if not self.trained else ''} {kind} {made.name} {made.size}{loras.mark(networks.adapters)}"
+        networks.identity_scale = scale_of(made, identity_scale)
+        if networks.identity_scale != 1.0:
+            self.weights += f" face {networks.identity_scale:g}"
         if made.reference_each:
             self.weights += f" {count} steps"  # at whose levels the portrait was read
         networks = self._within_memory("hold the weights", partial(networks.to, self.device, KINDS[kind]), ways=("a smaller preset", "--device cpu"))
@@ -154,17 +159,17 @@ class Diffusion:
 
     # -- slow, once -----------------------------------------------------------------------------------------------------
 
-    def prepare(self, portrait: UInt8Array) -> Identity:
-        """Portrait [H, W, 3] of any size -> Identity. Raises AvatarError where no face is found."""
+    def prepare(self, portrait: UInt8Array, tokens: FloatArray | None = None) -> Identity:
+        """Portrait [H, W, 3] of any size -> Identity. `tokens`: what `read_tokens` found of the person. Raises AvatarError where no face is found."""
         anchor = anchor_of(portrait) if self._anchored else None
         base = self._based(portrait) if self._base else None
         height, width = self.spec.size
         how = cv2.INTER_AREA if portrait.shape[0] > height else cv2.INTER_CUBIC
         rgb = np.ascontiguousarray(cv2.resize(portrait, (width, height), interpolation=how), np.uint8)
         made_by = f"diffusion {VERSION} {self.recipe.preset} {self.weights}"
-        key = hashlib.sha256(np.ascontiguousarray(portrait).tobytes() + made_by.encode()).hexdigest()
-
-        face = None if anchor is None else seen_face(self.recipe.networks, portrait, anchor)
+        told = b"" if tokens is None else tokens.tobytes()
+        key = hashlib.sha256(np.ascontiguousarray(portrait).tobytes() + made_by.encode() + told).hexdigest()
+        face = seen_face(self.recipe.networks, portrait, anchor, tokens)
 
         def remembered() -> Cache:
             picture = to_unit(torch.from_numpy(rgb)[None].to(self.device)).to(self.recipe.dtype)
@@ -172,6 +177,10 @@ class Diffusion:
             return self.recipe.remember(picture, face).to("cpu")
 
         return Identity(key, rgb, Features(self._within_memory("prepare a portrait", remembered), base, anchor))
+
+    def read_tokens(self, data: bytes) -> FloatArray | None:
+        """Of a persona's `identity.npz` what fits these weights, for `prepare`. Raises AvatarError for a damaged file."""
+        return kept_tokens(self.recipe.networks, data) if self.recipe.preset.unet.face_dim else None
 
     def _based(self, portrait: UInt8Array) -> Identity:
         """The portrait for the generator whose frames are the condition, with what that was taught of its person."""
@@ -184,23 +193,11 @@ class Diffusion:
 
     def pack(self, identity: Identity) -> dict[str, npt.NDArray[Any]]:
         """What `np.savez` can keep of an identity, without pickle."""
-        told = {"key": np.array(identity.key), "version": np.array(VERSION), "weights": np.array(self.weights)}
-        features: Features = identity.features
-        arrays = told | packed(features)
-        if features.base is not None:
-            arrays |= {f"base.{name}": array for name, array in cast(Any, self._base).pack(features.base).items()}
-            arrays["base_portrait"] = features.base.portrait
-        return arrays
+        return pack(identity, weights=self.weights, base=self._base)
 
     def unpack(self, portrait: UInt8Array, arrays: dict[str, npt.NDArray[Any]]) -> Identity:
         """The inverse of `pack`. Raises AvatarError for arrays of another version or of other weights."""
-        if str(arrays.get("version", "")) != VERSION or str(arrays.get("weights", "")) != self.weights:
-            raise AvatarError("These features were made with other weights; prepare the portrait again.")
-        base = None
-        if self._base is not None:
-            parts = {name.removeprefix("base."): array for name, array in arrays.items() if name.startswith("base.")}
-            base = cast(Any, self._base).unpack(arrays["base_portrait"], parts)
-        return Identity(str(arrays["key"]), portrait, unpacked(arrays, base, self.recipe.dtype))
+        return unpack(portrait, arrays, weights=self.weights, base=self._base, dtype=self.recipe.dtype)
 
     def at_leisure(
         self,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from engine.generators.diffusion.attention import KeyValue, Sources
 from engine.generators.diffusion.autoencoder import to_pixels, to_unit
 from engine.generators.diffusion.budget import block_shapes, reading_shapes, ring_shapes, slots
-from engine.generators.diffusion.networks import Networks
+from engine.generators.diffusion.networks import Face, Networks
 from engine.generators.diffusion.sampler import Levels, levels
 from engine.generators.diffusion.stream import Recipe, heard_and_seen, in_turn, shown
 from engine.generators.diffusion.temporal import Placed, Places, Window
@@ -39,7 +39,7 @@ def remember_spec(networks: Networks, at: Tensor | None = None) -> GraphSpec:
     counts = {"reference": len(reading_shapes(made, 1 if at is None else len(at))), "identity": len(block_shapes(made)) * bool(made.unet.image_dim)}
     outputs = [f"{kind}.{i}.{part}" for kind, count in counts.items() for i in range(count) for part in PARTS]
     inputs: Shapes = {"portrait": ((1, *made.size, 3), "uint8")}
-    if made.image_encoder == "face":
+    if made.recognises:
         inputs["vector"] = ((1, VECTOR), "float32")
     return GraphSpec(f"{made.name} remember", inputs, tuple(outputs), lambda: RememberGraph(networks, at))
 
@@ -53,7 +53,8 @@ class RememberGraph(nn.Module):
 
     def forward(self, portrait: Tensor, vector: Tensor | None = None) -> tuple[Tensor, ...]:
         """In the order of the spec's outputs."""
-        cache = self.networks.cached(*self.networks.read(to_unit(portrait), self._at, vector=vector))
+        known = self.networks.known(Face(vector))
+        cache = self.networks.cached(*self.networks.read(to_unit(portrait), self._at, vector=vector), known)
         return tuple(x for kept in (cache.reference, cache.identity) for pair in kept for x in pair)
 
 

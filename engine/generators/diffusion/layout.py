@@ -47,6 +47,7 @@ class UNet:
     bank: Literal["full", "mid_up"] = "full"  # which spatial blocks read the reference: all, or those of the middle and the way up
     reference_cut: bool = False  # the reference network ends where its last block has been read, as published files may
     image_dim: int = 0  # width of the identity's tokens that attn2 reads; 0 for none
+    face_dim: int = 0  # width of a face's tokens that the denoiser's attn2 reads beside them, by projections of their own; 0 for none
     guidance_dim: int = 0  # width of the guidance scale's embedding, for weights into which guidance was distilled; 0 for none
     speech_dim: int = 0  # width of the speech tokens; 0 for none
     speech_in: SpeechIn = "own"
@@ -181,8 +182,13 @@ class Preset:
 
     @property
     def tokens(self) -> int:
-        """That the identity has."""
-        return {"text": TEXT_TOKENS, "face": FACE_TOKENS}.get(self.image_encoder, 1)
+        """That the denoiser reads of the identity; those of a face are the last ones."""
+        return {"text": TEXT_TOKENS, "face": FACE_TOKENS}.get(self.image_encoder, 1) + (FACE_TOKENS if self.unet.face_dim else 0)
+
+    @property
+    def recognises(self) -> bool:
+        """Whether it reads a recogniser's vector of the portrait's face."""
+        return self.image_encoder == "face" or self.unet.face_dim > 0
 
     @property
     def level_sizes(self) -> list[tuple[int, int]]:
@@ -244,6 +250,8 @@ def check(made: Preset) -> None:
         (not unet.plain or not (unet.joined_norms or made.controlnet), "a plain trunk has neither norms nor room for a ControlNet"),
         (not made.residual or (made.condition == "puppet" and made.latent == "pixel"), "a residual needs the puppet's frame and pixels"),
         ((made.image_encoder == "none") == (unet.image_dim == 0), "an image encoder and the width of its tokens come together"),
+        (unet.face_dim == 0 or unet.image_dim > 0, "a face's tokens stand beside an identity's, of which it has none"),
+        (unet.face_dim == 0 or made.image_encoder != "face", "its identity's tokens are a face's already"),
         (made.planes == 3 or made.condition == "mask", "only a mask of the face has other than three channels"),
         (unet.speech_in != "second" or unet.image_dim == 0 < unet.speech_dim, "the second attention reads either speech or the identity's tokens"),
         (unet.speech_in == "own" or not unet.plain, "a plain trunk reads speech in a third attention"),

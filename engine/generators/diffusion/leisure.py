@@ -23,7 +23,7 @@ from engine.generators.diffusion.features import Features
 from engine.generators.diffusion.hearing import log_mel
 from engine.generators.diffusion.listening import heard_in
 from engine.generators.diffusion.memory import within_memory
-from engine.generators.diffusion.networks import Cache
+from engine.generators.diffusion.networks import Cache, Face
 from engine.generators.diffusion.offline import Progress, sample
 from engine.generators.diffusion.presets import Sampling
 from engine.generators.diffusion.sampler import levels
@@ -137,7 +137,8 @@ def _cache(recipe: Recipe, identity: Identity, *, live: Recipe) -> Cache:
     features = cast(Features, identity.features)
     if not recipe.preset.reference_each or torch.equal(recipe.levels.t, live.levels.t):
         return features.cache.to(recipe.device)
-    face = None if features.anchor is None else seen_face(recipe.networks, identity.portrait, features.anchor)
+    kept = features.cache.face
+    face = Face(tokens=kept) if kept is not None else seen_face(recipe.networks, identity.portrait, features.anchor)
     return recipe.remember(to_unit(torch.from_numpy(identity.portrait)[None].to(recipe.device)).to(recipe.dtype), face)
 
 

@@ -14,15 +14,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from engine.backends.artifact import sha256
-from engine.generators.diffusion.attention import KeyValue, Sources
+from engine.generators.diffusion.attention import KeyValue, Recognising, Sources
 from engine.generators.diffusion.autoencoder import KL, Tiny, TinyDecoded, autoencoder
 from engine.generators.diffusion.controlnet import ControlNet
 from engine.generators.diffusion.guidance_encoder import guider
+from engine.generators.diffusion.layout import FACE_TOKENS
 from engine.generators.diffusion.listening import listener
 from engine.generators.diffusion.presets import Decoder, Preset, check, preset_in
 from engine.generators.diffusion.temporal import Window
 from engine.generators.diffusion.text import ConstantText
-from engine.generators.diffusion.tokens import VECTOR, image_encoder, speech_tokens
+from engine.generators.diffusion.tokens import VECTOR, face_tokens, image_encoder, speech_tokens
 from engine.generators.diffusion.unet import Denoiser, ReferenceNet, reading_blocks, spatial_blocks
 from engine.types import AvatarError
 
@@ -44,6 +45,8 @@ AS_PUBLISHED = (
 NO_GUIDANCE = "These weights were made for {}; a live stream has no guidance, so the picture is paler and less like the portrait than published ones."
 RECOGNISER = "recogniser.onnx"
 """The file of a face recogniser, in the folder of weights that read its vectors."""
+PROJECTOR = "faceid"
+"""In the origin of weights, the sha256 of the published file that a face's tokens and their projections are from."""
 TINY_PART = "tiny"
 """The file of a tiny decoder, in the folder of weights whose latents it decodes."""
 
@@ -53,15 +56,16 @@ class Cache:
     """What is computed once for an identity, by spatial block of the denoiser; one row."""
 
     reference: list[KeyValue]  # [1, L, C] keys and values of the reference's bank, projected; where it is read at every step, step by step
-    identity: list[KeyValue]  # [1, T, C] of the identity's tokens; empty for presets without
+    identity: list[KeyValue]  # [1, T, C] of the identity's tokens, a face's last; empty for presets without
     regions: Tensor | None = None  # [1, 3, R] masks of the speech's branches (`Face.regions`); None for presets without
     latents: Tensor | None = None  # [1, C, h, w] of the portrait, where clips at leisure read pictures beside it
     tokens: Tensor | None = None  # [1, T, D] of the identity, likewise
+    face: Tensor | None = None  # [1, 4, D] tokens of a face, where the denoiser reads some beside the identity's
 
     def to(self, device: torch.device | str) -> Cache:
         """The same on a device."""
         pairs = ([(k.to(device), v.to(device)) for k, v in kept] for kept in (self.reference, self.identity))
-        return Cache(*pairs, *(None if x is None else x.to(device) for x in (self.regions, self.latents, self.tokens)))
+        return Cache(*pairs, *(None if x is None else x.to(device) for x in (self.regions, self.latents, self.tokens, self.face)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,7 @@ class Face:
 
     vector: Tensor | None = None  # [1, 512] a recogniser's; else zeros, as published
     regions: Tensor | None = None  # [1, 3, R] 0..1 surroundings, face, lips, the cells of all levels one after the other; else all ones
+    tokens: Tensor | None = None  # [1, 4, D] that FaceID's projector made of such a vector before; instead of it
 
 
 class Networks(nn.Module):
@@ -86,6 +91,9 @@ class Networks(nn.Module):
         self.controlnet = ControlNet(made) if made.controlnet else None
         self.speech = speech_tokens(made)
         self.listener = listener(made.ears)
+        self.face = face_tokens(made)
+        self.identity_scale = 1.0  # how much the denoiser's attention to a face's tokens counts
+        self.projector = ""  # sha256 of the published file that these tokens' networks came in, while they are as they were
         self.made_for = ""  # what the weights want and a live stream does not give, in words ...
         self.made_steps = 0  # ... and how many steps of it; 0 where that is not known
         self.recogniser: Path | None = None  # of faces, for presets that read its vectors
@@ -102,7 +110,8 @@ class Networks(nn.Module):
     def look(self, picture: Tensor, at: Tensor | None = None, *, face: Face | None = None) -> Cache:
         """As `remember`, for whatever traces or trains it."""
         vector = None if face is None else face.vector
-        cache = self.cached(*self.read(picture, at, vector=vector))
+        known = self.known(face)
+        cache = replace(self.cached(*self.read(picture, at, vector=vector), known), face=known)
         if self.preset.unet.speech_in == "branches":
             regions = None if face is None else face.regions
             cache = replace(cache, regions=picture.new_ones(len(picture), 3, self.preset.cells) if regions is None else regions.to(picture))
@@ -119,6 +128,16 @@ class Networks(nn.Module):
         if self.preset.image_encoder == "face":
             picture = picture.new_zeros(len(picture), VECTOR) if vector is None else vector.to(picture)
         return self.image(picture) if self.image is not None else None
+
+    def known(self, face: Face | None = None) -> Tensor | None:
+        """[1, 4, D] tokens of a face, nobody's where none is known; None for presets whose denoiser reads none beside the identity's."""
+        if self.face is None:
+            return None
+        weight = self.face.norm.weight
+        if face is not None and face.tokens is not None:
+            return face.tokens.to(weight)
+        made: Tensor = self.face(weight.new_zeros(1, VECTOR) if face is None or face.vector is None else face.vector.to(weight.device))
+        return made
 
     def nobody(self) -> Tensor | None:
         """[1, T, D] tokens of a face that nobody has, which the unguided half is told; None where that half is told nothing."""
@@ -142,9 +161,20 @@ class Networks(nn.Module):
         bank: list[Tensor] = self.reference(latents, self._read(self.reference, tokens))
         return bank
 
-    def identity(self, tokens: Tensor | None) -> list[KeyValue]:
-        """The identity's tokens as keys and values for the denoiser's blocks."""
-        return self._read(self.denoiser, tokens)
+    def identity(self, tokens: Tensor | None, known: Tensor | None = None) -> list[KeyValue]:
+        """The identity's tokens as keys and values for the denoiser's blocks, and with them those of a face, by default nobody's."""
+        return self._with_face(self._read(self.denoiser, tokens), known)
+
+    def unknown(self, identity: list[KeyValue]) -> list[KeyValue]:
+        """Such keys and values with nobody's face instead of the one that is in them."""
+        return identity if self.face is None else self._with_face([(k[:, :-FACE_TOKENS], v[:, :-FACE_TOKENS]) for k, v in identity], None)
+
+    def _with_face(self, pairs: list[KeyValue], known: Tensor | None) -> list[KeyValue]:
+        face = self.known() if known is None else known
+        if face is None:
+            return pairs
+        blocks = spatial_blocks(self.denoiser)
+        return [cast(Recognising, block.attn2).with_face(pair, face, self.identity_scale) for block, pair in zip(blocks, pairs, strict=True)]
 
     def denoise(self, x: Tensor, t: Tensor, hint: Tensor, sources: Sources, window: Window) -> Tensor:
         """One call of the denoiser, of which a ControlNet is part: x [N, C, h, w], t [N], hint [N, C0, h, w] -> prediction [N, C, h, w]."""
@@ -157,9 +187,9 @@ class Networks(nn.Module):
         """What a ControlNet adds in such a call, for `Sources.residuals`; empty where there is none."""
         return self.controlnet(x, t, hint, cast(ConstantText, self.image)(x)) if self.controlnet is not None else []
 
-    def cached(self, bank: list[Tensor], tokens: Tensor | None) -> Cache:
-        """The same as keys and values for the denoiser's blocks, by the denoiser's own projections."""
-        return Cache(self.project(bank), self._read(self.denoiser, tokens))
+    def cached(self, bank: list[Tensor], tokens: Tensor | None, known: Tensor | None = None) -> Cache:
+        """The same as keys and values for the denoiser's blocks, by the denoiser's own projections. `known`: as `known` makes it."""
+        return Cache(self.project(bank), self.identity(tokens, known))
 
     def project(self, bank: list[Tensor]) -> list[KeyValue]:
         """What the reference network's blocks read -> keys and values for the denoiser's, by the denoiser's own projections."""
@@ -191,7 +221,8 @@ def build(made: Preset, *, seed: int = 0, decoder: Decoder | None = None) -> Net
         networks = Networks(made)
         if decoder == "tiny":
             networks.decode_by(Tiny())
-    for zero in (*networks.guider.last(), networks.denoiser.conv_out):
+    faces = [one.to_v_ip for one in networks.denoiser.modules() if isinstance(one, Recognising)]
+    for zero in (*networks.guider.last(), networks.denoiser.conv_out, *faces):
         for parameter in zero.parameters():
             nn.init.zeros_(parameter)
     networks.eval().requires_grad_(False)
@@ -266,7 +297,7 @@ def load(folder: Path, *, decoder: Decoder | None = None) -> Networks:
     if tiny is not None:
         networks.decode_by(tiny)
     _number(networks)
-    networks.made_for, networks.made_steps = made_for, made_steps
+    networks.made_for, networks.made_steps, networks.projector = made_for, made_steps, str(origin.get(PROJECTOR, ""))
     if "recogniser" in manifest:
         networks.recogniser = folder / RECOGNISER
         if not networks.recogniser.is_file() or sha256(networks.recogniser) != manifest["recogniser"]:
@@ -305,4 +336,4 @@ def _number(networks: Networks) -> None:
             networks.get_submodule(owner).register_buffer(own, torch.arange(buffer.shape[1])[None], persistent=False)
 
 
-__all__ = ["RECOGNISER", "TINY_PART", "UNTRAINED", "Cache", "Face", "Networks", "build", "empty", "load", "notice", "save"]
+__all__ = ["PROJECTOR", "RECOGNISER", "TINY_PART", "UNTRAINED", "Cache", "Face", "Networks", "build", "empty", "load", "notice", "save"]

@@ -50,14 +50,14 @@ class _Half:
     reads: Tensor | None = None  # [F] which row of the reference each frame reads; None where there is one
 
     def unguided(self, how: Sampling, networks: Networks) -> _Half:
-        """The half that knows no reference, and nobody's tokens unless they say nothing of a portrait."""
+        """The half that knows no reference, nobody's tokens unless they say nothing of a portrait, and nobody's face."""
         nobody = networks.nobody()
         silent = [(torch.zeros_like(keys), torch.zeros_like(values)) for keys, values in self.identity]
         unknown = silent if nobody is None else networks.identity(nobody)
         return replace(
             self,
             reference=[],
-            identity=self.identity if how.tokens_unguided else unknown,
+            identity=networks.unknown(self.identity if how.tokens_unguided else unknown),
             hint=self.hint if how.hint_unguided else torch.zeros_like(self.hint),
             speech=self.speech if how.speech_unguided or self.speech is None else torch.zeros_like(self.speech),
             tokens=nobody,

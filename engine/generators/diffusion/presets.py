@@ -168,11 +168,36 @@ PUBLISHED = (ANIMATE_ANYONE, ANIMATE_ANYONE_V1, MAGIC_ANIMATE, MUSE_POSE, CHAMP)
 PRESETS = {preset.name: preset for preset in (TINY, COMPACT, *PUBLISHED, *AUDIO)}
 
 
+FACEID = "+faceid"
+"""Ends the name of a preset whose denoiser reads a face's tokens too: `animate_anyone+faceid`."""
+
+
 def preset(name: str) -> Preset:
     """A preset by name. Raises AvatarError for an unknown one."""
-    if name not in PRESETS:
-        raise AvatarError(f"There is no preset called '{name}'; choose one of: {', '.join(sorted(PRESETS))}.")
-    return PRESETS[name]
+    plain = plain_name(name)
+    if plain not in PRESETS:
+        raise AvatarError(f"There is no preset called '{plain}'; choose one of: {', '.join(sorted(PRESETS))}.")
+    return PRESETS[plain] if name == plain else with_face(PRESETS[plain])
+
+
+def with_face(made: Preset) -> Preset:
+    """The preset whose denoiser reads, beside what it reads of an identity, four tokens of a recogniser's vector by projections of their own
+    (IP-Adapter-FaceID; Ye et al. 2023, arXiv 2308.06721, section 3.2). Raises AvatarError where there is nothing that they could stand beside."""
+    other = replace(made, name=made.name + FACEID, unet=replace(made.unet, face_dim=made.unet.image_dim))
+    if not _takes_face(made):
+        able = ", ".join(sorted(name for name, one in PRESETS.items() if _takes_face(one)))
+        raise AvatarError(f"The preset '{made.name}' has no tokens of an identity that a face's could stand beside; choose one of: {able}.")
+    check(other)
+    return other
+
+
+def plain_name(name: str) -> str:
+    """The name of the same preset without a face's tokens."""
+    return name.removesuffix(FACEID)
+
+
+def _takes_face(made: Preset) -> bool:
+    return made.unet.image_dim > 0 and not made.recognises
 
 
 def preset_in(manifest: Mapping[str, Any], weights: Path) -> Preset:
@@ -195,6 +220,7 @@ __all__ = [
     "CHAMP",
     "COMPACT",
     "ECHOMIMIC",
+    "FACEID",
     "HALLO",
     "MAGIC_ANIMATE",
     "MAPS",
@@ -209,7 +235,9 @@ __all__ = [
     "Sampling",
     "UNet",
     "check",
+    "plain_name",
     "preset",
     "preset_in",
     "resized",
+    "with_face",
 ]

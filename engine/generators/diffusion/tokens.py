@@ -22,6 +22,8 @@ MEL_MIDDLE, MEL_SPREAD = -4.0, 4.0
 """Log-mel values of speech lie about here; silence is the floor, -10."""
 VECTOR = 512
 """Numbers of a recogniser's vector, and the tokens it becomes."""
+NOBODY = 1e-12
+"""Added to a vector's squared length, so that no vector has a direction; in half precision it would be nothing."""
 CLIP_SIZE = 224
 CLIP_MEAN, CLIP_DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -92,6 +94,22 @@ class FaceTokens(nn.Module):
         return made
 
 
+class FaceIdTokens(nn.Module):
+    """A recogniser's vector, brought to length 1, as four tokens; names as in IP-Adapter-FaceID's `image_proj`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Sequential(nn.Linear(VECTOR, 2 * VECTOR), nn.GELU(), nn.Linear(2 * VECTOR, FACE_TOKENS * width))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, vector: Tensor) -> Tensor:
+        """[N, 512], zeros for nobody -> [N, 4, D]"""
+        exact = vector.float()
+        unit = exact / (exact.square().sum(1, keepdim=True) + NOBODY).sqrt()
+        made: Tensor = self.norm(self.proj(unit.to(self.norm.weight.dtype)).unflatten(1, (FACE_TOKENS, -1)))
+        return made
+
+
 class LayeredSpeech(nn.Module):
     """The layers of wav2vec around a frame as tokens; names as in Hallo's `audioproj`."""
 
@@ -129,4 +147,12 @@ def image_encoder(made: Preset) -> PooledImage | ClipImage | FaceTokens | Consta
     return ClipImage() if made.image_encoder == "clip" else PooledImage(made.unet.image_dim)
 
 
-__all__ = ["SPEECH_TOKENS", "VECTOR", "ClipImage", "FaceTokens", "LayeredSpeech", "PooledImage", "SpeechTokens", "image_encoder", "speech_tokens"]
+def face_tokens(made: Preset) -> FaceIdTokens | None:
+    """What makes those of a face that the denoiser reads beside the identity's."""
+    return FaceIdTokens(made.unet.face_dim) if made.unet.face_dim else None
+
+
+__all__ = [
+    *("SPEECH_TOKENS", "VECTOR", "ClipImage", "FaceIdTokens", "FaceTokens", "LayeredSpeech", "PooledImage", "SpeechTokens"),
+    *("face_tokens", "image_encoder", "speech_tokens"),
+]

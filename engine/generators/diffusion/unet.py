@@ -40,7 +40,8 @@ class _Counter:
         self.spatial += 1
         second = c.speech_gain if c.speech_in == "second" and c.speech_dim else 0.0
         heard = 0 if c.speech_in == "branches" else c.speech_dim
-        return SpatialTransformer(width, c.heads, c.groups, image_dim=c.image_dim, speech_dim=heard, index=self.spatial - 1, second=second)
+        tokens = {"image_dim": c.image_dim, "face_dim": c.face_dim, "speech_dim": heard}
+        return SpatialTransformer(width, c.heads, c.groups, index=self.spatial - 1, second=second, **tokens)
 
     def audio(self, width: int, inner: int, depth: int) -> AudioModule:
         """`inner`: channels that come into its block; the published networks compute with as many."""
@@ -226,8 +227,10 @@ class ReferenceNet(Backbone):
     """Reads the portrait. Its only product is what its attentions read: the bank."""
 
     def __init__(self, config: UNet) -> None:
-        # Published weights have a second attention there that nothing reads, where the denoiser's own hears.
-        super().__init__(config if config.speech_in == "own" else replace(config, speech_dim=0), motion=False, tail=False)
+        # Published weights have a second attention there that nothing reads, where the denoiser's own hears. A face's tokens are the denoiser's
+        # alone: this one looks at the very picture that the recogniser looked at, and FaceID adapts the network that makes pictures.
+        speech = config.speech_dim if config.speech_in == "own" else 0
+        super().__init__(replace(config, speech_dim=speech, face_dim=0), motion=False, tail=False)
         if config.reference_cut:
             self.up_blocks[-1].attentions[-1].cut()
 
