@@ -174,7 +174,7 @@ def put(folder: Path, made: Networks, **spoilt: Any) -> Path:
         (folder / name).mkdir(parents=True)
         file = "model" if name == "image_encoder" else "diffusion_pytorch_model"
         held = {key: value.contiguous() for key, value in module.state_dict().items()}
-        config = {key: value for key, value in json.loads(module.config.to_json_string() if name == "image_encoder" else module.to_json_string()).items()}
+        config = json.loads((module.config if name == "image_encoder" else module).to_json_string())
         if name in spoilt:
             spoilt[name](held, config)
         save_file(held, folder / name / f"{file}.safetensors")
@@ -282,7 +282,7 @@ def test_the_command_imports_and_says_how_to_render(
 # -- what does not fit ----------------------------------------------------------------------------------------------------
 
 WRONG = {
-    "a missing key": ("unet", lambda held, config: held.pop("conv_out.bias"), r"Diffusion's unet: of its tensors, 1 missing \(first 'conv_out\.bias'\)"),
+    "a missing key": ("unet", lambda held, config: held.pop("conv_out.bias"), r"'s unet: of its tensors, 1 missing \(first 'conv_out\.bias'\)"),
     "a key too many": ("unet", lambda held, config: held.update(more=torch.zeros(2)), "1 unexpected"),
     "Stable Diffusion's unet": ("unet", lambda held, config: held.update({"conv_in.weight": torch.zeros(32, 4, 3, 3)}), "1 of another kind"),
     "other heads": ("unet", lambda held, config: config.update(num_attention_heads=[1, 2]), "has num_attention_heads"),

@@ -1,4 +1,4 @@
-"""VividPose from portrait to frames: told nothing it is diffusers' whole pipeline; a clip from the command line, gone on with, and what is refused."""
+"""VividPose from portrait to frames: told nothing it is diffusers' pipeline; a clip from the command line, gone on with; what is refused."""
 
 from __future__ import annotations
 

@@ -178,4 +178,18 @@ def load(folder: Path, *, made: UniAnimate | None = None) -> Networks:
     return networks
 
 
-__all__ = ["MANIFEST", "SCALE", "UNTRAINED", "EmptyPrompt", "Networks", "Portrait", "autoencoder", "build", "empty", "image_encoder", "load", "resized", "save"]
+__all__ = [
+    "MANIFEST",
+    "SCALE",
+    "UNTRAINED",
+    "EmptyPrompt",
+    "Networks",
+    "Portrait",
+    "autoencoder",
+    "build",
+    "empty",
+    "image_encoder",
+    "load",
+    "resized",
+    "save",
+]
