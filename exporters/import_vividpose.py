@@ -137,7 +137,7 @@ def _checked(table: Table, path: Path, networks: Networks, tell: Tell) -> Checke
 def _new(networks: Networks, tell: Tell) -> dict[str, Tensor]:
     """What is the denoiser's beside Stable Video Diffusion's UNet, as untaught: seeded, and with zeros where its voice would be."""
     made = networks.made
-    widths = [int(each.to_k_ip.out_features) for each in networks.denoiser.face_keys]  # type: ignore[union-attr,arg-type]
+    widths = [int(each.to_k_ip.out_features) for each in networks.denoiser.face_keys]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         parts: dict[str, nn.Module] = {
@@ -146,7 +146,7 @@ def _new(networks: Networks, tell: Tell) -> dict[str, Tensor]:
             "skeleton": Guider(made.guider, made.channels[0]),
             "dense": Guider(made.guider, made.channels[0]),
         }
-    found = nn.ModuleDict(parts).state_dict()
+    found: dict[str, Tensor] = nn.ModuleDict(parts).state_dict()
     tell(f"{len(found)} tensors of the denoiser are new and silent, since nobody has published them: {', '.join(parts)}")
     tell(f"{len(networks.reference.state_dict())} of the unet's begin the reference network, which sees one frame and makes none")
     return found

@@ -117,8 +117,8 @@ def svd_unet(channels: tuple[int, ...], blocks: int, context: int, ids: int) -> 
 
 def svd_vae(channels: tuple[int, ...], blocks: int) -> Shapes:
     """As in vae/diffusion_pytorch_model.safetensors."""
-    last, width, shapes = len(channels) - 1, channels[0], {}
-    shapes |= dense("encoder.conv_in", 3, width, 3, 3) | dense("quant_conv", 8, 8, 1, 1)
+    last, width = len(channels) - 1, channels[0]
+    shapes = dense("encoder.conv_in", 3, width, 3, 3) | dense("quant_conv", 8, 8, 1, 1)
     for i, made in enumerate(channels):
         for j in range(blocks):
             shapes |= resnet(f"encoder.down_blocks.{i}.resnets.{j}", width, made, 3, 3)

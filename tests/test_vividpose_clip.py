@@ -312,7 +312,7 @@ def test_it_is_not_live_and_says_why_in_its_declared_figures() -> None:
     assert unianimate.GUIDANCE != 1.0 != sampling.GUIDANCE
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no such preset": ({"preset": "unknown"}, "has no preset 'unknown'"),
     "half precision on a CPU": ({"precision": "fp16"}, "no precision 'fp16' on cpu"),
     "no window": ({"window": 0}, "Windows of 0 frames cannot share 0"),
@@ -331,6 +331,23 @@ def test_what_cannot_be_is_one_sentence(name: str) -> None:
     with pytest.raises(AvatarError, match=message) as refused:
         load_whole("video", **{"preset": None if "weights" in options else "tiny_vividpose", "device": "cpu"} | options)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("command", ["train", "export"])
+def test_it_is_neither_trained_nor_exported(command: str, networks: Networks, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    networks_of.save(networks, tmp_path / "w", origin={})
+    weights = str(tmp_path / "w")
+    words = {
+        "train": ["--video", "x.mp4", "--out", str(tmp_path / "out"), "--start", weights],
+        "export": ["--weights", weights, "--backend", "onnxruntime"],
+    }
+    told = {"train": f"teaches 'diffusion' alone, and '{weights}' is of 'video', whose windows", "export": "are of 'video', which cannot be exported"}
+    assert avatar.main([command, *words[command]]) == 2
+    assert told[command] in capsys.readouterr().err
+    if command == "train":
+        assert avatar.main(["train", "--video", "x.mp4", "--out", str(tmp_path / "out"), "--preset", "vividpose"]) == 2
+        assert "and 'vividpose' is of 'video'" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["w"]
 
 
 def test_weights_and_preset_of_two_systems_are_refused(networks: Networks, tmp_path: Path) -> None:

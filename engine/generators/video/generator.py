@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -36,7 +36,8 @@ STATE = "state.safetensors"
 
 def _make_of(name: str) -> Make:
     """Whose a preset is. Raises AvatarError for an unknown one."""
-    makes: dict[str, Make] = dict.fromkeys(presets.PRESETS, UniAnimateClips) | dict.fromkeys(vividpose_presets.PRESETS, VividPoseClips)
+    systems: list[tuple[Make, Iterable[str]]] = [(UniAnimateClips, presets.PRESETS), (VividPoseClips, vividpose_presets.PRESETS)]
+    makes = {each: make for make, names in systems for each in names}
     if name not in makes:
         raise AvatarError(f"The generator 'video' has no preset '{name}'; choose one of: {', '.join(sorted(makes))}.")
     return makes[name]

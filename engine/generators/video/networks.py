@@ -16,7 +16,7 @@ from engine.generators.video.presets import TINY, UniAnimate, preset
 from engine.generators.video.sampling import SEED, Given
 from engine.generators.video.unianimate import VideoUNet
 from engine.generators.video.vividpose_presets import VividPose
-from engine.generators.video.weights import MANIFEST, UNTRAINED
+from engine.generators.video.weights import UNTRAINED
 from engine.types import AvatarError, MissingPart, UInt8Array
 
 SCALE = 0.18215
@@ -179,7 +179,6 @@ def load(folder: Path, *, made: UniAnimate | None = None) -> Networks:
 
 
 __all__ = [
-    "MANIFEST",
     "SCALE",
     "UNTRAINED",
     "EmptyPrompt",

@@ -80,7 +80,8 @@ class Networks(nn.Module):
         weight = next(self.denoiser.parameters())
         face = None if portrait.face is None else portrait.face.to(weight)
         latents, image, token = (each.to(weight) for each in (portrait.latents, portrait.image, portrait.token))
-        return given(self.denoiser, self.reference, latents=latents, image=image, token=token, face=face)
+        found: Given = given(self.denoiser, self.reference, latents=latents, image=image, token=token, face=face)
+        return found
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> UInt8Array:

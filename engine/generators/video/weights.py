@@ -21,6 +21,8 @@ MANIFEST = "weights.json"
 RECOGNISER = "recogniser.onnx"
 """What tells faces apart, of systems that read it."""
 UNTRAINED = "untrained"
+GENERATOR = "video"
+"""Whose weights they are, for commands that take any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ def save(parts: Mapping[str, nn.Module], folder: Path, *, preset: str, origin: M
 
 def write_manifest(folder: Path, *, preset: str, hashes: Mapping[str, str], origin: Mapping[str, str], recogniser: Path | None = None) -> None:
     """The last file of a folder; the recogniser is copied into it first."""
-    told: dict[str, object] = {"preset": preset, "sha256": dict(hashes), "origin": dict(origin)}
+    told: dict[str, object] = {"generator": GENERATOR, "preset": preset, "sha256": dict(hashes), "origin": dict(origin)}
     if recogniser is not None:
         shutil.copyfile(recogniser, folder / RECOGNISER)
         told["recogniser"] = sha256(folder / RECOGNISER)
@@ -82,7 +84,7 @@ def fill(parts: Mapping[str, nn.Module], folder: Path, manifest: Manifest) -> No
 def count_patches(image: nn.Module) -> None:
     """CLIP counts its patches in a buffer that no file keeps."""
     embeddings = image.get_submodule("vision_model.embeddings")
-    count = int(embeddings.get_submodule("position_embedding").num_embeddings)  # type: ignore[arg-type]
+    count = int(embeddings.get_submodule("position_embedding").num_embeddings)
     embeddings.register_buffer("position_ids", torch.arange(count)[None], persistent=False)
 
 
