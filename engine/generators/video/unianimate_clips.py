@@ -24,7 +24,7 @@ NOTICE = "These weights are untrained: the clip shows that the engine runs, not 
 class UniAnimateClips:
     """Skeletons with feet and without a face, painted with the portrait's proportions."""
 
-    needs = ("motion", "face", "body", "hands")
+    needs: tuple[str, ...] = ("motion", "face", "body", "hands")
 
     def __init__(self, name: str | None, weights: Path | None, seed: int) -> None:
         """Raises AvatarError for a misfit."""

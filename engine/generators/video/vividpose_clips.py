@@ -36,7 +36,7 @@ NO_POSES = (
 class VividPoseClips:
     """Skeletons with hands and face as DWPose draws them, with the portrait's bones in 3D; renderings of SMPL-X from beside the drive."""
 
-    needs = ("motion", "face", "body", "hands", "maps")
+    needs: tuple[str, ...] = ("motion", "face", "body", "hands", "maps")
 
     def __init__(self, name: str | None, weights: Path | None, seed: int) -> None:
         """Raises AvatarError for a misfit."""
