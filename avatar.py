@@ -70,7 +70,7 @@ def render(args: argparse.Namespace) -> int:
     """Drive a portrait with a clip or a sound file and write a video."""
     from engine.config import OperatorSettings, SessionSettings
     from engine.driving import background, dwpose_makers, open_maps
-    from engine.generators import load, load_whole
+    from engine.generators import WHOLE, load, load_whole
     from engine.offline import keep_apart, natural_drive
     from engine.offline import render as run
     from engine.types import AvatarError
@@ -88,7 +88,7 @@ def render(args: argparse.Namespace) -> int:
     choice = _choice(args)
     options = {name: value for name, value in choice.options.items() if not (args.offline and name == "steps")}
     generator = (load_whole if args.offline else load)(choice.generator, **options)
-    notices = [generator.spec.notice] if generator.spec.notice and not args.offline else []
+    notices = [generator.spec.notice] if generator.spec.notice and (choice.generator in WHOLE or not args.offline) else []
     if args.maps and "maps" not in generator.spec.needs:
         notices.append(f"The generator '{choice.generator}' reads no condition pictures, so --maps changes nothing.")
     bar = _Bar()

@@ -110,7 +110,7 @@ class Signal:
     speech: FloatArray | None = None  # [16, 80] log-mel, 10 ms a row, the last row ends at `time` + the declared look-ahead
     pcm: FloatArray | None = None  # [2560] the same span at 16 kHz
     image: UInt8Array | None = None  # [h, w, 3] RGB, the driving picture
-    maps: Mapping[str, UInt8Array] | None = None  # "densepose", "depth", "dwpose", "normal", "semantic": [h, w, 3] RGB, see drivers.maps
+    maps: Mapping[str, UInt8Array] | None = None  # "densepose", "depth", "dwpose", "normal", "semantic", "smplx": [h, w, 3] RGB: drivers.maps
     confidence: Mapping[str, float] = field(default_factory=dict)  # part -> 0..1
 
 

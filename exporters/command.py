@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine import persona as personas
+from engine.backends.engines import generator_of
 from engine.generators.diffusion.presets import Preset, preset
 from engine.generators.diffusion.taught import preset_of
 from engine.types import AvatarError
@@ -30,6 +31,8 @@ DATA, RUN, PUPPET, WEIGHTS = "data", "run", "puppet", "weights"
 MINUTES = 15.0
 MOST_STEPS = 1000
 """Denoising steps a frame: as many as there are noise levels."""
+TAUGHT, WHOLE = "diffusion", "video"
+"""The generator that is trained here, and the one of whole clips, which is not."""
 QUIET = 10.0
 """s between two lines of progress."""
 
@@ -89,6 +92,7 @@ def teach(videos: Sequence[Path], out: Path, options: argparse.Namespace, *, tel
 
 def _check(options: argparse.Namespace) -> None:
     """Before an hour of work. Raises AvatarError."""
+    _check_generator(options)
     if options.stage != "data" and importlib.util.find_spec("torch") is None:
         without = "--stage data needs none and keeps the puppet that the clip taught"
         raise AvatarError(f"Training networks needs PyTorch, which is not installed: make torch. Or leave them out: {without}.")
@@ -110,6 +114,19 @@ def _check(options: argparse.Namespace) -> None:
         _check_weights(options)
     if options.accumulate < 1 or (options.longest is not None and options.longest < 1):
         raise AvatarError("An update sees at least one batch of one frame: give --accumulate and --longest 1 or more.")
+
+
+def _check_generator(options: argparse.Namespace) -> None:
+    """Raise AvatarError for a size or weights of a generator that is not taught here."""
+    from engine.generators.video import presets, vividpose_presets
+
+    whole = {*presets.PRESETS, *vividpose_presets.PRESETS}
+    told = {f"'{options.preset}'": WHOLE} if options.preset in whole else {}
+    told |= {f"'{folder}'": generator_of(folder) for folder in (options.start, options.teacher) if folder is not None}
+    for what, generator in told.items():
+        if generator != TAUGHT:
+            why = ", whose windows of frames and pictures of bodies it does not collect: train it elsewhere and import what comes of it"
+            raise AvatarError(f"avatar train teaches '{TAUGHT}' alone, and {what} is of '{generator}'{why if generator == WHOLE else ''}.")
 
 
 def _check_weights(options: argparse.Namespace) -> None:

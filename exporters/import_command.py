@@ -11,8 +11,8 @@ from engine.generators.diffusion.layout import MAPS
 from engine.types import AvatarError
 from exporters.portraits.options import FILES
 
-DRIVEN_BY_MAPS = {"champ": MAPS["maps"], "magicanimate": MAPS["densepose"]}
-"""Systems that no live session can drive, and the pictures beside a clip that drive them."""
+RENDERED = {"champ": MAPS["maps"], "magicanimate": MAPS["densepose"], "unianimate": (), "vividpose": ("smplx",)}
+"""Systems that no live session can show, and the pictures beside a clip that drive them."""
 
 
 def run(args: argparse.Namespace, *, tell: Callable[[str], None]) -> None:
@@ -25,12 +25,9 @@ def run(args: argparse.Namespace, *, tell: Callable[[str], None]) -> None:
         tell(f'Make a presenter with it: avatar persona create NAME --photos a.jpg b.jpg --consent "…" --system {made.name}{base}')
         return
     generator, more = SYSTEMS[args.system](args, tell)
-    if not generator:
-        tell(f"Wrote {args.out}.")
-        return
     how = f"--generator {generator} --weights {shlex.quote(str(args.out))}{more}"
-    if args.system in DRIVEN_BY_MAPS:
-        maps = "".join(f" --maps {name}={name}.mp4" for name in DRIVEN_BY_MAPS[args.system])
+    if args.system in RENDERED:
+        maps = "".join(f" --maps {name}={name}.mp4" for name in RENDERED[args.system])
         tell(f"Wrote {args.out}. Render with it: avatar render {how} --drive clip.mp4{maps} -o out.mp4")
         return
     tell(f"Wrote {args.out}. Serve it: avatar serve {how}")
@@ -98,7 +95,15 @@ def _unianimate(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[
     from exporters.import_unianimate import import_unianimate
 
     import_unianimate(args.folder, args.out, vae=args.vae, clip=args.clip, precision=args.precision, tell=tell)
-    return "", ""
+    return "video", " --offline"
+
+
+def _vividpose(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[str, str]:
+    from exporters.import_vividpose import import_vividpose
+
+    found = {"trained": args.trained, "vae": args.vae, "image_encoder": args.image_encoder, "recogniser": args.recogniser}
+    import_vividpose(args.folder, args.out, **found, precision=args.precision, tell=tell)
+    return "video", " --offline"
 
 
 def _wav2lip(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[str, str]:
@@ -140,8 +145,9 @@ SYSTEMS: dict[str, Callable[[argparse.Namespace, Callable[[str], None]], tuple[s
     "musepose": _musepose,
     "musetalk": _musetalk,
     "unianimate": _unianimate,
+    "vividpose": _vividpose,
     "wav2lip": _wav2lip,
 }
-"""Name on the command line -> its importer, which answers with the generator (none: not live) and with options that what it wrote needs."""
+"""Name on the command line -> its importer, which answers with the generator and with options that what it wrote needs."""
 
 __all__ = ["SYSTEMS", "run"]

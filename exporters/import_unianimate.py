@@ -6,7 +6,6 @@ empty prompt means, and is not kept.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,9 +22,10 @@ try:
     import torch
     from torch import Tensor, nn
 
-    from engine.generators.video.networks import MANIFEST, empty
+    from engine.generators.video.networks import empty
     from engine.generators.video.presets import UNIANIMATE, UniAnimate
     from engine.generators.video.text import EMPTY_TOKENS, prompt_of, text_encoder
+    from engine.generators.video.weights import write_manifest
 except ImportError as error:
     raise AvatarError(f"Importing weights needs PyTorch, diffusers and transformers ({error}); pip install 'avatar-engine[torch]'.") from error
 
@@ -91,7 +91,7 @@ def import_unianimate(
         tell("Hashing what was read ...")
         origin = {"system": keys.SYSTEM, "precision": precision, "made_for": keys.MADE_FOR, "steps": str(keys.STEPS)}
         origin |= {path.name: sha256(path) for path in paths.values()}
-        (folder / MANIFEST).write_text(json.dumps({"preset": made.name, "sha256": hashes, "origin": origin}, indent=2) + "\n")
+        write_manifest(folder, preset=made.name, hashes=hashes, origin=origin)
     tell(f"{count / 1e6:,.1f} million values in {precision}. They render whole clips, {keys.MADE_FOR}; they are no live generator.")
 
 

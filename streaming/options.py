@@ -47,14 +47,18 @@ def add_render(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--drive-mode", choices=["camera", "voice", "auto"], help="who moves the face (default: the picture where there is one)")
     parser.add_argument("--background", default="keep", metavar="keep|blur|#rrggbb|FILE")
     add_generator(parser, lora=True)
-    pictures = "condition pictures beside the drive, a clip or an ONNX file: densepose, depth, dwpose, normal or semantic; may be given again"
+    kinds = "densepose, depth, dwpose, normal, semantic or smplx"
+    pictures = f"condition pictures beside the drive, a clip or an ONNX file: {kinds}; may be given again"
     parser.add_argument("--maps", action="append", default=[], metavar="NAME=FILE", help=pictures)
     parser.add_argument("--no-body", action="store_true", help="leave the shoulders still")
     parser.add_argument("--badge", action="store_true", help="a visible 'AI' badge")
     parser.add_argument("--record-signals", metavar="FILE.npz", help="also keep what was read from the face (not the shoulders), to drive with later")
-    whole = parser.add_argument_group("of a whole clip at leisure (diffusion)")
+    whole = parser.add_argument_group("of a whole clip at leisure (diffusion, video)")
     whole.add_argument("--offline", action="store_true", help="every frame sees those after it too, with all the steps that the weights want; slow")
     whole.add_argument("--guidance", type=float, metavar="SCALE", help="1 is none (default: what the weights were made for)")
+    whole.add_argument("--first-guidance", type=float, metavar="SCALE", help="of VividPose's first frame, grown evenly to the last (default: 1)")
+    whole.add_argument("--window", type=int, metavar="N", help="of video: frames that are denoised together (default: what the weights saw)")
+    whole.add_argument("--overlap", type=int, metavar="N", help="of video: frames that two windows share (default: UniAnimate 8, VividPose 4)")
 
 
 def add_generator(parser: argparse.ArgumentParser, *, lora: bool = False) -> None:
@@ -96,7 +100,8 @@ def generator_options(args: argparse.Namespace) -> dict[str, Any]:
         *("preset", "weights", "steps", "stream_batch", "precision", "mode", "device", "decoder", "backend", "graphs", "identity_scale"),
         *("model", "over", "loop"),
     )
-    return {name: value for name in names if (value := getattr(args, name)) is not None}
+    whole = ("window", "overlap", "first_guidance")  # of `avatar render` alone
+    return {name: value for name in (*names, *whole) if (value := getattr(args, name, None)) is not None}
 
 
 __all__ = ["add_generator", "add_render", "add_serve", "generator_options"]

@@ -13,7 +13,7 @@ WIDTH = 6
 Arrays = dict[str, npt.NDArray[np.float32]]
 
 
-def weights(seed: int = 0) -> Arrays:
+def weights(seed: int = 0, length: int = LENGTH) -> Arrays:
     """Conv + BN + PReLU + Conv + Add + Gemm + BN."""
     rng = np.random.default_rng(seed)
     shapes: dict[str, tuple[int, ...]] = {
@@ -23,20 +23,28 @@ def weights(seed: int = 0) -> Arrays:
         "mean": (WIDTH,),
         "slope": (WIDTH, 1, 1),
         "second": (WIDTH, WIDTH, 3, 3),
-        "last": (LENGTH, WIDTH * 49),
-        "off": (LENGTH,),
+        "last": (length, WIDTH * 49),
+        "off": (length,),
     }
     made = {name: rng.normal(0, 1 / np.sqrt(np.prod(shape[1:]) or 1), shape).astype(np.float32) for name, shape in shapes.items()}
     return {**made, "variance": rng.uniform(0.5, 1.5, WIDTH).astype(np.float32), "slope": np.abs(made["slope"]) / 4}
 
 
 def model(
-    seed: int = 0, *, batch: str | int = "None", side: int = 112, layout: str = "NCHW", normalises: bool = False, outputs: int = 1, end: str = "Gemm"
+    seed: int = 0,
+    *,
+    batch: str | int = "None",
+    side: int = 112,
+    layout: str = "NCHW",
+    normalises: bool = False,
+    outputs: int = 1,
+    end: str = "Gemm",
+    length: int = LENGTH,
 ) -> Any:
     """An onnx.ModelProto. `normalises`: from 0..255, as MXNet's; `end`: the last operator; other than "Gemm" it is no recogniser."""
     from onnx import TensorProto, helper, numpy_helper
 
-    held = {**weights(seed), "middle": np.array([127.5], np.float32), "part": np.array([1 / 127.5], np.float32)}
+    held = {**weights(seed, length), "middle": np.array([127.5], np.float32), "part": np.array([1 / 127.5], np.float32)}
     nodes = []
     if normalises:
         nodes += [helper.make_node("Sub", ["x", "middle"], ["from_middle"]), helper.make_node("Mul", ["from_middle", "part"], ["unit"])]

@@ -157,7 +157,7 @@ def test_choices_that_cannot_be_are_told_before_anything_is_made(tmp_path: Path)
     drive = tmp_path / "drive.mp4"
     for entry, sentence in (
         ("depth", "write --maps NAME=FILE"),
-        ("colour=x.mp4", "densepose, depth, dwpose, normal, semantic"),
+        ("colour=x.mp4", "densepose, depth, dwpose, normal, semantic, smplx"),
         (f"depth={tmp_path / 'absent.mp4'}", "no file"),
         (f"depth={tmp_path / 'a.wav'}", "has no video"),
         (f"depth={tmp_path / 'short.mp4'}", r"'short.mp4' is 0\.4 s long and the drive 1\.0 s; record it over all of the drive"),

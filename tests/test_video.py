@@ -96,5 +96,5 @@ def test_it_is_not_live(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
 @pytest.mark.parametrize("options", [{"precision": "fp16", "device": "cpu"}, {"preset": "unknown"}])
 def test_what_cannot_be_is_one_sentence(options: dict[str, Any]) -> None:
     require_for("diffusion")
-    with pytest.raises(AvatarError, match="(?:no precision 'fp16' on cpu|no size of UniAnimate called 'unknown')"):
+    with pytest.raises(AvatarError, match="(?:no precision 'fp16' on cpu|has no preset 'unknown')"):
         load_whole("video", **options)

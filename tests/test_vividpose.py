@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,13 +12,12 @@ from tests.conftest import found, require
 if found("torch") and found("diffusers"):
     import torch
     from diffusers import EulerDiscreteScheduler
-    from safetensors.torch import save_file
     from torch.nn import functional
 
     from engine.generators.video import vividpose_sampling as sampling
     from engine.generators.video.sampling import Half
-    from engine.generators.video.vividpose import TINY, VIVIDPOSE, Denoiser, Read, ReferenceNet, VividPose, svd_unet
-    from exporters.import_svd import begin_from_svd
+    from engine.generators.video.vividpose import Denoiser, Read, ReferenceNet, svd_unet
+    from engine.generators.video.vividpose_presets import TINY, VIVIDPOSE, VividPose
 
 pytestmark = pytest.mark.torch
 FRAMES = 5
@@ -135,27 +132,6 @@ def test_the_sampler_is_the_euler_scheduler(steps: int, monkeypatch: pytest.Monk
     assert float(sampling.first_latents((1, 4, 64, 64)).std()) == pytest.approx(float(scheduler.init_noise_sigma), rel=0.02)
 
 
-def test_a_clip_without_reference_and_poses_is_stable_video_diffusions() -> None:
-    """Network, levels, image latents and guidance together, against diffusers' parts in the order of its pipeline."""
-    plain = seeded(Denoiser(TINY), 1)
-    for guider in (plain.skeleton, plain.dense):
-        for value in guider.conv_out.parameters():
-            value.zero_()
-    image, token, ids = some(1, 4, *TINY.latent_size, seed=3), some(1, 1, TINY.context, seed=4), torch.tensor([[6.0, 127.0, 0.02]])
-    count = TINY.frames
-    pictures = torch.zeros(count, *TINY.size, 3, dtype=torch.uint8)
-    start = sampling.first_latents((count, 4, *TINY.latent_size))
-    got = sampling.sample(plain, sampling.Given(token, image, Read(), ids), pictures, pictures, steps=5, overlap=2, guidance=3.0, start=start)
-    scheduler = EulerDiscreteScheduler(**SVD)
-    scheduler.set_timesteps(5)
-    x, both, tokens = start[None], torch.cat([image * 0, image])[:, None].expand(-1, count, -1, -1, -1), torch.cat([token * 0, token])
-    for t in scheduler.timesteps:
-        noisy = torch.cat([torch.cat([scheduler.scale_model_input(x, t)] * 2), both], 2)
-        u, c = plain.unet(noisy, t, encoder_hidden_states=tokens, added_time_ids=ids.expand(2, -1)).sample.chunk(2)
-        x = scheduler.step(u + 3.0 * (c - u), t, x).prev_sample
-    assert float((got - x[0]).abs().max() / x.abs().max()) < 1e-4
-
-
 # -- what it is told ------------------------------------------------------------------------------------------------------
 
 
@@ -248,38 +224,3 @@ def test_a_clip_is_sampled_goes_on_and_counts(denoiser: Denoiser, about: samplin
         sampling.sample(denoiser, about, pictures[0], pictures[1, :2])
     with pytest.raises(AvatarError, match="at least 1"):
         sampling.sample(denoiser, about, *pictures, steps=0)
-
-
-# -- Stable Video Diffusion's weights -------------------------------------------------------------------------------------
-
-
-def put(folder: Path, held: dict[str, Any], **config: Any) -> Path:
-    (folder / "unet").mkdir(parents=True)
-    save_file({key: value.contiguous() for key, value in held.items()}, folder / "unet" / "diffusion_pytorch_model.safetensors")
-    said = {"num_attention_heads": list(TINY.heads), "block_out_channels": list(TINY.channels), "layers_per_block": 1} | config
-    (folder / "unet" / "config.json").write_text(json.dumps(said))
-    return folder
-
-
-def test_its_weights_load_exactly_and_answer_the_same(tmp_path: Path) -> None:
-    theirs = seeded(svd_unet(TINY), 7)
-    lines: list[str] = []
-    denoiser, reference = begin_from_svd(put(tmp_path, theirs.state_dict()), made=TINY, tell=lines.append)
-    x, level, context, ids = told()
-    want = theirs(x, level, encoder_hidden_states=context, added_time_ids=ids).sample
-    got = denoiser(x, level, context, ids).detach()
-    assert float((got - want).abs().max() / want.abs().max()) < 1e-4
-    state = theirs.state_dict()
-    assert all(torch.equal(value, state[key]) for key, value in reference.unet.state_dict().items())
-    assert lines[0].startswith(f"unet/diffusion_pytorch_model.safetensors: {len(state)} tensors -> unet")
-
-
-def test_other_weights_are_refused(tmp_path: Path) -> None:
-    state = dict(svd_unet(TINY).state_dict())
-    with pytest.raises(AvatarError, match="has num_attention_heads"):
-        begin_from_svd(put(tmp_path / "heads", state, num_attention_heads=[1, 2]), made=TINY)
-    state.pop("conv_out.bias")
-    with pytest.raises(AvatarError, match="1 missing"):
-        begin_from_svd(put(tmp_path / "short", state), made=TINY)
-    with pytest.raises(AvatarError, match="has no file"):
-        begin_from_svd(tmp_path, made=TINY)

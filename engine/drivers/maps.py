@@ -17,7 +17,7 @@ import numpy as np
 
 from engine.types import AvatarError, MissingPart, UInt8Array, VideoFrame
 
-NAMES = ("densepose", "depth", "dwpose", "normal", "semantic")
+NAMES = ("densepose", "depth", "dwpose", "normal", "semantic", "smplx")
 SHAPE = 0.02
 """Share by which a clip's width / height may differ from the generator's."""
 HELD = 0.25

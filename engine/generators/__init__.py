@@ -17,12 +17,15 @@ NAMES = {
 
 WHOLE = {"video": "engine.generators.video.generator:Video"}
 """Those that render whole clips and nothing live (`engine.whole`)."""
+WHY = {"video": "every frame sees 13 to 31 after it (0.9 to 2.1 s at 15 a second), in 25 to 31 steps of two calls each"}
+"""Why, from their declared figures: windows, steps and guidance."""
 
 
 def load(name: str, **options: Any) -> Generator:
     """A generator by name; `options` go to its constructor. Raises AvatarError for a name or an option that does not exist."""
     if name in WHOLE:
-        raise AvatarError(f"The generator '{name}' renders whole clips and nothing live; use it with avatar render --offline.")
+        how = f"use it with avatar render --offline; {WHY[name]}"
+        raise AvatarError(f"The generator '{name}' renders whole clips and nothing live; {how}.")
     generator: Generator = load_whole(name, **options)
     return generator
 

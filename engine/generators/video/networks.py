@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,18 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from engine.backends.artifact import sha256
+from engine.generators.video import weights
 from engine.generators.video.presets import TINY, UniAnimate, preset
 from engine.generators.video.sampling import SEED, Given
 from engine.generators.video.unianimate import VideoUNet
+from engine.generators.video.vividpose_presets import VividPose
+from engine.generators.video.weights import UNTRAINED
 from engine.types import AvatarError, MissingPart, UInt8Array
 
-MANIFEST = "weights.json"
-"""Beside the .safetensors files: which size they are for and where they come from."""
-UNTRAINED = "untrained"
 SCALE = 0.18215
 """Latents are multiplied by this, so that their variance is about 1."""
 CLIP_SIZE = 224
@@ -128,13 +124,13 @@ def autoencoder(made: UniAnimate) -> Any:
     )
 
 
-def image_encoder(made: UniAnimate) -> Any:
+def image_encoder(made: UniAnimate | VividPose) -> Any:
     """CLIP's ViT-H/14 with its projection, or a small one for tests."""
     try:
         from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
     except ImportError as error:
         raise MissingPart(f"The image encoder needs transformers ({error}); run `make torch`, or pip install 'avatar-engine[torch]'.") from error
-    narrow = made.name == TINY.name
+    narrow = made.name.startswith("tiny_")
     sizes = (16, 32, 2, 2, 56) if narrow else (1280, 5120, 32, 16, 14)
     width, inner, layers, heads, patch = sizes
     return CLIPVisionModelWithProjection(
@@ -167,39 +163,32 @@ def build(made: UniAnimate, *, seed: int = 0) -> Networks:
 
 
 def save(networks: Networks, folder: Path, *, origin: dict[str, str]) -> None:
-    """One .safetensors a network, and the manifest last: a folder without one is not whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    hashes = {}
-    for name, module in networks.parts().items():
-        path = folder / f"{name}.safetensors"
-        save_file({key: value.contiguous() for key, value in module.state_dict().items()}, path)
-        hashes[name] = sha256(path)
-    (folder / MANIFEST).write_text(json.dumps({"preset": networks.made.name, "sha256": hashes, "origin": origin}, indent=2) + "\n")
+    """One .safetensors a network, and the manifest last."""
+    weights.save(networks.parts(), folder, preset=networks.made.name, origin=origin)
 
 
 def load(folder: Path, *, made: UniAnimate | None = None) -> Networks:
     """The networks of a folder that `save` or the importer wrote. `made`: another size of the same weights. Raises AvatarError for others."""
-    try:
-        text = (folder / MANIFEST).read_text()
-        manifest = json.loads(text)
-        hashes, named = dict(manifest["sha256"]), str(manifest["preset"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise AvatarError(f"{folder} holds no weights of UniAnimate: it has no readable {MANIFEST}; import them first.") from error
-    networks = empty(made or preset(named))
-    for part, module in networks.parts().items():
-        path = folder / f"{part}.safetensors"
-        if path.is_file() and sha256(path) != hashes.get(part):
-            raise AvatarError(f"{path} is not the file that its {MANIFEST} names; import the weights again.")
-        try:
-            # Read, not mapped: a file that is written again must not change what runs.
-            module.load_state_dict(load_file(path, backend="pread"), assign=True)
-        except Exception as error:  # whatever a broken file raises
-            raise AvatarError(f"{path} is missing, damaged or of another version of '{networks.made.name}'; import the weights again.") from error
-    count = networks.image.get_submodule("vision_model.embeddings").position_embedding.num_embeddings
-    networks.image.get_submodule("vision_model.embeddings").register_buffer("position_ids", torch.arange(count)[None], persistent=False)
-    networks.origin = hashlib.sha256(text.encode()).hexdigest()
+    manifest = weights.read_manifest(folder)
+    networks = empty(made or preset(manifest.preset))
+    weights.fill(networks.parts(), folder, manifest)
+    weights.count_patches(networks.image)
+    networks.origin = manifest.own
     networks.eval().requires_grad_(False)
     return networks
 
 
-__all__ = ["MANIFEST", "SCALE", "EmptyPrompt", "Networks", "Portrait", "autoencoder", "build", "empty", "image_encoder", "load", "resized", "save"]
+__all__ = [
+    "SCALE",
+    "UNTRAINED",
+    "EmptyPrompt",
+    "Networks",
+    "Portrait",
+    "autoencoder",
+    "build",
+    "empty",
+    "image_encoder",
+    "load",
+    "resized",
+    "save",
+]

@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -82,10 +85,15 @@ def render(
 
 
 def _key(networks: Networks, portrait: Portrait, pose: UInt8Array, clip: UInt8Array, settings: Settings) -> str:
-    """Of everything that the result depends on."""
-    told = json.dumps({"weights": networks.origin, "size": networks.made.name, "dtype": str(next(networks.denoiser.parameters()).dtype)})
-    made = hashlib.sha256((told + json.dumps(asdict(settings))).encode())
-    for each in (portrait.latents.float().cpu().numpy(), portrait.image.float().cpu().numpy(), pose, clip):
+    told = {"weights": networks.origin, "size": networks.made.name, "dtype": str(next(networks.denoiser.parameters()).dtype)}
+    held = (portrait.latents.float().cpu().numpy(), portrait.image.float().cpu().numpy(), pose, clip)
+    return key_of(json.dumps(told) + json.dumps(asdict(settings)), held)
+
+
+def key_of(told: str, arrays: Iterable[npt.NDArray[Any]]) -> str:
+    """Of everything that a result depends on."""
+    made = hashlib.sha256(told.encode())
+    for each in arrays:
         made.update(str(each.shape).encode() + np.ascontiguousarray(each).tobytes())
     return made.hexdigest()
 
@@ -115,4 +123,4 @@ def read_half(path: Path, *, key: str) -> Half:
     return half
 
 
-__all__ = ["DEFAULT", "Settings", "read_half", "render", "write_half"]
+__all__ = ["DEFAULT", "Settings", "key_of", "read_half", "render", "write_half"]

@@ -6,16 +6,19 @@ sparse skeletons. The video UNet is diffusers' own, module by module, so Stable 
 face and poses left out the network answers as diffusers' does.
 
 What the description leaves open, and what was chosen here:
-- The reference network is the UNet of Stable Video Diffusion without its temporal parts and without what follows its last attention. It reads
-  the reference's latents twice (in place of the noisy ones and of the image's), once, at the least noise there is, with the time ids of the clip.
+- The reference network is the UNet of Stable Video Diffusion without its temporal parts and without what follows its last attention. It runs
+  once, at the least noise there is, with the time ids of the clip: on the reference's latents in place of the noisy ones, beside the image's
+  as every frame has them.
 - Its bank joins every spatial self-attention as more keys and values, projected by the denoiser; the temporal attentions do not read it.
 - Skeletons and SMPL-X maps have a guider each, of the layout of ControlNet's; both are summed after the first convolution. Their last layers
   begin as zeros.
 - The face is ArcFace's unit vector of 512 numbers, made four tokens by two layers and a norm; they are read by decoupled cross-attention as in
   IP-Adapter (arXiv 2308.06721): the queries of the attention to CLIP's token, keys and values of their own, whose values begin as zeros; in the
   spatial blocks alone.
-- Without guidance there is neither token, image, reference nor face; poses stay. The guidance is the same for all frames.
+- Without guidance there is neither token, image, reference nor face; poses stay. As in Stable Video Diffusion the guidance grows evenly from a
+  clip's first frame to its last; over the whole clip, not over every window, so that windows do not flicker.
 - Long clips: windows as in `sampling.windows`, averaged before they are guided.
+- The time ids are Stable Video Diffusion's defaults, whatever the rate that a clip is shown at.
 """
 
 from __future__ import annotations
@@ -28,10 +31,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from engine.generators.video.presets import PATCH
+from engine.generators.video.vividpose_presets import VividPose
 from engine.types import AvatarError
 
-PATCH = 8
-"""px that a latent covers along each side."""
 FACE_DIM = 512
 """Numbers of ArcFace's vector."""
 IDS = 3
@@ -40,33 +43,6 @@ FPS, MOTION, AUGMENTED = 7, 127, 0.02
 """Stable Video Diffusion's defaults for these."""
 LEAST_NOISE = 0.002
 """Sigma that the reference is read at."""
-
-
-@dataclass(frozen=True, slots=True)
-class VividPose:
-    """One size. Channels must be multiples of 32, the groups of diffusers' norms."""
-
-    name: str
-    size: tuple[int, int]  # (H, W) px of the frames
-    channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    heads: tuple[int, ...] = (5, 10, 20, 20)
-    blocks: int = 2  # a level on the way down; one more on the way up
-    context: int = 1024  # width of CLIP's token
-    time_ids: int = 256  # width of each id's embedding
-    face_tokens: int = 4
-    guider: tuple[int, ...] = (16, 32, 96, 256)  # channels of a guider, each but the first half the size
-    frames: int = 14  # of a window: what the weights were trained on
-
-    @property
-    def latent_size(self) -> tuple[int, int]:
-        """(h, w) of the latents."""
-        return self.size[0] // PATCH, self.size[1] // PATCH
-
-
-TINY = VividPose(name="tiny_vividpose", size=(32, 48), channels=(32, 64), heads=(2, 4), blocks=1, context=24, time_ids=8, frames=4)
-"""For tests."""
-VIVIDPOSE = VividPose(name="vividpose", size=(1024, 576))
-"""On stable-video-diffusion-img2vid; upright, as the paper's people are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,11 +157,12 @@ class ReferenceNet(nn.Module):
                 del resnet.temporal_res_block, resnet.time_mixer
         del unet.conv_norm_out, unet.conv_out
 
-    def forward(self, latents: Tensor, context: Tensor, ids: Tensor) -> list[Tensor]:
-        """Reference latents [B, 4, h, w], CLIP's token [B, 1, D], ids [B, 3] -> what every spatial self-attention read, [B, L, C]."""
+    def forward(self, latents: Tensor, image: Tensor, context: Tensor, ids: Tensor) -> list[Tensor]:
+        """The reference's latents, scaled, and the image's as every frame has them [B, 4, h, w], CLIP's token [B, 1, D], ids [B, 3] -> what
+        every spatial self-attention read, [B, L, C]."""
         level = torch.full((len(latents),), 0.25 * torch.tensor(LEAST_NOISE).log().item(), device=latents.device)
         call = _Call(1, _time(self.unet, level, ids, latents.dtype), context, None, Read(), [], ())
-        _walk(self.unet, torch.cat([latents, latents], 1), None, call)
+        _walk(self.unet, torch.cat([latents, image], 1), None, call)
         return call.written
 
 
@@ -314,15 +291,12 @@ __all__ = [
     "AUGMENTED",
     "FPS",
     "MOTION",
-    "TINY",
-    "VIVIDPOSE",
     "Denoiser",
     "FaceKeys",
     "FaceTokens",
     "Guider",
     "Read",
     "ReferenceNet",
-    "VividPose",
     "svd_unet",
     "transformers_of",
 ]
