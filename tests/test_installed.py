@@ -19,14 +19,18 @@ from exporters.portraits.options import FILES
 from tests.conftest import require
 from tests.faces import portrait
 from tests.recognisers import onnx_file
-from tests.tiny_adapters import adapter, arc2face, instantid, photomaker
+from tests.tiny_adapters import adapter, arc2face, consistentid, instantid, photomaker, uniportrait
 
 for part in ("torch", "diffusers", "transformers"):
     require(part)
 
-from tests import tiny_bases  # noqa: E402
+import torch  # noqa: E402
+
+from exporters.portraits import parsing  # noqa: E402
+from tests import tiny_bases, tiny_pulid  # noqa: E402
 
 FITS = {"ip-adapter": "sd15", "faceid": "sd15", "instantid": "sdxl", "photomaker": "sdxl", "arc2face": "sd15"}
+FITS |= {"pulid": "sdxl", "consistentid": "sd15", "uniportrait": "sd15"}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +40,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for family in ("sd15", "sdxl"):
         tiny_bases.base(home, family=family)
     adapter(home / "ip-adapter" / "ip-adapter_sd15.bin", "plain")
-    tiny_bases.image_encoder(home / "ip-adapter" / "image_encoder")
+    consistentid(home / "consistentid" / "ConsistentID-v1.bin")
+    uniportrait(home / "uniportrait")
+    for name in ("ip-adapter", "consistentid", "uniportrait"):
+        tiny_bases.image_encoder(home / name / "image_encoder")
+    tiny_pulid.pulid(home / "pulid" / "pulid_v1.1.safetensors", "v1.1")
+    tiny_pulid.eva_file(home / "pulid" / "EVA02_CLIP_L_336_psz14_s6B.pt")
+    for name, file in (("pulid", "parsing_bisenet.pth"), ("consistentid", "face_parsing.pth")):
+        tiny_pulid.parsing_file(home / name / file)
     adapter(home / "faceid" / "ip-adapter-faceid_sd15.bin", "faceid")
     instantid(home / "instantid", home / "sdxl")
     (home / "photomaker").mkdir()
@@ -53,9 +64,22 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
+@pytest.fixture(autouse=True)
+def parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random weights find no parts of a face, so all but the picture's edge is skin here, with an eye in it."""
+
+    def labels(network: Any, picture: Any) -> Any:
+        made = torch.zeros(picture.shape[:2], dtype=torch.int64)
+        made[60:-60, 60:-60] = 1
+        made[200:230, 200:230] = 4
+        return made
+
+    monkeypatch.setattr(parsing, "labels", labels)
+
+
 def imports(name: str, files: Path, *more: Any, base: str | None = None) -> int:
     """`avatar import NAME` of the files above."""
-    seen = [] if name == "arc2face" else ["--recogniser", str(files / "recogniser.onnx")]
+    seen = [] if name in ("arc2face", "uniportrait") else ["--recogniser", str(files / "recogniser.onnx")]
     return avatar.main(["import", name, str(files / name), *seen, "--base", str(files / (base or FITS[name])), *map(str, more)])
 
 
