@@ -61,6 +61,7 @@ def serve(args: argparse.Namespace) -> int:
             allow_echo=args.allow_echo,
             carry_strip=args.carry_strip,
             dwpose=args.dwpose,
+            maps=tuple(args.maps),
         )
     )
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from engine.types import AvatarError, Generator, Identity, Signal, VideoFrame, still_motion
+from engine.types import AvatarError, Generator, Identity, Signal, UInt8Array, VideoFrame, still_motion
 
 
 class BatchFull(AvatarError):
@@ -41,10 +41,11 @@ class Batch:
         return {row: made for row, made in enumerate(frames) if made is not None}
 
 
-def warm_up(batch: Batch, identity: Identity, *, together: bool) -> None:
+def warm_up(batch: Batch, identity: Identity, *, together: bool, maps: Mapping[str, UInt8Array] | None = None) -> None:
     """Step an empty batch in every way that sessions will step it: each row alone, and all in one call where that is done (`together`).
 
     Kernels are chosen and graphs captured for these rows, in this State; all of them are free again afterwards, and hold nobody.
+    `maps`: condition pictures, for a generator that is driven by them.
     """
     spec = batch.generator.spec
     rows: list[int] = []
@@ -54,7 +55,7 @@ def warm_up(batch: Batch, identity: Identity, *, together: bool) -> None:
         # The largest first: what it needed serves the others too.
         for way in [*([rows] if together and len(rows) > 1 else []), *([row] for row in rows)]:
             for k in range(spec.warm_up):
-                chunk = [Signal(time=(k * spec.chunk + i) / spec.fps, motion=still_motion()) for i in range(spec.chunk)]
+                chunk = [Signal(time=(k * spec.chunk + i) / spec.fps, motion=still_motion(), maps=maps) for i in range(spec.chunk)]
                 batch.step(dict.fromkeys(way, chunk))
     finally:
         for row in reversed(rows):  # in the order in which they will be taken again

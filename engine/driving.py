@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from engine.drivers.maps import Maps
 
 Maker = Callable[[], Any]
+NETWORK = ".onnx"
+"""Ending of a file that makes condition pictures; others are clips of them."""
 
 
 def dwpose_makers(folder: str | Path | None) -> dict[str, Maker]:
@@ -62,18 +64,15 @@ def open_maps(chosen: Sequence[str], *, size: tuple[int, int], drive: str | Path
     """
     if not chosen:
         return None
-    from engine.drivers.maps import HELD, NAMES, Maps, MapSource, Network, Recorded
+    from engine.drivers.maps import HELD, Maps, MapSource, Network, Recorded
     from engine.media import probe, video_frames
     from engine.offline import RECORDING
     from engine.types import AvatarError
 
     sources: dict[str, MapSource] = {}
     recorded = Path(drive).suffix.lower() == RECORDING
-    for entry in chosen:
-        name, _, file = entry.partition("=")
-        if name not in NAMES or not file or name in sources:
-            raise AvatarError(f"'{entry}' names no condition pictures; write --maps NAME=FILE, each name once, with one of: {', '.join(NAMES)}.")
-        if Path(file).suffix.lower() == ".onnx":
+    for name, file in map_files(chosen).items():
+        if Path(file).suffix.lower() == NETWORK:
             if recorded:
                 raise AvatarError(f"Recorded signals have no pictures for '{file}' to read; drive with a clip, or give a clip of condition pictures.")
             sources[name] = Network(file, size=size)
@@ -88,4 +87,38 @@ def open_maps(chosen: Sequence[str], *, size: tuple[int, int], drive: str | Path
     return Maps(sources)
 
 
-__all__ = ["background", "dwpose_makers", "open_maps"]
+def live_maps(chosen: Sequence[str], *, size: tuple[int, int]) -> Maps | None:
+    """The same for live sessions, which share the networks. Raises AvatarError for a clip, which a camera has not beside it, and a damaged file."""
+    if not chosen:
+        return None
+    from engine.drivers.maps import Maps, Network
+
+    return Maps({name: Network(file, size=size, threads=1) for name, file in live_map_files(chosen).items()})
+
+
+def live_map_files(chosen: Sequence[str]) -> dict[str, str]:
+    """Those of `chosen` by name. Raises AvatarError for one that is no network, as for a name that is none."""
+    from engine.types import AvatarError
+
+    files = map_files(chosen)
+    for name, file in files.items():
+        if Path(file).suffix.lower() != NETWORK:
+            raise AvatarError(f"'{file}' is no network, and a camera has no clip beside it; give an ONNX file that makes {name} of a picture.")
+    return files
+
+
+def map_files(chosen: Sequence[str]) -> dict[str, str]:
+    """`--maps NAME=FILE ...` by name. Raises AvatarError for a name that is none, or twice."""
+    from engine.drivers.maps import NAMES
+    from engine.types import AvatarError
+
+    made: dict[str, str] = {}
+    for entry in chosen:
+        name, _, file = entry.partition("=")
+        if name not in NAMES or not file or name in made:
+            raise AvatarError(f"'{entry}' names no condition pictures; write --maps NAME=FILE, each name once, with one of: {', '.join(NAMES)}.")
+        made[name] = file
+    return made
+
+
+__all__ = ["background", "dwpose_makers", "live_map_files", "live_maps", "map_files", "open_maps"]

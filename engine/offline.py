@@ -284,17 +284,18 @@ class _Watch:
 
     def __init__(self, face: Any, *, keep: bool, maps: Maps | None = None) -> None:
         from engine.drivers.face import FaceDriver
+        from engine.drivers.maps import FaceAndMaps
 
         self._face = face or FaceDriver()
-        self._keep, self._maps = keep, maps
+        if maps is not None:
+            self._face = FaceAndMaps(self._face, maps)
+        self._keep = keep
         self.frames = self.seen = 0
         self.last: Signal | None = None
         self.signals: list[Signal] = []
 
     def __call__(self, frame: VideoFrame) -> Signal:
         signal: Signal = self._face(frame)
-        if self._maps is not None:
-            signal = replace(signal, maps=self._maps(frame))
         self.frames, self.last = self.frames + 1, signal
         self.seen += signal.motion is not None and float(signal.motion.confidence[0]) > 0.0
         return signal

@@ -7,7 +7,7 @@ sound (`hear`) and the thread that steps the batch (`due`, `finish`, through `re
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Literal
@@ -141,7 +141,9 @@ class Session:
         """The signals that are due at `now`, mixed from every driver, or None."""
         with self._lock:
             due = self.window.due(now=now, heard_until=self.speech.heard_until, drive=self.settings.drive)
-            body, hands = self.body_reading, self.hands_reading
+            body, hands, seen = self.body_reading, self.hands_reading, self._seen
+        if due is not None and due.grid != "camera" and "maps" in self.batch.generator.spec.needs:
+            due = _mapped(due, None if seen is None else seen.maps)
         if due is None:
             return None
         signals, drive = due.signals, self.settings.drive
@@ -265,6 +267,12 @@ class Session:
 
             self._matte = LiveMatte()
         return self._matte
+
+
+def _mapped(due: Due, last: Mapping[str, UInt8Array] | None) -> Due | None:
+    """A voice brings no condition pictures, so the camera's last ones are held; None before there are any."""
+    signals = [signal if signal.maps is not None else replace(signal, maps=last) for signal in due.signals]
+    return None if any(signal.maps is None for signal in signals) else replace(due, signals=signals)
 
 
 def _unshouldered(signal: Signal) -> Signal:

@@ -18,6 +18,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-sessions", type=int, default=4)
     add_generator(parser, lora=True)
+    _add_maps(parser, "for weights that are driven by them, an ONNX file that makes condition pictures of the camera's")
     parser.add_argument("--persona", help="a saved persona to offer first")
     parser.add_argument(
         "--ice-server", action="append", default=[], metavar="URL", help="stun:host:port or turn:user:password@host:port; none by default"
@@ -47,9 +48,7 @@ def add_render(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--drive-mode", choices=["camera", "voice", "auto"], help="who moves the face (default: the picture where there is one)")
     parser.add_argument("--background", default="keep", metavar="keep|blur|#rrggbb|FILE")
     add_generator(parser, lora=True)
-    kinds = "densepose, depth, dwpose, normal, semantic or smplx"
-    pictures = f"condition pictures beside the drive, a clip or an ONNX file: {kinds}; may be given again"
-    parser.add_argument("--maps", action="append", default=[], metavar="NAME=FILE", help=pictures)
+    _add_maps(parser, "condition pictures beside the drive, a clip or an ONNX file that makes them")
     parser.add_argument("--no-body", action="store_true", help="leave the shoulders still")
     parser.add_argument("--badge", action="store_true", help="a visible 'AI' badge")
     parser.add_argument("--record-signals", metavar="FILE.npz", help="also keep what was read from the face (not the shoulders), to drive with later")
@@ -92,6 +91,11 @@ def add_generator(parser: argparse.ArgumentParser, *, lora: bool = False) -> Non
     if lora:
         parser.add_argument("--dwpose", metavar="DIR", help="read body and hands with DWPose's own yolox_l.onnx and dw-ll_ucoco_384.onnx in DIR")
         diffusion.add_argument("--lora", action="append", metavar="FILE[:SCALE]", help="a LoRA (.safetensors) on the weights; may be given again")
+
+
+def _add_maps(parser: argparse.ArgumentParser, what: str) -> None:
+    kinds = "densepose, depth, dwpose, normal, semantic or smplx"
+    parser.add_argument("--maps", action="append", default=[], metavar="NAME=FILE", help=f"{what}: {kinds}; may be given again")
 
 
 def generator_options(args: argparse.Namespace) -> dict[str, Any]:

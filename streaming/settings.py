@@ -85,6 +85,7 @@ class ServerSettings:
     chat_prompt: str = CHAT_PROMPT
     virtual_camera: bool = False
     dwpose: Path | str | None = None  # a folder of DWPose's files, to read body and hands with instead of MediaPipe
+    maps: tuple[str, ...] = ()  # NAME=FILE.onnx: networks that make condition pictures, for generators that are driven by them
     resume_seconds: float = 30.0  # how long a lost session is kept for its person
     silence_limit: float = 6.0  # s without any packet after which a peer is dead
     limits: Limits = field(default_factory=Limits)
@@ -119,6 +120,10 @@ class ServerSettings:
             from engine.drivers.dwpose import files
 
             files(self.dwpose)
+        if self.maps:
+            from engine.driving import live_map_files
+
+            live_map_files(self.maps)
         if self.max_sessions < 1:
             raise AvatarError("A server needs room for at least one session: give --max-sessions 1 or more.")
         if not 1 <= self.port <= 65535:

@@ -19,7 +19,7 @@ from engine import built_in
 from engine.batch import Batch, warm_up
 from engine.built_in import BUILT_IN, DEMO
 from engine.config import OperatorSettings, SessionSettings
-from engine.driving import dwpose_makers
+from engine.driving import dwpose_makers, live_maps
 from engine.generators import load
 from engine.persona import PORTRAIT, Persona, demo_portrait, list_personas, load_persona, personas_folder, read_portrait
 from engine.session import Session
@@ -80,6 +80,7 @@ class Studio:
         self._make_face, self._make_body, self._make_hands = face, body or beside.get("body"), hands or beside.get("hands")
         self._make_persona = persona or self._read_persona
         self._generator: Generator | None = None
+        self._first_maps: dict[str, UInt8Array] | None = None  # of a picture, for a generator that is driven by them
         self._ready: asyncio.Task[None] | None = None
         self._steppers: list[Stepper] = []
         self._cores = max(1, min(os.cpu_count() or 1, settings.max_sessions))
@@ -109,8 +110,7 @@ class Studio:
         loop = asyncio.get_running_loop()
         self._generator = await loop.run_in_executor(self.executor, self._make_generator)
         if "maps" in self._generator.spec.needs:
-            what = "These weights are driven by condition pictures, which no live session brings"
-            raise AvatarError(f"{what}; use `avatar render --maps NAME=FILE`, or other weights.")
+            await loop.run_in_executor(self.executor, self._open_maps, self._generator.spec.size)
         together = self.settings.accelerator or self._generator.spec.together
         workers = 1 if together else self.settings.workers or self._cores
         rows = -(-self.settings.max_sessions // workers)
@@ -118,10 +118,21 @@ class Studio:
         persona = await self.persona(self.settings.persona)
         await self._warm_up(persona)
 
+    def _open_maps(self, size: tuple[int, int]) -> None:
+        """From here on every face driver brings the condition pictures that a camera does not."""
+        from engine.drivers.maps import FaceAndMaps
+
+        maps, face = live_maps(self.settings.maps, size=size), self._make_face
+        if maps is None:
+            what = "These weights are driven by condition pictures; give a network for each with --maps NAME=FILE.onnx"
+            raise AvatarError(f"{what}, or use `avatar render`, which takes clips of them too.")
+        self._make_face = lambda: FaceAndMaps(face(), maps)
+        self._first_maps = maps(VideoFrame(demo_portrait(), 0.0))
+
     async def _warm_up(self, persona: Persona) -> None:
         """Everything once, with the batches that sessions will use, so that compiling and loading do not fall on the first person."""
         for stepper in self._steppers:  # one after another: what one of them traces, the others take
-            await asyncio.wrap_future(stepper.call(partial(warm_up, identity=persona.identity, together=stepper.together)))
+            await asyncio.wrap_future(stepper.call(partial(warm_up, identity=persona.identity, together=stepper.together, maps=self._first_maps)))
         await asyncio.wrap_future(self._steppers[0].call(lambda batch: self._rehearse(batch, persona)))
         # Remembers its answer; asked first by an encoder, it would hold up the event loop.
         await asyncio.get_running_loop().run_in_executor(self.executor, nvenc_works)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,14 +15,18 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import avatar
+from engine.batch import Batch
 from engine.config import SessionSettings
-from engine.drivers.maps import Maps, Network, Recorded
+from engine.drivers.maps import FaceAndMaps, Maps, Network, Recorded
 from engine.drivers.replay import save
-from engine.driving import open_maps
+from engine.driving import live_maps, open_maps
 from engine.offline import render
-from engine.types import AvatarError, GeneratorSpec, Signal, UInt8Array, VideoFrame, still_motion
+from engine.session import Session
+from engine.types import AudioChunk, AvatarError, GeneratorSpec, Signal, UInt8Array, VideoFrame, still_motion
+from streaming.settings import ServerSettings
+from streaming.studio import Studio
 from tests.clips import film, person
-from tests.fakes import FakeGenerator, fake_persona
+from tests.fakes import FakeBody, FakeFace, FakeGenerator, fake_persona
 from tests.test_media import RATE, tone, write_wav
 
 SIZE = (64, 96)
@@ -180,6 +186,64 @@ def test_the_command_says_where_nothing_reads_them(tmp_path: Path, capsys: pytes
     network = write_network(tmp_path / "n.onnx")
     assert avatar.main(["render", "--drive", str(drive), "-o", str(tmp_path / "o.mp4"), "--maps", f"depth={network}"]) == 0
     assert "reads no condition pictures, so --maps changes nothing" in capsys.readouterr().err
+
+
+def live(generator: Reading, **more: Any) -> Studio:
+    """A server's studio over it."""
+    return Studio(ServerSettings(workers=1, **more), generator=lambda: generator, face=FakeFace, body=FakeBody, persona=fake_persona)
+
+
+async def opened(studio: Studio) -> None:
+    """Its loading, to the end."""
+    studio.start()
+    try:
+        await studio.ready()
+    finally:
+        await studio.close()
+
+
+def test_a_camera_brings_them_by_networks(tmp_path: Path) -> None:
+    network = write_network(tmp_path / "n.onnx", gives=3)
+    generator = Reading()
+    studio = live(generator, maps=(f"densepose={network}", f"depth={network}"))
+    asyncio.run(opened(studio))
+    assert generator.read, "the rehearsal showed a camera's picture"
+    assert all(set(read) == {"densepose", "depth"} for read in generator.read)
+    one, other = studio.make_face(), studio.make_face()
+    first, second = one(shade(50)), other(shade(200))
+    assert float(first.maps["depth"].mean()) == pytest.approx(50, abs=1)
+    assert float(second.maps["depth"].mean()) == pytest.approx(200, abs=1)
+
+
+def test_a_voice_holds_the_last_ones(tmp_path: Path) -> None:
+    maps = live_maps([f"depth={write_network(tmp_path / 'n.onnx')}"], size=SIZE)
+    assert maps is not None
+    generator = Reading()
+    settings = SessionSettings(drive="voice")
+    silence = np.zeros(RATE // 2, np.float32)
+    session = Session(
+        Batch(generator, rows=1), fake_persona(generator, "red"), settings=settings, face=FaceAndMaps(FakeFace(), maps), body=FakeBody()
+    )
+    with contextlib.closing(session):
+        assert session.push_audio(AudioChunk(silence, RATE, 0.0)) == []
+        session.track(shade(90, 0.5))
+        assert session.push_audio(AudioChunk(silence, RATE, 0.5))
+    assert generator.read
+    assert all(float(read["depth"].mean()) == pytest.approx(90, abs=1) for read in generator.read)
+
+
+def test_a_live_session_without_them_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(AvatarError, match="give a network for each with --maps NAME=FILE.onnx, or use `avatar render`"):
+        asyncio.run(opened(live(Reading())))
+    film(tmp_path / "depth.mp4", [shade(9)], sound=False)
+    for entry, sentence in (
+        (f"depth={tmp_path / 'depth.mp4'}", "is no network, and a camera has no clip beside it"),
+        ("depth", "names no condition"),
+    ):
+        assert avatar.main(["serve", "--port", "1", "--maps", entry]) == 2
+        assert sentence in capsys.readouterr().err
+    with pytest.raises(AvatarError, match="There is no file"):
+        asyncio.run(opened(live(Reading(), maps=("depth=nowhere.onnx",))))
 
 
 def test_closing_lets_go_of_the_files() -> None:

@@ -160,7 +160,7 @@ def test_names_that_are_none_reach_no_file(settings: ServerSettings, loaded: lis
     live(story)
 
 
-def test_weights_that_no_live_session_can_drive_are_told_before_anybody_comes(settings: ServerSettings, loaded: list[str]) -> None:
+def test_weights_that_want_condition_pictures_are_told_before_anybody_comes(settings: ServerSettings, loaded: list[str]) -> None:
     generator = FakeGenerator()
     generator.spec = replace(generator.spec, needs=("maps",))
 
@@ -168,7 +168,7 @@ def test_weights_that_no_live_session_can_drive_are_told_before_anybody_comes(se
         studio = Studio(settings, generator=lambda: generator, face=FakeFace, body=FakeBody, synthesizer=FakeSpeech(), persona=fake_persona)
         studio.start()
         try:
-            with pytest.raises(AvatarError, match="avatar render --maps"):
+            with pytest.raises(AvatarError, match="--maps NAME=FILE.onnx, or use `avatar render`"):
                 await studio.ready()
         finally:
             await studio.close()

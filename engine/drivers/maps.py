@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
 
-from engine.types import AvatarError, MissingPart, UInt8Array, VideoFrame
+from engine.types import AvatarError, MissingPart, Signal, UInt8Array, VideoFrame
 
 NAMES = ("densepose", "depth", "dwpose", "normal", "semantic", "smplx")
 SHAPE = 0.02
@@ -130,6 +131,21 @@ class Maps:
             source.close()
 
 
+class FaceAndMaps:
+    """A face driver whose signals have the condition pictures of their frame beside them."""
+
+    def __init__(self, face: Any, maps: Maps) -> None:
+        self._face, self._maps = face, maps
+
+    def __call__(self, frame: VideoFrame) -> Signal:
+        """The driving frame -> what drives."""
+        signal: Signal = self._face(frame)
+        return replace(signal, maps=self._maps(frame))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._face, name)
+
+
 def _cut(rgb: UInt8Array, size: tuple[int, int]) -> UInt8Array:
     """The middle of a picture [H, W, 3] that has the shape of `size` (H, W)."""
     height, width = rgb.shape[:2]
@@ -150,4 +166,4 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-__all__ = ["NAMES", "MapSource", "Maps", "Network", "Recorded", "squeezed"]
+__all__ = ["NAMES", "FaceAndMaps", "MapSource", "Maps", "Network", "Recorded", "squeezed"]
