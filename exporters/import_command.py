@@ -12,7 +12,7 @@ from engine.types import AvatarError
 from exporters.portraits.options import FILES
 
 RENDERED = {"champ": MAPS["maps"], "magicanimate": MAPS["densepose"], "unianimate": (), "vividpose": ("smplx",)}
-"""Systems that no live session can show, and the pictures beside a clip that drive them."""
+"""Systems that no camera alone can drive, or that are not live, and the pictures beside a clip that drive them."""
 
 
 def run(args: argparse.Namespace, *, tell: Callable[[str], None]) -> None:
@@ -28,6 +28,9 @@ def run(args: argparse.Namespace, *, tell: Callable[[str], None]) -> None:
     how = f"--generator {generator} --weights {shlex.quote(str(args.out))}{more}"
     if args.system in RENDERED:
         maps = "".join(f" --maps {name}={name}.mp4" for name in RENDERED[args.system])
+        if generator == "diffusion":
+            networks = "".join(f" --maps {name}={name}.onnx" for name in RENDERED[args.system])
+            tell(f"Live it needs a network of yours for each of its pictures: avatar serve {how}{networks}")
         tell(f"Wrote {args.out}. Render with it: avatar render {how} --drive clip.mp4{maps} -o out.mp4")
         return
     tell(f"Wrote {args.out}. Serve it: avatar serve {how}")

@@ -479,7 +479,7 @@ def test_the_commands_import_and_say_how_to_use_it(
     said = capsys.readouterr().out.splitlines()[-1]
     if system == "musepose":
         assert said.endswith(f"avatar serve --generator diffusion --weights {out}")
-    else:  # no live session has condition pictures
+    else:  # no camera has condition pictures
         asked = avatar._parser().parse_args(shlex.split(said.partition("avatar ")[2]))
         assert asked.run is avatar.render
         assert asked.weights == str(out)
