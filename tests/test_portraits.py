@@ -387,7 +387,7 @@ def test_a_persona_of_a_system_is_kept_with_what_it_was_made_of(
     from PIL import Image
 
     import avatar
-    from engine.persona import read_portrait, show
+    from engine.persona import list_personas, read_portrait, show
 
     monkeypatch.setenv("AVATAR_HOME", str(tmp_path / "home"))
     Image.fromarray(photo().rgb).save(tmp_path / "a.png")
@@ -430,6 +430,13 @@ def test_a_persona_of_a_system_is_kept_with_what_it_was_made_of(
     assert "Made before" in said
     assert "seed-0.png" in said
     assert len(asked_for) == 2  # nothing was made again, nor another one beside it
+
+    assert avatar.main(["persona", "remove", "Eileen"]) == 0
+    with monkeypatch.context() as full:
+        full.setattr("engine.persona.TOKENS", "no/room.npz")
+        assert avatar.main([*command, "--pick", "0"]) == 2
+    assert "make room there" in capsys.readouterr().err
+    assert list_personas() == []  # without its tokens it is none
 
     home = tmp_path / "own"
     assert avatar.main([*command, "--only-candidates", "--home", str(home), "--seed", "7"]) == 0

@@ -168,7 +168,11 @@ def _from_system(
     told = provenance(photos, refused, used=used, done=(f"generated with seed {chosen.seed}",), system={**asked, "seed": chosen.seed})
     made = _kept(args, load_generator("puppet"), chosen.rgb, chosen.path.name, {**told, **people.provenance(system)})
     assert made.folder is not None
-    (made.folder / personas.TOKENS).write_bytes(tokens.pack())
+    try:
+        (made.folder / personas.TOKENS).write_bytes(tokens.pack())
+    except OSError as error:  # whole or not at all
+        personas.remove(made.name, folder=_home(args))
+        raise AvatarError(f"The persona cannot be kept in {_home(args)} ({error.strerror or error}); make room there, then try again.") from error
     another = f"avatar persona remove {made.name}, then this command again with --pick SEED"
     tell(f"The portrait is {chosen.path}; the others stay beside it. To take one of them: {another}.")
     return made
