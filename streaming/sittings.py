@@ -113,13 +113,21 @@ class Sittings:
             await _off_loop(lambda: shutil.rmtree(own, ignore_errors=True))
             self._lock.close()
 
-    def _settled(self) -> Path:
-        """A folder of this server's own, after those of dead ones are gone."""
-        _room(self.home)
-        for left in self.home.iterdir():
+    async def clear(self) -> None:
+        """Delete what dead servers left."""
+        with contextlib.suppress(OSError):  # whoever begins is told what is wrong with the folder
+            await _off_loop(self._clear)
+
+    def _clear(self) -> None:
+        for left in self.home.iterdir() if self.home.is_dir() else ():
             with contextlib.suppress(OSError), (left / LOCK).open("rb") as held:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(left, ignore_errors=True)
+
+    def _settled(self) -> Path:
+        """A folder of this server's own, after those of dead ones are gone."""
+        _room(self.home)
+        self._clear()
         own = self.home / secrets.token_hex(8)
         aside = own.with_name(f".{own.name}")
         _room(aside)
@@ -155,6 +163,9 @@ class Sittings:
         except BaseException:
             sitting.photos.pop(photo.key, None)
             raise
+        if self._open.get(sitting.id) is not sitting:  # somebody started over while it was written, or before
+            await self.discard(sitting)
+            self.get(sitting.id)
         return photo
 
     async def remove(self, sitting: Sitting, key: str) -> None:
@@ -243,7 +254,13 @@ class Sittings:
             await _off_loop(lambda: shutil.rmtree(made, ignore_errors=True))  # one that could not be moved, or was cancelled
             hears = self._hears(sitting, kept)
             await child.run(self._create(sitting, name, consent, what), hears)
-            await asyncio.shield(self._keep(sitting, kept, generated=pick is not None))
+            keeping = asyncio.ensure_future(self._keep(sitting, kept, generated=pick is not None))
+            try:
+                await asyncio.shield(keeping)
+            except asyncio.CancelledError:
+                await asyncio.wait({keeping})  # too late to cancel: whoever does is told what became of it
+                keeping.result()
+                raise
 
         self._begin(sitting, "save", work)
 
@@ -256,10 +273,12 @@ class Sittings:
 
     async def cancel(self, sitting: Sitting) -> None:
         """End the work under way; what was finished stays. Harmless where there is none."""
-        if sitting.job is not None and sitting.job.task is not None and not sitting.job.over:
-            sitting.job.cancelled = True
-            sitting.job.task.cancel()
-            await asyncio.wait({sitting.job.task})
+        job = sitting.job
+        if job is not None and job.task is not None and not job.over:
+            job.cancelled = True
+            job.task.cancel()
+            await asyncio.wait({job.task})
+            job.over = True  # also where it had not begun
 
     def _create(self, sitting: Sitting, name: str, consent: str, what: Sequence[str]) -> list[str]:
         return ["persona", "create", *what, f"--consent={consent}", f"--home={sitting.folder}", "--child", "--", name]

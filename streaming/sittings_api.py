@@ -28,6 +28,7 @@ def add_sittings(app: web.Application) -> None:
     sittings = app[SITTINGS] = Sittings(settings.persona_dir, settings.limits)
 
     async def life(app: web.Application) -> object:
+        await sittings.clear()
         sweeper = asyncio.create_task(_sweep(sittings, settings.limits.sitting_idle_seconds))
         yield
         sweeper.cancel()

@@ -20,7 +20,7 @@ from engine.persona import read_portrait, show
 from engine.pose import Float64Array
 from engine.types import AvatarError, UInt8Array
 from exporters.portraits.finish import AROUND, finish
-from exporters.portraits.photos import judge, read_photo, read_photos
+from exporters.portraits.photos import Marks, judge, read_photo, read_photos
 from tests.faces import portrait, scene
 
 
@@ -131,6 +131,15 @@ def test_what_cannot_be_used_is_one_sentence(rgb: UInt8Array, sentence: str, tmp
         read_photo(saved(tmp_path, rgb))
     assert str(said.value).startswith("a.png: ")
     assert str(said.value).count("\n") == 0
+
+
+def test_a_face_that_cannot_be_judged_is_told_with_the_file_s_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unclear(rgb: UInt8Array, face: Found) -> Marks:
+        raise AvatarError("The face is too unclear to be judged.")
+
+    monkeypatch.setattr("exporters.portraits.photos.judge", unclear)
+    with pytest.raises(AvatarError, match="^a.png: The face is too unclear"):
+        read_photo(saved(tmp_path, close()[0]))
 
 
 def test_what_is_no_picture_is_one_sentence(tmp_path: Path) -> None:

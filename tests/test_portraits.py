@@ -387,7 +387,7 @@ def test_a_persona_of_a_system_is_kept_with_what_it_was_made_of(
     from PIL import Image
 
     import avatar
-    from engine.persona import read_portrait, show
+    from engine.persona import list_personas, read_portrait, show
 
     monkeypatch.setenv("AVATAR_HOME", str(tmp_path / "home"))
     Image.fromarray(photo().rgb).save(tmp_path / "a.png")
@@ -421,9 +421,22 @@ def test_a_persona_of_a_system_is_kept_with_what_it_was_made_of(
     assert avatar.main(["persona", "remove", "Eileen"]) == 0
     assert avatar.main([*command, "--pick", "1"]) == 2
     assert "cannot be driven" in capsys.readouterr().err
-    assert avatar.main([*command, "--pick", "0"]) == 0
-    assert "Made before" in capsys.readouterr().out
-    assert len(asked_for) == 2  # nothing was made again
+    assert avatar.main([*command, "--pick", "9"]) == 2
+    assert "No portrait was made of seed 9; pick one of 0, 1" in capsys.readouterr().err
+    assert len(asked_for) == 2  # nothing is made for it
+    next((tmp_path / "home").rglob("seed-1.png")).unlink()
+    assert avatar.main([*command, "--pick", "0", "--seed", "5"]) == 0  # it is there, whatever else was asked for then
+    said = capsys.readouterr().out
+    assert "Made before" in said
+    assert "seed-0.png" in said
+    assert len(asked_for) == 2  # nothing was made again, nor another one beside it
+
+    assert avatar.main(["persona", "remove", "Eileen"]) == 0
+    with monkeypatch.context() as full:
+        full.setattr("engine.persona.TOKENS", "no/room.npz")
+        assert avatar.main([*command, "--pick", "0"]) == 2
+    assert "make room there" in capsys.readouterr().err
+    assert list_personas() == []  # without its tokens it is none
 
     home = tmp_path / "own"
     assert avatar.main([*command, "--only-candidates", "--home", str(home), "--seed", "7"]) == 0
@@ -437,6 +450,9 @@ def test_a_persona_of_a_system_is_kept_with_what_it_was_made_of(
         (["--seed", "3"], "--seed is for an identity system"),
         (["--system", "ip-adapter"], "needs --weights, the system's own files, and --base"),
         (["--system", "ip-adapter", "--base", "x", "--weights", "y", "--candidates", "0"], "--candidates is at least 1"),
+        (["--system", "ip-adapter", "--base", "x", "--weights", "y", "--steps", "0"], "--steps is at least 1"),
+        (["--system", "ip-adapter", "--base", "x", "--weights", "y", "--size", "64y"], "'64y' is no size"),
+        (["--system", "ip-adapter", "--base", "x", "--weights", "y", "--pick", "1", "--only-candidates"], "leave one of them out"),
         (["--system", "ip-adapter", "--base", "x", "--weights", "y", "--generator", "diffusion"], "leave --generator out"),
     ],
 )

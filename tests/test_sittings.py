@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +18,8 @@ import pytest
 
 from engine import installed
 from engine.types import AvatarError
-from streaming import child
+from streaming import child, sittings
+from streaming.desk import Unknown
 from streaming.settings import Limits, ServerSettings
 from streaming.sittings_api import SITTINGS
 from tests.caller import SETTINGS, House, ask, house, live, until
@@ -389,6 +391,68 @@ def test_a_server_that_ends_takes_work_and_photos_with_it(settings: ServerSettin
             await post(home, f"{at}/make", **MAKE)
         assert fake.ended == len(fake.commands)
         assert left(tmp_path) == []
+
+    live(story)
+
+
+def test_what_a_dead_server_left_goes_before_anybody_comes(settings: ServerSettings, tmp_path: Path) -> None:
+    (tmp_path / "sittings" / "dead" / "photos").mkdir(parents=True)
+    for name in (".lock", "photos/1"):
+        (tmp_path / "sittings" / "dead" / name).touch()
+
+    async def story() -> None:
+        async with house(settings):
+            assert left(tmp_path) == []
+
+    live(story)
+
+
+def test_a_photo_that_arrives_after_its_sitting_has_ended_is_not_kept(settings: ServerSettings, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with house(settings) as home:
+            held = home.app[SITTINGS]
+            made = await held.start()
+            await held.discard(made)
+            with pytest.raises(Unknown):
+                await held.add(made, "a.jpg", b"late")
+            assert [path.rpartition("/")[2] for path in left(tmp_path)] == [".lock"]
+            assert not made.folder.exists()
+
+    live(story)
+
+
+def test_work_that_is_cancelled_before_it_began_holds_up_nobody(settings: ServerSettings, fake: Child) -> None:
+    async def story() -> None:
+        async with house(settings) as home:
+            at, held = await begin(home, b"good"), home.app[SITTINGS]
+            made = held.get(at.rpartition("/")[2])
+            held.make(made, consent=STATEMENT, system="faceid", prompt="", count=1)
+            await held.cancel(made)  # the loop has not turned since
+            assert not made.busy
+
+    live(story)
+
+
+def test_who_cancels_while_the_persona_is_moved_is_told_that_it_is_saved(
+    settings: ServerSettings, fake: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moving, move = asyncio.Event(), sittings._moved
+
+    async def story() -> None:
+        loop = asyncio.get_running_loop()
+
+        def slowly(made: Path, home: Path) -> str:
+            loop.call_soon_threadsafe(moving.set)
+            time.sleep(0.3)
+            return move(made, home)
+
+        monkeypatch.setattr(sittings, "_moved", slowly)
+        async with house(settings) as home:
+            at = await begin(home, b"good")
+            await post(home, f"{at}/save", **SAVE)
+            await moving.wait()
+            status, told = await post(home, f"{at}/cancel")
+            assert (status, told["saved"] and told["saved"]["name"]) == (200, "Eve")
 
     live(story)
 

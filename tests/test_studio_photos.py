@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from PIL import Image
 
 from engine.drivers.outlines import LIPS
 from engine.persona import demo_portrait, show
-from engine.types import UInt8Array
+from engine.types import AvatarError, UInt8Array
 from streaming import child
 from streaming.server import make_app
 from streaming.settings import ServerSettings
@@ -24,6 +25,7 @@ from tests.faces import scene
 from tests.takes import camera
 from tests.test_page import serving
 from tests.test_photos import covered
+from tests.test_sittings import Child
 
 pytestmark = pytest.mark.chromium
 
@@ -61,11 +63,11 @@ def story(told: Callable[[], Coroutine[None, None, None]]) -> None:
     asyncio.run(run())
 
 
-async def choose(page: Page, *paths: Path) -> None:
-    """Give the page photos, and wait until they are judged."""
+async def choose(page: Page, *paths: Path, until: Sequence[str] = ("fit", "refused")) -> None:
+    """Give the page photos, and wait until they are judged, or what else is to become of them."""
     found = await page.call("Runtime.evaluate", expression="document.querySelector('#photo-files')")
     await page.call("DOM.setFileInputFiles", files=[str(path) for path in paths], objectId=found["result"]["objectId"])
-    await page.wait(f"{CARDS}.length === {len(paths)} && !{CARDS}.some((state) => ['sending', 'new'].includes(state))", seconds=SLOW)
+    await page.wait(f"{CARDS}.length === {len(paths)} && {CARDS}.every((state) => {list(until)}.includes(state))", seconds=SLOW)
     await page.wait("!document.querySelector('#add-photos').disabled", seconds=SLOW)
 
 
@@ -152,6 +154,38 @@ def test_a_photo_as_it_is_becomes_a_persona_that_is_live(tmp_path: Path, home: P
     assert "agrees to being animated" in made["consent"]["statement"]
     assert made["provenance"]["system"] is None
     assert not list((home / "sittings").iterdir()), "nothing is left"
+
+
+def test_photos_that_nobody_could_look_at_are_looked_at_later(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their child dies; somebody asks again; it dies again, and the page is loaded anew."""
+    judge, dies = Child(), [True, True, False, True]
+
+    async def run(arguments: Sequence[str], heard: Callable[[dict[str, Any]], None]) -> None:
+        if dies.pop(0):
+            raise AvatarError("The work ended unexpectedly.")
+        await judge(arguments, heard)
+
+    monkeypatch.setattr(child, "run", run)
+    good = photo(tmp_path, "Eileen.jpg", demo_portrait())
+
+    async def told() -> None:
+        async with studio(tmp_path) as (page, _, _url):
+            await choose(page, good, until=("fit", "new"))
+            for left in (3, 2):
+                await page.wait("document.querySelector('#photos-problem button')?.innerText === 'Try again'", seconds=30)
+                assert len(dies) == left
+                assert "ended unexpectedly" in await page.text("#photos-problem")
+                assert "Not looked at yet" in await page.text(".photo-card")
+                assert "have not been looked at" in await page.text("#use-why")
+                if left == 3:
+                    await page.click("#photos-problem button")
+                    await page.wait("document.querySelector('#photos-problem').hidden")
+            await page.screenshot("studio-not-looked-at")
+            await page.go("Page.reload")
+            await page.wait(f"{CARDS}.join() === 'fit'", seconds=30)
+            assert await page.evaluate("document.querySelector('#photos-problem').hidden")
+
+    story(told)
 
 
 def test_portraits_appear_are_cancelled_resumed_and_one_is_saved(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,15 +126,10 @@ def look(folder: Path, seed: int) -> Candidate:
         return Candidate(seed, path, rgb, None, None, str(error))
 
 
-def best(candidates: Sequence[Candidate], *, pick: int | None) -> Candidate:
-    """The one that was picked, else the best for driving. Raises AvatarError where there is none that can be driven."""
-    if pick is not None:
-        picked = next((candidate for candidate in candidates if candidate.seed == pick), None)
-        if picked is None:
-            raise AvatarError(f"No portrait was made of seed {pick}; pick one of {', '.join(str(candidate.seed) for candidate in candidates)}.")
-        if picked.marks is None:
-            raise AvatarError(f"The portrait of seed {pick} cannot be driven: {picked.complaint}")
-        return picked
+def best(candidates: Sequence[Candidate], *, picked: bool) -> Candidate:
+    """The best for driving; of one that was picked, that one. Raises AvatarError where there is none that can be driven."""
+    if picked and candidates[0].marks is None:
+        raise AvatarError(f"The portrait of seed {candidates[0].seed} cannot be driven: {candidates[0].complaint}")
     fit = [candidate for candidate in candidates if candidate.marks is not None]
     if not fit:
         raise AvatarError(f"None of the portraits in {candidates[0].path.parent} can be driven; try other seeds (--seed) or another --prompt.")

@@ -71,6 +71,11 @@ def _check(args: argparse.Namespace) -> None:
         raise AvatarError("With --system, --weights are the identity system's; leave --generator out: the persona can be served with any.")
     if (args.candidates is not None and args.candidates < 1) or (args.seed is not None and args.seed < 0):
         raise AvatarError("--candidates is at least 1, and --seed at least 0.")
+    if args.steps is not None and args.steps < 1:
+        raise AvatarError("--steps is at least 1; leave it out for as many as the system was published with.")
+    if args.only_candidates and args.pick is not None:
+        raise AvatarError("--only-candidates keeps no persona, and --pick says which one is kept; leave one of them out.")
+    _size(args.size, 0)
 
 
 # -- the photo itself -----------------------------------------------------------------------------------------------------
@@ -139,13 +144,15 @@ def _from_system(
     used = photos if system.together else photos[:1]
     asked = _asked(args, system, used)
     folder = candidates.folder_of(_candidates(args), asked)
-    first, count = args.seed or 0, args.candidates or 4
-    seeds = list(range(first, first + count))
+    seeds = _seeds(args, folder)
     tell(f"{system.name} ({system.variant}) looks at {', '.join(photo.name for photo in used)}{_choice(photos) if not system.together else ''}.")
     tokens = candidates.tokens_of(folder, system, used)
     todo = candidates.missing(folder, seeds)
 
+    looked: list[candidates.Candidate] = []
+
     def appeared(candidate: candidates.Candidate, *, before: str = "") -> None:
+        looked.append(candidate)
         tell(f"{before}{candidate.said}")
         event("candidate", **candidate.facts)
 
@@ -157,14 +164,29 @@ def _from_system(
     if args.only_candidates:
         tell(f"They are in {folder}. To keep one as a persona: this command again with --pick SEED in place of --only-candidates.")
         return None
-    chosen = candidates.best([candidates.look(folder, seed) for seed in seeds], pick=args.pick)
+    chosen = candidates.best(looked, picked=args.pick is not None)
     told = provenance(photos, refused, used=used, done=(f"generated with seed {chosen.seed}",), system={**asked, "seed": chosen.seed})
     made = _kept(args, load_generator("puppet"), chosen.rgb, chosen.path.name, {**told, **people.provenance(system)})
     assert made.folder is not None
-    (made.folder / personas.TOKENS).write_bytes(tokens.pack())
+    try:
+        (made.folder / personas.TOKENS).write_bytes(tokens.pack())
+    except OSError as error:  # whole or not at all
+        personas.remove(made.name, folder=_home(args))
+        raise AvatarError(f"The persona cannot be kept in {_home(args)} ({error.strerror or error}); make room there, then try again.") from error
     another = f"avatar persona remove {made.name}, then this command again with --pick SEED"
     tell(f"The portrait is {chosen.path}; the others stay beside it. To take one of them: {another}.")
     return made
+
+
+def _seeds(args: argparse.Namespace, folder: Path) -> list[int]:
+    """The portraits to look at: of a pick that one alone. Raises AvatarError for one that is neither there nor among those asked for."""
+    first = args.seed or 0
+    seeds = list(range(first, first + (args.candidates or 4)))
+    if args.pick is None:
+        return seeds
+    if args.pick not in seeds and (args.pick < 0 or candidates.missing(folder, [args.pick])):
+        raise AvatarError(f"No portrait was made of seed {args.pick}; pick one of {', '.join(map(str, seeds))}.")
+    return [args.pick]
 
 
 def _asked(args: argparse.Namespace, system: contract.System, used: list[Photo]) -> dict[str, Any]:

@@ -118,13 +118,14 @@ def read_photo(path: Path) -> Photo:
         rgb = decode_picture(data, limits=LIMITS)
         turned = orientation(data) != 1
         face, quarters = _find(rgb)
+        rgb = np.ascontiguousarray(np.rot90(rgb, quarters)) if quarters else rgb
+        marks = judge(rgb, face)
     except AvatarError as error:
         raise AvatarError(f"{path.name}: {error}") from error
     notes = ["turned upright, as its EXIF orientation says"] if turned else []
     if quarters:
-        rgb = np.ascontiguousarray(np.rot90(rgb, quarters))
         notes.append(f"turned upright, since {LAY[quarters]}")
-    return Photo(path.name, hashlib.sha256(data).hexdigest(), rgb, face, tuple(notes), judge(rgb, face))
+    return Photo(path.name, hashlib.sha256(data).hexdigest(), rgb, face, tuple(notes), marks)
 
 
 def read_photos(paths: Sequence[Path], *, tell: Callable[[str], None] = lambda line: None) -> tuple[list[Photo], list[str]]:

@@ -54,9 +54,10 @@ function svg(tag, attributes) {
 const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 const list = (words) => words.join(", ").replace(/, ([^,]*)$/, " and $1");
 
-function complain(id, text = "") {
+function complain(id, text = "", [label, act] = []) {
   $(id).hidden = !text;
   $(id).textContent = text;
+  if (text && label) $(id).append(" ", make("button", { className: "plain small", type: "button", textContent: label, onclick: act }));
 }
 
 /** A failure in words, where it arose; a missing token is asked for, then `again`. */
@@ -66,8 +67,7 @@ function report(id, error, again) {
     error = new Trouble("server", "", "It did not work. Try again; if it stays like this, load the page again.");
   }
   if (error.status === 404 && app.id) forget();
-  complain(id, error.text);
-  if (error.kind === "token") $(id).append(" ", make("button", { className: "plain small", type: "button", textContent: "Enter token", onclick: () => askToken(() => (complain(id), again())) }));
+  complain(id, error.text, error.kind === "token" ? ["Enter token", () => askToken(() => (complain(id), again()))] : again === lookAgain ? ["Try again", again] : []);
 }
 
 const at = (path = "") => `/studio/sittings/${app.id}${path}`;
@@ -123,13 +123,26 @@ async function startOver() {
 /** What the server says, until its work is over. */
 async function follow(said) {
   const { id } = app;
+  let lost = false;
   hear(said);
   while (app.id === id && working()) {
     await new Promise((resolve) => setTimeout(resolve, LOOK_MS));
     if (app.id !== id) return;
-    hear(await request(at()));
+    try {
+      const now = await request(at());
+      if (lost) complain(problem());
+      lost = false;
+      hear(now);
+    } catch (trouble) {
+      if (trouble.kind !== "offline") throw trouble;
+      lost = true; // the work goes on without us
+      complain(problem(), trouble.text);
+    }
   }
 }
+
+/** Where it is said what went wrong with the present work. */
+const problem = () => ({ judge: "photos-problem", pick: "pick-problem" })[app.job] || "work-problem";
 
 function hear(said) {
   app.said = said;
@@ -139,7 +152,7 @@ function hear(said) {
     else app.items.push({ ...photo });
   }
   const { job } = said;
-  if (job?.over && job.error) complain({ judge: "photos-problem", pick: "pick-problem" }[app.job] || "work-problem", job.error);
+  if (job?.over && job.error) complain(problem(), job.error, job.kind === "judge" ? ["Try again", lookAgain] : []);
   draw();
   if (said.saved) celebrate();
 }
@@ -164,9 +177,7 @@ async function addPhotos(files) {
   try {
     for (const item of sent) await send(item);
     app.sending = false;
-    if (!app.items.some(({ state }) => state === "new")) return;
-    app.job = "judge";
-    await follow(await request(at("/judge"), { json: {} }));
+    await look();
   } catch (trouble) {
     app.items = app.items.filter((item) => item.state !== "sending");
     report("photos-problem", trouble, () => addPhotos(files));
@@ -174,6 +185,21 @@ async function addPhotos(files) {
     app.sending = false;
     draw();
   }
+}
+
+const unseen = () => app.items.filter(({ state }) => state === "new");
+const lookAgain = () => (complain("photos-problem"), look());
+
+/** Has the server look at the photos that it has not looked at yet. */
+async function look() {
+  if (working() || !unseen().length) return;
+  app.job = "judge";
+  try {
+    await follow(await request(at("/judge"), { json: {} }));
+  } catch (trouble) {
+    report("photos-problem", trouble, lookAgain);
+  }
+  draw();
 }
 
 /** One photo on its way; what is wrong with it alone is said beside it. Raises Trouble where no other would get through either. */
@@ -215,7 +241,7 @@ function drawPhotos() {
   const cards = new Map([...$("photo-list").children].map((card) => [card.item, card]));
   const order = app.items.map((item) => {
     const card = cards.get(item) || photoCard(item);
-    const stamp = `${item.state} ${item.text || ""}`;
+    const stamp = `${item.state} ${item.text || ""} ${item.state === "new" && working()}`;
     if (card.stamp !== stamp) fillPhoto(card, item);
     card.stamp = stamp;
     return card;
@@ -255,7 +281,7 @@ function fillPhoto(card, item) {
   } else {
     view.replaceChildren(item.url ? make("img", { src: item.url, alt: "", onerror: ({ target }) => target.remove() }) : "");
     if (item.state === "refused") facts.replaceChildren(make("p", { className: "refused", textContent: item.text }));
-    else facts.replaceChildren(make("p", { className: "fine waiting", textContent: item.state === "sending" ? "On its way …" : "Being looked at …" }));
+    else facts.replaceChildren(make("p", { className: "fine waiting", textContent: item.state === "sending" ? "On its way …" : working() ? "Being looked at …" : "Not looked at yet." }));
   }
 }
 
@@ -375,6 +401,7 @@ async function celebrate() {
 function lacks() {
   if (!app.items.length) return "First choose a photo.";
   if (app.sending || (working() && app.said.job.kind === "judge")) return "The photos are being looked at.";
+  if (!fit().length && unseen().length) return "The photos have not been looked at yet.";
   if (!fit().length) return "None of the photos can be used; add one that can.";
   if (!$("persona-consent").checked) return "First tick that you have the right to use the photos and the person agrees.";
   return "";
@@ -482,7 +509,7 @@ function resume(said) {
     app.wanted = Number($("count").value);
   }
   app.job = said.job?.kind === "save" ? "photo" : said.job?.kind || "";
-  follow(said).catch((trouble) => report("photos-problem", trouble, prepare));
+  follow(said).then(lookAgain).catch((trouble) => report("photos-problem", trouble, prepare));
 }
 
 // -- wiring -------------------------------------------------------------------------------------------------------------------
