@@ -74,9 +74,8 @@ def face(seed: int = 0) -> Any:
 
 
 @pytest.fixture
-def recogniser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(recognisers, "LENGTH", 512)
-    return recognisers.onnx_file(tmp_path / "faces.onnx")
+def recogniser(tmp_path: Path) -> Path:
+    return recognisers.onnx_file(tmp_path / "faces.onnx", length=512)
 
 
 # -- attention --------------------------------------------------------------------------------------------------------------
@@ -322,9 +321,13 @@ def test_a_persona_brings_its_tokens(tmp_path: Path) -> None:
     bring(4, dim=11)
     with pytest.raises(AvatarError, match=r"identity\.npz is damaged"):
         personas.load_persona(generator, "me", folder=home)
-    (home / "me" / personas.TOKENS).write_bytes(b"nothing")
-    with pytest.raises(AvatarError, match=r"identity\.npz is damaged"):
-        personas.load_persona(generator, "me", folder=home)
+    bring(5)
+    whole = (home / "me" / personas.TOKENS).read_bytes()
+    at = whole.index(b"array.tokens") + 200
+    for damaged in (b"nothing", whole[: len(whole) // 2], whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]):
+        (home / "me" / personas.TOKENS).write_bytes(damaged)
+        with pytest.raises(AvatarError, match=r"identity\.npz is damaged"):
+            personas.load_persona(generator, "me", folder=home)
 
 
 def test_options_and_recognisers_that_do_not_fit(tmp_path: Path) -> None:
