@@ -547,6 +547,20 @@ def test_a_run_learns_to_read_the_face(recogniser: Path, tmp_path: Path) -> None
     assert generator.prepare(demo_portrait()).features.cache.face.shape == (1, 4, 12)
 
 
+def test_weights_go_on_with_the_recogniser_that_their_tokens_are_made_of(recogniser: Path, tmp_path: Path) -> None:
+    """Another one, given for the identity loss, sees faces in other numbers."""
+    from exporters.losses import Weights
+    from tests.test_identity_train import QUICK
+
+    other = recognisers.onnx_file(tmp_path / "other.onnx", seed=1, length=512)
+    start = saved(tmp_path / "w", recogniser=recogniser)
+    settings = replace(QUICK, preset="tiny+faceid", weights=Weights(critic=0.0, identity=0.1))
+    learner = Learner(settings, TINY.size, start=start, teacher=None, device="cpu", recogniser=other)
+    assert learner.networks.recogniser == start / "recogniser.onnx"
+    short = recognisers.onnx_file(tmp_path / "short.onnx")
+    assert Learner(settings, TINY.size, start=start, teacher=None, device="cpu", recogniser=short).identity is not None
+
+
 def test_only_the_face_can_learn_too() -> None:
     """Gradients reach the projector and both projections, once the values are not zero."""
     made = networks(replace(FACED, steps=1)).requires_grad_(True)
