@@ -143,7 +143,7 @@ def _check_weights(options: argparse.Namespace) -> None:
         check_ears(preset(options.preset), options.start)
     made = preset(options.preset or "compact") if options.preset or not options.start else preset_of(options.start)
     kept = None if options.start is None else options.start / RECOGNISER
-    check_recogniser(made, options.recogniser or (kept if kept is not None and kept.is_file() else None))
+    check_recogniser(made, kept if kept is not None and kept.is_file() else options.recogniser)
     for weights in (options.start, options.teacher):
         theirs = "" if weights is None else preset_of(weights).name
         if theirs and options.preset not in (None, theirs) and not grows(options.preset, theirs):

@@ -270,7 +270,7 @@ def _networks(settings: Settings, size: tuple[int, int], start: Path | Networks 
         networks = grown(networks, preset_named(settings.preset), seed=settings.seed)
     made = networks.preset
     if made.unet.face_dim:
-        networks.recogniser = recogniser or networks.recogniser
+        networks.recogniser = networks.recogniser or recogniser  # its own one is what its tokens were made of
         check_recogniser(made, networks.recogniser)
     if start is None:
         check_ears(made, start)

@@ -148,6 +148,7 @@ def test_untrained_weights_say_so() -> None:
         ({"preset": "tiny", "size": (33, 48)}, "multiple"),
         ({"weights": "/nowhere"}, "no weights of this engine"),
         ({"colour": "red"}, "takes no option 'colour'"),
+        ({"first_guidance": 1.0}, "takes no option 'first-guidance'"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_a_sentence(options: dict[str, Any], sentence: str) -> None:

@@ -74,9 +74,8 @@ def face(seed: int = 0) -> Any:
 
 
 @pytest.fixture
-def recogniser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(recognisers, "LENGTH", 512)
-    return recognisers.onnx_file(tmp_path / "faces.onnx")
+def recogniser(tmp_path: Path) -> Path:
+    return recognisers.onnx_file(tmp_path / "faces.onnx", length=512)
 
 
 # -- attention --------------------------------------------------------------------------------------------------------------
@@ -322,9 +321,13 @@ def test_a_persona_brings_its_tokens(tmp_path: Path) -> None:
     bring(4, dim=11)
     with pytest.raises(AvatarError, match=r"identity\.npz is damaged"):
         personas.load_persona(generator, "me", folder=home)
-    (home / "me" / personas.TOKENS).write_bytes(b"nothing")
-    with pytest.raises(AvatarError, match=r"identity\.npz is damaged"):
-        personas.load_persona(generator, "me", folder=home)
+    bring(5)
+    whole = (home / "me" / personas.TOKENS).read_bytes()
+    at = whole.index(b"array.tokens") + 200
+    for damaged in (b"nothing", whole[: len(whole) // 2], whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]):
+        (home / "me" / personas.TOKENS).write_bytes(damaged)
+        with pytest.raises(AvatarError, match=r"identity\.npz is damaged"):
+            personas.load_persona(generator, "me", folder=home)
 
 
 def test_options_and_recognisers_that_do_not_fit(tmp_path: Path) -> None:
@@ -542,6 +545,20 @@ def test_a_run_learns_to_read_the_face(recogniser: Path, tmp_path: Path) -> None
     assert error(one, other) > 1e-4
     generator: Any = load("diffusion", weights=tmp_path / "run" / "weights", mode="eager")
     assert generator.prepare(demo_portrait()).features.cache.face.shape == (1, 4, 12)
+
+
+def test_weights_go_on_with_the_recogniser_that_their_tokens_are_made_of(recogniser: Path, tmp_path: Path) -> None:
+    """Another one, given for the identity loss, sees faces in other numbers."""
+    from exporters.losses import Weights
+    from tests.test_identity_train import QUICK
+
+    other = recognisers.onnx_file(tmp_path / "other.onnx", seed=1, length=512)
+    start = saved(tmp_path / "w", recogniser=recogniser)
+    settings = replace(QUICK, preset="tiny+faceid", weights=Weights(critic=0.0, identity=0.1))
+    learner = Learner(settings, TINY.size, start=start, teacher=None, device="cpu", recogniser=other)
+    assert learner.networks.recogniser == start / "recogniser.onnx"
+    short = recognisers.onnx_file(tmp_path / "short.onnx")
+    assert Learner(settings, TINY.size, start=start, teacher=None, device="cpu", recogniser=short).identity is not None
 
 
 def test_only_the_face_can_learn_too() -> None:

@@ -161,7 +161,6 @@ def _small(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> N
     monkeypatch.setattr(import_audio, "empty", small_empty)
     for made in (SMALL_HALLO, *(small_echo(variant) for variant in ("base", "acc", "pose"))):
         monkeypatch.setitem(PRESETS, made.name, made)
-    monkeypatch.setattr(recognisers, "LENGTH", 512)
 
 
 @cache
@@ -235,7 +234,7 @@ def hallo(_hallo: Path, tmp_path: Path, _small: None) -> Path:
     folder = tmp_path / "given" / "pretrained_models"
     shutil.copytree(_hallo, folder, copy_function=os.link)
     (folder / "face_analysis" / "models").mkdir(parents=True)
-    onnx.save(recognisers.model(), str(folder / "face_analysis" / "models" / "glintr100.onnx"))
+    onnx.save(recognisers.model(length=512), str(folder / "face_analysis" / "models" / "glintr100.onnx"))
     return folder
 
 

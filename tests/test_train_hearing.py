@@ -69,9 +69,8 @@ def begun(made: Preset, folder: Path, monkeypatch: pytest.MonkeyPatch, *, seed: 
     monkeypatch.setitem(PRESETS, made.name, made)
     networks = seeded(made, seed)
     if made.image_encoder == "face":
-        monkeypatch.setattr(recognisers, "LENGTH", 512)
         networks.recogniser = folder / "faces.onnx"
-        networks.recogniser.write_bytes(recognisers.model().SerializeToString())
+        networks.recogniser.write_bytes(recognisers.model(length=512).SerializeToString())
     weights_of.save(networks, folder / "begin", origin={"made_by": "a test"})
     return folder / "begin"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -322,6 +323,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "UniAnimate's guidance": ({"preset": "tiny_unianimate", "first_guidance": 2.0}, "the same guidance for all frames"),
     "no weights": ({"weights": "/nowhere"}, "holds no weights of a video generator"),
 }
+
+
+def test_weights_of_another_generator_are_called_so(tmp_path: Path) -> None:
+    require_for("diffusion")
+    whole = {"generator": "video", "preset": "vividpose", "sha256": {}, "origin": {}}
+    for name, told in (("video", {**whole, "generator": "diffusion", "preset": "tiny"}), ("diffusion", whole)):
+        (tmp_path / "weights.json").write_text(json.dumps(told))
+        with pytest.raises(AvatarError, match=rf"\('{told['preset']}'\) are another generator's; choose that one with --generator"):
+            load_whole(name, weights=tmp_path)
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -137,6 +137,13 @@ def test_numbers_that_are_none_end_a_rendering(tiny: tuple[Generator, Persona], 
 
 
 @pytest.mark.torch
+def test_no_steps_are_not_those_of_the_weights(tiny: tuple[Generator, Persona], clip: Path, tmp_path: Path) -> None:
+    for steps in (0, -1):
+        with pytest.raises(AvatarError, match=f"at least 1 denoising step, not {steps}"):
+            render_whole(*tiny, clip, tmp_path / "out.mp4", steps=steps)
+
+
+@pytest.mark.torch
 def test_every_frame_sees_those_after_it(tiny: tuple[Generator, Persona], tmp_path: Path) -> None:
     generator, persona = tiny
     motions = [Signal(k / 25, k + 1, motion=_turned(2.0 * k)) for k in range(6)]

@@ -34,7 +34,8 @@ def load_whole(name: str, **options: Any) -> Any:
     """As `load`, of those in WHOLE too, which have a spec, `prepare` and `at_leisure` alone."""
     make = _class(name)
     if strange := sorted(set(options) - takes(name)):
-        raise AvatarError(f"The generator '{name}' takes no option '{strange[0]}'; leave it out, or choose a generator that does.")
+        option = strange[0].replace("_", "-")  # as on the command line
+        raise AvatarError(f"The generator '{name}' takes no option '{option}'; leave it out, or choose a generator that does.")
     return make(**options)
 
 

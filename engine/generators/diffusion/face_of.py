@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
+import zipfile
+import zlib
 
 import numpy as np
 import torch
@@ -59,7 +61,7 @@ def kept_tokens(networks: Networks, data: bytes) -> FloatArray | None:
             if (told["system"], told["variant"], told["weights"]) != (SYSTEM, SYSTEM, networks.projector):
                 return None
             tokens = np.asarray(held["array.tokens"], np.float32)
-    except (ValueError, KeyError, TypeError, OSError, EOFError) as error:
+    except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise damaged from error
     if tokens.shape != (2, FACE_TOKENS, networks.preset.unet.face_dim) or not np.isfinite(tokens).all():
         raise damaged

@@ -168,6 +168,8 @@ PUBLISHED = (ANIMATE_ANYONE, ANIMATE_ANYONE_V1, MAGIC_ANIMATE, MUSE_POSE, CHAMP)
 PRESETS = {preset.name: preset for preset in (TINY, COMPACT, *PUBLISHED, *AUDIO)}
 
 
+GENERATOR = "diffusion"
+"""Whose weights they are; manifests that name no generator are of it."""
 FACEID = "+faceid"
 """Ends the name of a preset whose denoiser reads a face's tokens too: `animate_anyone+faceid`."""
 
@@ -203,11 +205,13 @@ def _takes_face(made: Preset) -> bool:
 def preset_in(manifest: Mapping[str, Any], weights: Path) -> Preset:
     """That of the networks in a folder of weights, by its manifest. A few-step student takes the steps that it was trained for, by default.
 
-    A teacher's steps (`made_for` says what it wants) are too many to live by. Raises AvatarError where there is no network.
+    A teacher's steps (`made_for` says what it wants) are too many to live by. Raises AvatarError where there is no network, or another generator's.
     """
     name = manifest.get("preset")
     if name is None:
         raise AvatarError(f"{weights} holds what a clip taught the puppet and no network; use --generator puppet, or train without --stage.")
+    if manifest.get("generator", GENERATOR) != GENERATOR:
+        raise AvatarError(f"The weights in {weights} ('{name}') are another generator's; choose that one with --generator, or other weights.")
     made, origin = preset(str(name)), manifest.get("origin")
     told = origin.get("steps", "0") if isinstance(origin, dict) and not origin.get("made_for") else "0"
     return replace(made, steps=int(told)) if str(told).isdecimal() and int(told) else made

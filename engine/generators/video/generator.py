@@ -34,10 +34,12 @@ STATE = "state.safetensors"
 """Of the folder that a rendering goes on from."""
 
 
-def _make_of(name: str) -> Make:
-    """Whose a preset is. Raises AvatarError for an unknown one."""
+def _make_of(name: str, folder: Path | None = None) -> Make:
+    """Whose a preset is, that weights in `folder` are for where there are some. Raises AvatarError for an unknown one."""
     systems: list[tuple[Make, Iterable[str]]] = [(UniAnimateClips, presets.PRESETS), (VividPoseClips, vividpose_presets.PRESETS)]
     makes = {each: make for make, names in systems for each in names}
+    if name not in makes and folder is not None:
+        raise AvatarError(f"The weights in {folder} ('{name}') are another generator's; choose that one with --generator, or other weights.")
     if name not in makes:
         raise AvatarError(f"The generator 'video' has no preset '{name}'; choose one of: {', '.join(sorted(makes))}.")
     return makes[name]
@@ -79,7 +81,7 @@ class Video:
             raise AvatarError(f"Guidance is a scale of 0 or more, not {first_guidance:g}; 1 is none.")
         self.how = How(first_guidance=first_guidance, window=window, overlap=overlap)
         folder = None if weights is None else Path(weights)
-        make = _make_of(preset or presets.UNIANIMATE.name if folder is None else read_manifest(folder).preset)
+        make = _make_of(preset or presets.UNIANIMATE.name) if folder is None else _make_of(read_manifest(folder).preset, folder)
         if preset is not None and _make_of(preset) is not make:
             raise AvatarError(f"The weights in {folder} are not for the preset '{preset}'; leave --preset out.")
         self.system = make(preset, folder, seed)
