@@ -316,7 +316,7 @@ def test_it_is_not_live_and_says_why_in_its_declared_figures() -> None:
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no such preset": ({"preset": "unknown"}, "has no preset 'unknown'"),
     "half precision on a CPU": ({"precision": "fp16"}, "no precision 'fp16' on cpu"),
-    "no window": ({"window": 0}, "Windows of 0 frames cannot share 0"),
+    "no window": ({"window": 0}, "A window has at least 1 frame, not 0"),
     "a window that shares all": ({"window": 3, "overlap": 3}, "Windows of 3 frames cannot share 3; give another --window or --overlap"),
     "a negative overlap": ({"overlap": -1}, "cannot share -1"),
     "no guidance": ({"first_guidance": float("nan")}, "Guidance is a scale of 0 or more, not nan"),

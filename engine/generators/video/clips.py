@@ -31,7 +31,9 @@ class How:
         """(frames, shared) of the windows, by a system's own; of a window that was made shorter half at most. Raises AvatarError for none."""
         size = size if self.window is None else self.window
         shared = min(overlap, size // 2) if self.overlap is None else self.overlap
-        if size < 1 or not 0 <= shared < size:
+        if size < 1:
+            raise AvatarError(f"A window has at least 1 frame, not {size}; give another --window.")
+        if not 0 <= shared < size:
             raise AvatarError(f"Windows of {size} frames cannot share {shared}; give another --window or --overlap.")
         return size, shared
 
