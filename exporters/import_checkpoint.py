@@ -60,6 +60,19 @@ class Source:
     name: str  # in reports and in the manifest
 
 
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A file whose every tensor has its place."""
+
+    source: Source
+    match: Match
+    held: dict[str, Tensor]  # by published key; mapped
+
+    def ours(self) -> dict[str, Tensor]:
+        """Its tensors by our keys."""
+        return {ours: self.held[theirs] for ours, theirs in self.match.pairs.items()}
+
+
 def import_animate_anyone(
     source: Path,
     out: Path,
@@ -306,6 +319,7 @@ __all__ = [
     "KINDS",
     "NOTICE",
     "Also",
+    "Checked",
     "Match",
     "Precision",
     "Published",

@@ -7,14 +7,14 @@ empty prompt means, and is not kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from engine.types import AvatarError
 from exporters import keys_unianimate as keys
 from exporters.files import find, fresh_folder, read, sha256
-from exporters.import_checkpoint import KINDS, Match, Precision, Source, check_room, match, report
+from exporters.import_checkpoint import KINDS, Checked, Precision, Source, check_room, match, report
 from exporters.keys import Table
 from exporters.streamed import write
 
@@ -32,19 +32,6 @@ except ImportError as error:
 Tell = Callable[[str], None]
 FOLDER = "checkpoints"
 """That the published download script makes, looked into as well."""
-
-
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """A file whose every tensor has its place."""
-
-    source: Source
-    match: Match
-    held: dict[str, Tensor]  # by published key; mapped
-
-    def ours(self) -> dict[str, Tensor]:
-        """Its tensors by our keys."""
-        return {ours: self.held[theirs] for ours, theirs in self.match.pairs.items()}
 
 
 def import_unianimate(

@@ -8,13 +8,12 @@ written tensor by tensor, so gigabytes of them need little memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from engine.types import AvatarError
 from exporters import keys_vividpose as keys
 from exporters.files import find, fresh_folder, read, read_config, sha256
-from exporters.import_checkpoint import KINDS, Match, Precision, Source, check_config, check_room, match, report
+from exporters.import_checkpoint import KINDS, Checked, Precision, Source, check_config, check_room, match, report
 from exporters.keys import Table
 from exporters.streamed import write
 
@@ -35,19 +34,6 @@ NO_POSES = (
     "Nobody has published VividPose's weights: these are Stable Video Diffusion's alone, which know no pose and no face. What renders shows the "
     "portrait, not the drive; both networks, the guiders and the face's keys are to be trained, and come back with --trained."
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """A file whose every tensor has its place."""
-
-    source: Source
-    match: Match
-    held: dict[str, Tensor]  # by published key; mapped
-
-    def ours(self) -> dict[str, Tensor]:
-        """Its tensors by our keys."""
-        return {ours: self.held[theirs] for ours, theirs in self.match.pairs.items()}
 
 
 def import_vividpose(

@@ -22,7 +22,8 @@ if found("torch") and found("diffusers"):
     from safetensors.torch import load_file, save_file
 
     from engine.generators.video import presets
-    from engine.generators.video.networks import autoencoder, empty, image_encoder, load
+    from engine.generators.video.networks import autoencoder, empty, load
+    from engine.generators.video.pictures import image_encoder
     from engine.generators.video.presets import TINY, UNIANIMATE
     from engine.generators.video.render import Settings, render
     from engine.generators.video.text import text_encoder
@@ -140,7 +141,7 @@ bring = partial(lambda source, out, **more: importer.import_unianimate(source, o
 
 def test_every_published_key_has_its_place_at_full_size() -> None:
     with torch.device("meta"):
-        denoiser, eye = shapes_of(VideoUNet(UNIANIMATE)), shapes_of(image_encoder(UNIANIMATE))
+        denoiser, eye = shapes_of(VideoUNet(UNIANIMATE)), shapes_of(image_encoder(UNIANIMATE.context, narrow=False))
         vae, reader = shapes_of(autoencoder(UNIANIMATE)), shapes_of(text_encoder(UNIANIMATE, layers=24))
         lines = sorted(f"{key} {list(shape)}" for key, shape in denoiser.items())
         assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == LAYOUT

@@ -8,21 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from engine.generators.video import weights
+from engine.generators.video.pictures import CLIP_DEVIATION, CLIP_MEAN, CLIP_SIZE, SCALE, image_encoder, resized, shown, unit
 from engine.generators.video.presets import TINY, UniAnimate, preset
 from engine.generators.video.sampling import SEED, Given
 from engine.generators.video.unianimate import VideoUNet
-from engine.generators.video.vividpose_presets import VividPose
 from engine.generators.video.weights import UNTRAINED
-from engine.types import AvatarError, MissingPart, UInt8Array
+from engine.types import UInt8Array
 
-SCALE = 0.18215
-"""Latents are multiplied by this, so that their variance is about 1."""
-CLIP_SIZE = 224
-CLIP_MEAN, CLIP_DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 DECODED = 2
 """Frames that are decoded at a time."""
 
@@ -51,7 +46,7 @@ class Networks(nn.Module):
         super().__init__()
         self.made = made
         self.denoiser, self.empty = VideoUNet(made), EmptyPrompt(made)
-        self.autoencoder, self.image = autoencoder(made), image_encoder(made)
+        self.autoencoder, self.image = autoencoder(made), image_encoder(made.context, narrow=made.name == TINY.name)
         self.origin = UNTRAINED  # sha256 of the weights' manifest, once there are any
 
     @torch.no_grad()
@@ -62,7 +57,7 @@ class Networks(nn.Module):
         """
         picture = resized(portrait, self.made.size)
         weight = next(self.autoencoder.parameters())
-        found = self.autoencoder.encode(_unit(picture)[None].to(weight)).latent_dist
+        found = self.autoencoder.encode(unit(picture)[None].to(weight)).latent_dist
         noise = torch.randn(found.mean.shape, generator=torch.Generator().manual_seed(seed)).to(weight)
         latents = (found.mean + found.std * noise)[0] * SCALE
         seen = torch.from_numpy(resized(portrait, (CLIP_SIZE, CLIP_SIZE)).copy()).permute(2, 0, 1).float() / 255
@@ -86,27 +81,12 @@ class Networks(nn.Module):
         weight = next(self.autoencoder.parameters())
         frames = []
         for few in latents.split(DECODED):
-            picture = self.autoencoder.decode(few.to(weight) / SCALE).sample.float()
-            frames.append(((picture + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
+            frames.append(shown(self.autoencoder.decode(few.to(weight) / SCALE).sample))
         return np.concatenate(frames)
 
     def parts(self) -> dict[str, nn.Module]:
         """The networks by the name of their file."""
         return dict(self.named_children())
-
-
-def resized(picture: UInt8Array, size: tuple[int, int]) -> UInt8Array:
-    """[H, W, 3] squashed to `size` (H, W), as Pillow's bilinear filter does, which sees all pixels of a larger picture."""
-    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
-        raise AvatarError(f"A picture has 3 channels of bytes, not {list(picture.shape)} {picture.dtype}; give it as RGB.")
-    if picture.shape[:2] == size:
-        return picture
-    return np.asarray(Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.BILINEAR))
-
-
-def _unit(picture: UInt8Array) -> Tensor:
-    """uint8 [H, W, 3] -> [3, H, W] -1..1"""
-    return torch.from_numpy(picture.copy()).permute(2, 0, 1).float() / 127.5 - 1.0
 
 
 def autoencoder(made: UniAnimate) -> Any:
@@ -121,29 +101,6 @@ def autoencoder(made: UniAnimate) -> Any:
         layers_per_block=1 if narrow else 2,
         latent_channels=made.latent,
         norm_num_groups=4 if narrow else 32,
-    )
-
-
-def image_encoder(made: UniAnimate | VividPose) -> Any:
-    """CLIP's ViT-H/14 with its projection, or a small one for tests."""
-    try:
-        from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-    except ImportError as error:
-        raise MissingPart(f"The image encoder needs transformers ({error}); run `make torch`, or pip install 'avatar-engine[torch]'.") from error
-    narrow = made.name.startswith("tiny_")
-    sizes = (16, 32, 2, 2, 56) if narrow else (1280, 5120, 32, 16, 14)
-    width, inner, layers, heads, patch = sizes
-    return CLIPVisionModelWithProjection(
-        CLIPVisionConfig(
-            hidden_size=width,
-            intermediate_size=inner,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            patch_size=patch,
-            image_size=CLIP_SIZE,
-            projection_dim=made.context,
-            hidden_act="gelu",
-        )
     )
 
 
@@ -179,7 +136,6 @@ def load(folder: Path, *, made: UniAnimate | None = None) -> Networks:
 
 
 __all__ = [
-    "SCALE",
     "UNTRAINED",
     "EmptyPrompt",
     "Networks",
@@ -187,8 +143,6 @@ __all__ = [
     "autoencoder",
     "build",
     "empty",
-    "image_encoder",
     "load",
-    "resized",
     "save",
 ]

@@ -16,7 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from engine.generators.video.networks import Networks, Portrait, resized
+from engine.generators.video.networks import Networks, Portrait
+from engine.generators.video.pictures import resized
 from engine.generators.video.sampling import GUIDANCE, OVERLAP, SEED, SIZE, STEPS, Half, Progress, first_latents, sample
 from engine.types import AvatarError, UInt8Array
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from engine.generators.video import weights
-from engine.generators.video.networks import CLIP_DEVIATION, CLIP_MEAN, CLIP_SIZE, SCALE, image_encoder, resized
+from engine.generators.video.pictures import CLIP_DEVIATION, CLIP_MEAN, CLIP_SIZE, SCALE, image_encoder, resized, shown, unit
 from engine.generators.video.sampling import SEED
 from engine.generators.video.vividpose import AUGMENTED, FACE_DIM, Denoiser, ReferenceNet
 from engine.generators.video.vividpose_presets import PRESETS, VividPose
@@ -45,7 +45,7 @@ class Networks(nn.Module):
         super().__init__()
         self.made = made
         self.denoiser, self.reference = Denoiser(made), ReferenceNet(made)
-        self.autoencoder, self.image = autoencoder(made), image_encoder(made)
+        self.autoencoder, self.image = autoencoder(made), image_encoder(made.context, narrow=made.name.startswith("tiny_"))
         self.origin = UNTRAINED  # sha256 of the weights' manifest, once there are any
         self.posed = False  # whether the weights were taught poses, or are Stable Video Diffusion's alone
         self.recogniser: Path | None = None  # an ONNX file
@@ -65,9 +65,9 @@ class Networks(nn.Module):
         """
         picture = resized(portrait, self.made.size)
         weight = next(self.autoencoder.encoder.parameters())
-        unit = _unit(picture)[None]
-        noisy = unit + AUGMENTED * torch.randn(unit.shape, generator=torch.Generator().manual_seed(seed))
-        clean, image = (self.autoencoder.encode(each.to(weight)).latent_dist.mode()[0] for each in (unit, noisy))
+        clear = unit(picture)[None]
+        noisy = clear + AUGMENTED * torch.randn(clear.shape, generator=torch.Generator().manual_seed(seed))
+        clean, image = (self.autoencoder.encode(each.to(weight)).latent_dist.mode()[0] for each in (clear, noisy))
         eye = next(self.image.parameters())
         token: Tensor = self.image(seen_by_clip(portrait)[None].to(eye)).image_embeds[0]
         vector = None
@@ -89,8 +89,7 @@ class Networks(nn.Module):
         weight = next(self.autoencoder.decoder.parameters())
         frames = []
         for some in latents.split(DECODED):
-            picture = self.autoencoder.decode(some.to(weight) / SCALE, num_frames=len(some)).sample.float()
-            frames.append(((picture + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
+            frames.append(shown(self.autoencoder.decode(some.to(weight) / SCALE, num_frames=len(some)).sample))
         return np.concatenate(frames)
 
     def parts(self) -> dict[str, nn.Module]:
@@ -98,14 +97,9 @@ class Networks(nn.Module):
         return dict(self.named_children())
 
 
-def _unit(picture: UInt8Array) -> Tensor:
-    """uint8 [H, W, 3] -> [3, H, W] -1..1"""
-    return torch.from_numpy(picture.copy()).permute(2, 0, 1).float() / 127.5 - 1.0
-
-
 def seen_by_clip(portrait: UInt8Array) -> Tensor:
     """[H, W, 3] -> [3, 224, 224] as Stable Video Diffusion shows it to CLIP: blurred by how much it shrinks, then read at the corners' spacing."""
-    x = _unit(portrait)[None]
+    x = unit(portrait)[None]
     for axis in (2, 3):
         sigma = max((x.shape[axis] / CLIP_SIZE - 1.0) / 2.0, LEAST_BLUR)
         taps = int(max(BLUR_REACH * sigma, LEAST_TAPS)) // 2 * 2 + 1

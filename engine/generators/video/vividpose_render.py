@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine.generators.video.networks import resized
+from engine.generators.video.pictures import resized
 from engine.generators.video.render import key_of, read_half, write_half
 from engine.generators.video.sampling import SEED, Half, Progress
 from engine.generators.video.vividpose_networks import Networks, Portrait
