@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import shutil
@@ -11,10 +12,15 @@ import pytest
 PROGRAMS = {"chromium": ("chromium", "chromium-browser", "google-chrome"), "espeak-ng": ("espeak-ng",)}
 """Part -> names it goes by."""
 LIVE = (
-    *("benchmark_runs", "diffusion_session", "figures", "impairments", "lifecycle", "neutral", "offers", "page", "peer", "record_page"),
-    *("rtc", "rtc_calls", "server", "server_media", "speaker", "studio", "studio_photos", "tts", "worker"),
+    *("benchmark_runs", "impairments", "offers", "page", "peer", "record_page"),
+    *("rtc", "rtc_calls", "server_media", "speaker"),
 )
 """Test files that keep real time: they run one after another on an otherwise idle machine, the others side by side."""
+LONGEST = (
+    *("studio_photos", "import", "export_single", "identity_tokens", "benchmark_training", "train", "train_hearing", "large"),
+    *("export_rtx", "export", "diffusion_session", "import_body", "import_audio", "compiled", "crew", "portraits", "takes"),
+)
+"""Test files that take longest. They come first, so that at the end nobody waits for one that began late."""
 NEEDED = {
     "diffusion": ("torch", "diffusers"),
     "lipsync": ("torch", "diffusers", "transformers"),
@@ -49,10 +55,21 @@ def require_for(name: str) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is LIVE."""
+    """Mark what is LIVE, and put what is LONGEST first."""
     for item in items:
-        if item.path.stem.removeprefix("test_") in LIVE:
+        if _name(item) in LIVE:
             item.add_marker(pytest.mark.live)
+    items.sort(key=lambda item: LONGEST.index(_name(item)) if _name(item) in LONGEST else len(LONGEST))
+
+
+def pytest_collection_finish() -> None:
+    """What the imports left stays to the end, so that no collection of garbage has to look at its million objects again."""
+    gc.freeze()
+
+
+def _name(item: pytest.Item) -> str:
+    """Of its file."""
+    return item.path.stem.removeprefix("test_")
 
 
 @pytest.fixture(scope="session", autouse=True)

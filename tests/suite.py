@@ -23,7 +23,7 @@ def main(arguments: Sequence[str]) -> int:
         return subprocess.call([sys.executable, "-m", "pytest", *arguments])
     totals, status = dict.fromkeys(("tests", "failures", "errors", "skipped"), 0), 0
     with tempfile.TemporaryDirectory() as folder:
-        beside = ["-n", str(os.cpu_count() or 1), "--dist", "loadfile"]
+        beside = ["-n", str(os.cpu_count() or 1), "--dist", "loadfile", "--no-loadscope-reorder"]
         halves: tuple[tuple[str, list[str]], ...] = (("not live", beside), ("live", []))
         for mark, how in halves:
             report = Path(folder) / f"{mark}.xml"
