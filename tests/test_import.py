@@ -317,6 +317,15 @@ def run(source: Path, place: Path, **options: Any) -> None:
     import_animate_anyone(source, place, made=SMALL, **options)
 
 
+@pytest.fixture(name="imported")
+def given_imported(_once: Path) -> Path:
+    """The published files, imported once for all: nobody changes what they became."""
+    folder = _once.with_name(f"{_once.name}-imported")
+    if not folder.exists():
+        run(_once, folder)
+    return folder
+
+
 # -- what fits ------------------------------------------------------------------------------------------------------------
 
 
@@ -372,18 +381,17 @@ def test_imported_weights_load_and_make_a_frame(published: Path, out: Path) -> N
     assert len(np.unique(frames[-1].rgb)) > 10
 
 
-def test_loading_gives_what_building_and_copying_gives(published: Path, out: Path) -> None:
+def test_loading_gives_what_building_and_copying_gives(imported: Path) -> None:
     """Empty networks that are filled compute as those that were initialised first, buffers included."""
-    run(published, out)
-    loaded, built = networks.load(out), networks.build(SMALL)
+    loaded, built = networks.load(imported), networks.build(SMALL)
     for name, module in built.parts().items():
-        module.load_state_dict(load_file(out / f"{name}.safetensors"))
+        module.load_state_dict(load_file(imported / f"{name}.safetensors"))
     picture = torch.rand(1, 3, 64, 64)
     for mine, theirs in zip(loaded.remember(picture).reference, built.remember(picture).reference, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
 
 
-def test_an_old_autoencoder_and_a_new_one_are_the_same(published: Path, out: Path, tmp_path: Path) -> None:
+def test_an_old_autoencoder_and_a_new_one_are_the_same(imported: Path, published: Path, out: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "vae"
     shutil.copytree(published / "sd-vae-ft-mse", elsewhere)
     old = torch.load(elsewhere / "diffusion_pytorch_model.bin", weights_only=True)
@@ -394,9 +402,8 @@ def test_an_old_autoencoder_and_a_new_one_are_the_same(published: Path, out: Pat
     new |= {key: value for key, value in old.items() if ".group_norm." in key}
     save_file(new, elsewhere / "diffusion_pytorch_model.safetensors")
     (elsewhere / "diffusion_pytorch_model.bin").write_text("the other one is preferred")
-    run(published, out)
-    run(published, tmp_path / "again", vae=elsewhere)
-    one, other = (load_file(place / "autoencoder.safetensors") for place in (out, tmp_path / "again"))
+    run(published, out, vae=elsewhere)
+    one, other = (load_file(place / "autoencoder.safetensors") for place in (imported, out))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[key], other[key]) for key in one)
 
@@ -472,9 +479,8 @@ def test_the_command_imports_a_tiny_decoder(
 
 
 @pytest.mark.parametrize(("steps", "sentence"), [(2, "; in 2 the picture is soft"), (29, "; in 29 "), (30, "no guidance"), (40, "no guidance")])
-def test_what_the_weights_were_made_for_is_told_where_it_is_missing(steps: int, sentence: str, published: Path, out: Path) -> None:
-    run(published, out)
-    notice = load("diffusion", weights=out, steps=steps).spec.notice
+def test_what_the_weights_were_made_for_is_told_where_it_is_missing(steps: int, sentence: str, imported: Path) -> None:
+    notice = load("diffusion", weights=imported, steps=steps).spec.notice
     assert notice.startswith("These weights were made for 30 steps with guidance 3.5; ")
     assert sentence in notice
     as_published = "leaves 0.9 s after its motion at the earliest, since 24 frames are made at once, and takes 60 evaluations of the network; "
@@ -583,11 +589,10 @@ def test_a_tiny_autoencoder_that_is_not_whole_is_told(published: Path, tiny_vae:
         run(published, out, tiny_vae=tiny_vae)
 
 
-def test_a_decoder_that_is_not_there_is_told(published: Path, out: Path) -> None:
-    run(published, out)
+def test_a_decoder_that_is_not_there_is_told(imported: Path) -> None:
     with pytest.raises(AvatarError, match="no tiny decoder.*: avatar import animate-anyone DIR --tiny-vae TAESD_DIR -o OUT"):
-        networks.load(out, decoder="tiny")
-    networks.load(out, decoder="kl")
+        networks.load(imported, decoder="tiny")
+    networks.load(imported, decoder="kl")
     with pytest.raises(AvatarError, match="works on pixels and has no decoder to choose; leave --decoder out"):
         load("diffusion", preset="compact", decoder="tiny")
     with pytest.raises(AvatarError, match="no decoder called 'big'; choose one of: kl, tiny"):
@@ -786,10 +791,9 @@ def test_what_a_harder_kill_left_goes_with_the_next_attempt(published: Path, out
     networks.load(out)
 
 
-def test_a_folder_that_was_tampered_with_does_not_load(published: Path, out: Path, tmp_path: Path) -> None:
-    run(published, out)
+def test_a_folder_that_was_tampered_with_does_not_load(imported: Path, tmp_path: Path) -> None:
     for name in WRITTEN:
-        shutil.copytree(out, tmp_path / name)
-        (tmp_path / name / name).write_bytes((out / name).read_bytes()[:-9])
+        shutil.copytree(imported, tmp_path / name)
+        (tmp_path / name / name).write_bytes((imported / name).read_bytes()[:-9])
         with pytest.raises(AvatarError, match="import"):
             networks.load(tmp_path / name)

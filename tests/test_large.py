@@ -17,7 +17,7 @@ from engine.persona import demo_portrait
 from engine.pose import rotation
 from engine.types import AvatarError, FloatArray, Signal, still_motion
 from tests.conftest import require
-from tests.test_import import SMALL, _installed, _once, _small, published, run  # noqa: F401
+from tests.test_import import SMALL, _installed, _once, _small, given_imported  # noqa: F401
 
 pytestmark = pytest.mark.torch
 require("torch")
@@ -129,17 +129,16 @@ def log_of(out: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (out / runs.LOG).read_text().splitlines()]
 
 
-def test_imported_weights_become_a_teacher_and_a_live_student(data: Dataset, published: Path, tmp_path: Path) -> None:  # noqa: F811
-    run(published, tmp_path / "imported")
+def test_imported_weights_become_a_teacher_and_a_live_student(data: Dataset, imported: Path, tmp_path: Path) -> None:
     teacher = tmp_path / "teacher"
-    train(data, teacher, budget=Budget(updates=4), settings=replace(SETTINGS, recipe="teacher"), start=tmp_path / "imported", device="cpu")
+    train(data, teacher, budget=Budget(updates=2), settings=replace(SETTINGS, recipe="teacher"), start=imported, device="cpu")
     log = log_of(teacher)
     assert set(log[0]) == {"update", "loss", "gradient", "latents"}, "an autoencoder's latents are compared as they are"
     student = tmp_path / "student"
     train(data, student, budget=Budget(updates=3), settings=SETTINGS, start=teacher / "weights", device="cpu")
     assert {"square", "critic"} <= set(log_of(student)[-1])
     assert all(np.isfinite(list(one.values())).all() for out in (teacher, student) for one in log_of(out))
-    was, became, last = (weights_of.load(folder).state_dict() for folder in (tmp_path / "imported", teacher / "weights", student / "weights"))
+    was, became, last = (weights_of.load(folder).state_dict() for folder in (imported, teacher / "weights", student / "weights"))
     for part in ("denoiser.conv_in.weight", "guider.conv_in.weight", "reference.conv_in.weight"):
         assert not torch.equal(was[part], became[part]), part
         assert not torch.equal(became[part], last[part]), part
@@ -149,19 +148,13 @@ def test_imported_weights_become_a_teacher_and_a_live_student(data: Dataset, pub
     held = torch.load(student / runs.CHECKPOINT, weights_only=True)
     assert not any("autoencoder" in name or "image" in name for name in (*held["module"], *held["average"])), "what never changes is not kept twice"
     assert not (student / "weights" / "assets.npz").exists(), "no puppet was taught"
-    generator: Any = load("diffusion", weights=student / "weights", steps=2)
+    generator: Any = load("diffusion", weights=student / "weights", steps=2, mode="eager")
     state = generator.allocate(1)
     generator.admit(state, 0, generator.prepare(demo_portrait()))
     moved = [still_motion(), replace(still_motion(), head=np.array([20, 0, 0, 0.2, 0, 0], np.float32))]
     frames = [generator.step(state, [[Signal(k / 25, motion=motion)]])[0][0].rgb for k, motion in enumerate(moved)]
     assert all(len(np.unique(frame)) > 10 for frame in frames)
     assert not np.array_equal(*frames)
-
-
-@pytest.fixture
-def imported(published: Path, tmp_path: Path) -> Path:  # noqa: F811
-    run(published, tmp_path / "imported")
-    return tmp_path / "imported"
 
 
 def learner(start: Path, **changes: Any) -> Learner:
