@@ -145,3 +145,16 @@ def test_a_damaged_note_is_one_sentence(home: Path) -> None:
         (folder / "faceid.json").write_text(text)
         with pytest.raises(AvatarError, match="is damaged; remove it and run `avatar import faceid DIR` again"):
             installed.find("faceid")
+
+
+def test_a_damaged_note_hides_no_other(home: Path) -> None:
+    folder, told = installed.systems_folder(), list[str]()
+    folder.mkdir(parents=True)
+    (folder / "faceid.json").write_text("{")
+    made = installed.Installed("instantid", "sdxl", ("sdxl",), False, "a person", "0", home / "ip-adapter.bin")
+    installed.keep(made)
+    assert [system.name for system in installed.installed(damaged=told.append)] == ["instantid"]
+    ((sentence),) = told
+    assert sentence.endswith("is damaged; remove it and run `avatar import faceid DIR` again.")
+    with pytest.raises(AvatarError, match="is damaged"):
+        installed.installed()
