@@ -60,7 +60,8 @@ def render_whole(
     """As `engine.offline.render` (which `more` goes to) -> number of frames; `progress` tells steps of the rendering.
 
     What an ended rendering had done lies in a folder beside `out`, from which the same command goes on; it is gone when `out` is written.
-    Raises AvatarError for a generator that renders live only, and for `steps` or a `guidance` that cannot be.
+    Raises AvatarError for a generator that renders live only, for `steps` or a `guidance` that cannot be, and where `maps` lacks what the weights
+    read, all of it before the drive is.
     """
     if not isinstance(generator, Leisurely):
         raise AvatarError(f"The generator '{generator.spec.name}' renders frame by frame only; leave --offline out.")
@@ -68,6 +69,10 @@ def render_whole(
         raise AvatarError(f"Guidance is a scale of 0 or more, not {guidance:g}; 1 is none.")
     if steps is not None and steps < 1:
         raise AvatarError(f"A clip takes at least 1 denoising step, not {steps}; give another --steps, or leave it out.")
+    if generator.spec.maps:
+        from engine.conditions.maps import check_names
+
+        check_names(() if maps is None else maps.names, generator.spec.maps)
     out = Path(out)
     keep_apart(out, drive)
     Writer(out).abort()  # what cannot be written is told now, not after an hour
