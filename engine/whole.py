@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -79,7 +80,12 @@ def render_whole(
     clip = _Clip(generator, persona)
     run_through(clip, persona, drive, settings=settings, makers=makers, maps=maps)
     kept = out.with_name(f".{out.name}.rendering")
-    clip.finished = generator.at_leisure(persona.identity, clip.signals, kept=kept, steps=steps, guidance=guidance, progress=progress)
+    try:
+        clip.finished = generator.at_leisure(persona.identity, clip.signals, kept=kept, steps=steps, guidance=guidance, progress=progress)
+    except AvatarError:
+        with suppress(OSError):  # there is none, or something to go on from
+            kept.rmdir()
+        raise
     clip.spec = replace(clip.spec, needs=tuple(need for need in clip.spec.needs if need == "motion"))  # whatever else has been read
     done = render(clip, persona, drive, out, settings=settings, operator=operator, **more)
     for file in kept.glob("*") if kept.is_dir() else ():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -239,11 +240,18 @@ def test_a_body_that_is_always_read_too_late_is_told_once(dwpose: str | None, do
         tell=lambda text, level: said.append((text, level)),
         failed=lambda error: pytest.fail(repr(error)),
     )
+
+    def reading(took: float) -> Callable[[VideoFrame], None]:
+        def track(frame: VideoFrame) -> None:
+            clock[0] += took
+
+        return track
+
     nowhere = cast(Any, None)
     tracking = Tracking(cast(Any, live), faces=nowhere, bodies=nowhere)
     for took in (5.0, 0.3, 5.0, 12.2, 5.0, 5.0):
         assert tracking._body_lock.acquire(blocking=False)
-        tracking._job("body", lambda _, took=took: clock.__setitem__(0, clock[0] + took), cast(Any, None), tracking._body_lock)  # type: ignore[misc]
+        tracking._job("body", reading(took), cast(Any, None), tracking._body_lock)
         assert bool(said) == (clock[0] > 115.0), "one slow reading is a busy moment"
     ((text, level),) = said
     assert level == "error"
