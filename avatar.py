@@ -89,7 +89,8 @@ def render(args: argparse.Namespace) -> int:
     choice = _choice(args)
     options = {name: value for name, value in choice.options.items() if not (args.offline and name == "steps")}
     generator = (load_whole if args.offline else load)(choice.generator, **options)
-    notices = [generator.spec.notice] if generator.spec.notice and (choice.generator in WHOLE or not args.offline) else []
+    of_live = args.offline and choice.generator not in WHOLE and getattr(generator, "trained", True)  # what it says is of few steps
+    notices = [generator.spec.notice] if generator.spec.notice and not of_live else []
     if args.maps and "maps" not in generator.spec.needs:
         notices.append(f"The generator '{choice.generator}' reads no condition pictures, so --maps changes nothing.")
     bar = _Bar()

@@ -6,6 +6,7 @@ The files stay where they are; only their places and the sums that tell them fro
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,17 @@ def systems_folder() -> Path:
     return personas_folder().parent / FOLDER
 
 
-def installed(*, folder: Path | None = None) -> tuple[Installed, ...]:
-    """All of them, by name. Raises AvatarError, one sentence, where one is damaged."""
-    home = folder or systems_folder()
-    return tuple(_read(path) for path in sorted(home.glob("*.json"))) if home.is_dir() else ()
+def installed(*, folder: Path | None = None, damaged: Callable[[str], object] | None = None) -> tuple[Installed, ...]:
+    """All of them, by name. Of a damaged one `damaged` hears a sentence, and the others are all the same; without it, raises AvatarError."""
+    home, found = folder or systems_folder(), list[Installed]()
+    for path in sorted(home.glob("*.json")) if home.is_dir() else ():
+        try:
+            found.append(_read(path))
+        except AvatarError as error:
+            if damaged is None:
+                raise
+            damaged(str(error))
+    return tuple(found)
 
 
 def find(name: str, *, folder: Path | None = None) -> Installed | None:

@@ -136,6 +136,7 @@ class GeneratorSpec:
     together: bool = False  # one step of all rows is cheaper than a step a row: it runs on an accelerator
     warm_up: int = 1  # steps of the same rows until one takes no longer than all that follow: kernels are chosen, graphs captured
     notice: str = ""  # a sentence that whoever watches must be told
+    maps: tuple[str, ...] = ()  # names in Signal.maps that it cannot do without
 
 
 @runtime_checkable

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -60,7 +61,8 @@ def render_whole(
     """As `engine.offline.render` (which `more` goes to) -> number of frames; `progress` tells steps of the rendering.
 
     What an ended rendering had done lies in a folder beside `out`, from which the same command goes on; it is gone when `out` is written.
-    Raises AvatarError for a generator that renders live only, and for `steps` or a `guidance` that cannot be.
+    Raises AvatarError for a generator that renders live only, for `steps` or a `guidance` that cannot be, and where `maps` lacks what the weights
+    read, all of it before the drive is.
     """
     if not isinstance(generator, Leisurely):
         raise AvatarError(f"The generator '{generator.spec.name}' renders frame by frame only; leave --offline out.")
@@ -68,13 +70,22 @@ def render_whole(
         raise AvatarError(f"Guidance is a scale of 0 or more, not {guidance:g}; 1 is none.")
     if steps is not None and steps < 1:
         raise AvatarError(f"A clip takes at least 1 denoising step, not {steps}; give another --steps, or leave it out.")
+    if generator.spec.maps:
+        from engine.conditions.maps import check_names
+
+        check_names(() if maps is None else maps.names, generator.spec.maps)
     out = Path(out)
     keep_apart(out, drive)
     Writer(out).abort()  # what cannot be written is told now, not after an hour
     clip = _Clip(generator, persona)
     run_through(clip, persona, drive, settings=settings, makers=makers, maps=maps)
     kept = out.with_name(f".{out.name}.rendering")
-    clip.finished = generator.at_leisure(persona.identity, clip.signals, kept=kept, steps=steps, guidance=guidance, progress=progress)
+    try:
+        clip.finished = generator.at_leisure(persona.identity, clip.signals, kept=kept, steps=steps, guidance=guidance, progress=progress)
+    except AvatarError:
+        with suppress(OSError):  # there is none, or something to go on from
+            kept.rmdir()
+        raise
     clip.spec = replace(clip.spec, needs=tuple(need for need in clip.spec.needs if need == "motion"))  # whatever else has been read
     done = render(clip, persona, drive, out, settings=settings, operator=operator, **more)
     for file in kept.glob("*") if kept.is_dir() else ():

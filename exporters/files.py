@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import json
 import os
 import shutil
@@ -20,6 +21,12 @@ from engine.types import AvatarError
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 """In the order of preference where a folder has the same weights twice."""
+PIECE = "-00001-of-"
+"""In the name of the first of several files that a large one was cut into."""
+POINTER = b"version https://git-lfs"
+"""What the small text begins with that git leaves in place of a large file."""
+SMALL = 1_000_000
+"""Bytes under which a file that cannot be read may be a text."""
 CONFIG = "config.json"
 OBJECTS = ("Unsupported global", "Unsupported class", "GLOBAL")
 """In what PyTorch says of a file that would make objects of classes it does not allow."""
@@ -29,6 +36,20 @@ def find(folders: Sequence[Path], stems: Sequence[str]) -> Path | None:
     """The first file in the folders that has one of the names and one of the endings."""
     names = [stem + suffix for suffix in SUFFIXES for stem in stems]
     return next((path for folder in folders for name in names if (path := folder / name).is_file()), None)
+
+
+def absent(folder: Path, stems: Sequence[str], *, option: str = "") -> AvatarError:
+    """That `find` has found nothing in a folder, with what can be seen there of the reason. `option`: of the command line, that names another."""
+    what, named = " or ".join(stems), f" with {option}" if option else ""
+    if folder.is_file():
+        return AvatarError(f"{folder} is a file; give the folder that it lies in{named}.")
+    begun = sorted(path.name for stem in stems for path in folder.glob(f"{glob.escape(stem)}*") if path.is_file())
+    if pieces := [name for name in begun if PIECE in name]:
+        return AvatarError(f"{folder} has {what} in pieces ({pieces[0]}, ...), which are not put together here; give it as one file.")
+    like = [name for name in begun if name.endswith(SUFFIXES)]
+    renamed = f", though there is a '{like[0]}', which may be it under another name" if like else ""
+    hint = f" or name its folder{named}" if option else ""
+    return AvatarError(f"{folder} has no file {what} ({', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}){renamed}; download it{hint}.")
 
 
 def read(path: Path, *, part: str = "", aside: Sequence[str] = ()) -> dict[str, Any]:
@@ -73,6 +94,11 @@ def _complaint(path: Path, error: Exception) -> str:
     if any(word in str(error) for word in OBJECTS) or ("Unsupported operand" in str(error) and _pickled(path)):
         return f"{path} holds Python objects beside tensors, which could run code when loaded, so it is not read; get it as .safetensors."
     size = path.stat().st_size if path.exists() else 0
+    begins = path.read_bytes()[: len(POINTER)] if 0 < size < SMALL else b""
+    if begins == POINTER:
+        return f"{path} only says where the weights lie (Git LFS), and is not these; run `git lfs pull` in its folder, or download the file itself."
+    if begins.lstrip()[:1] == b"<":
+        return f"{path} is a web page and no weights; download the file itself."
     return f"{path} ({size:,} bytes) is damaged, not complete or no checkpoint; download it again."
 
 
@@ -140,4 +166,4 @@ def _terminated_gently() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-__all__ = ["find", "fresh_folder", "read", "read_config", "sha256"]
+__all__ = ["absent", "find", "fresh_folder", "read", "read_config", "sha256"]

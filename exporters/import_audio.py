@@ -12,7 +12,7 @@ from typing import Any
 from engine.recogniser import Recogniser
 from engine.types import AvatarError
 from exporters import keys
-from exporters.files import find, fresh_folder, read, sha256
+from exporters.files import absent, find, fresh_folder, read, sha256
 from exporters.import_checkpoint import KINDS, NOTICE, Match, Precision, Source, check_config, check_room, match, report, write
 from exporters.keys import Table, same, spatial, temporal
 
@@ -219,8 +219,7 @@ def _file(source: Path, table: Table, given: Path | None) -> Path:
     folders = [given] if given else [source / above / table.folder for above in ABOVE]
     path = find(folders, table.stems)
     if path is None:
-        what, hint = " or ".join(table.stems), f" or name its folder with {table.option}" if table.option else ""
-        raise AvatarError(f"{folders[0]} has no file {what} (.safetensors, .pth, .pt, .ckpt or .bin); download it{hint}.")
+        raise absent(folders[0], table.stems, option=table.option)
     return path
 
 

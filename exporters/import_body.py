@@ -8,7 +8,7 @@ from pathlib import Path
 
 from engine.types import AvatarError
 from exporters import keys, keys_body
-from exporters.files import find, read, read_config
+from exporters.files import absent, find, read, read_config
 from exporters.import_checkpoint import Also, Precision, Published, import_published, places_of
 
 try:
@@ -88,8 +88,7 @@ def import_magicanimate(
     roots = [text_encoder] if text_encoder else _text_folders(source, beside)
     told = find(roots, TEXT_STEMS)
     if told is None:
-        where = text_encoder or source / keys_body.BASE_FOLDER / TEXT_FOLDER
-        raise AvatarError(f"{where} has no file {' or '.join(TEXT_STEMS)}; download it or name its folder with {TEXT_OPTION}.")
+        raise absent(text_encoder or source / keys_body.BASE_FOLDER / TEXT_FOLDER, TEXT_STEMS, option=TEXT_OPTION)
     tokens = empty_text(told, made.unet.image_dim)
     tell(f"{told.parent.name}/{told.name}: read once, for the {TEXT_TOKENS} tokens of an empty text")
     elsewhere = {keys.AUTOENCODER.option: vae, keys_body.UNET_OPTION: unet, keys.TINY.option: tiny_vae}

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from engine.types import AvatarError
 from exporters import keys
-from exporters.files import find, fresh_folder, read, read_config, sha256
+from exporters.files import absent, find, fresh_folder, read, read_config, sha256
 from exporters.keys import Drop, Table
 
 try:
@@ -211,9 +211,7 @@ def _sources(source: Path, published: Published, elsewhere: Mapping[str, Path | 
         folders = [given] if given else places_of(source, published.beside, table.folder)
         path = find(folders, table.stems)
         if path is None:
-            what = " or ".join(table.stems)
-            hint = f" or name its folder with {table.option}" if table.option else ""
-            raise AvatarError(f"{given or source / table.folder} has no file {what} (.safetensors, .pth, .pt, .ckpt or .bin); download it{hint}.")
+            raise absent(given or source / table.folder, table.stems, option=table.option)
         name = f"{path.parent.name}/{path.name}" if table.folder else path.name
         taken = any(name == other.name for other in found)  # two folders of one name
         found.append(Source(table, path, f"{table.part}: {name}" if taken else name))
@@ -255,6 +253,9 @@ def report(source: Source, made: Match, held: Mapping[str, Tensor], tell: Callab
     for drop in source.table.drops:
         if names := [key for key in made.dropped if drop.takes(key)]:
             tell(f"  {len(names)} left out, {drop.reason.format(made.positions)}: {_few(names)}")
+            if drop.any_length and (count := held[names[0]].shape[1]) != made.positions:
+                system = source.table.system
+                tell(f"  These are of {count} positions, {system}'s networks have {made.positions}: make sure that the files are {system}'s.")
     wrong = {"missing": made.missing, "unexpected": made.unexpected, "unfit": made.unfit}
     for kind, names in wrong.items():
         if names:

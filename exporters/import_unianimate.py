@@ -13,7 +13,7 @@ from typing import Any
 
 from engine.types import AvatarError
 from exporters import keys_unianimate as keys
-from exporters.files import find, fresh_folder, read, sha256
+from exporters.files import absent, find, fresh_folder, read, sha256
 from exporters.import_checkpoint import KINDS, Checked, Precision, Source, check_room, match, report
 from exporters.keys import Table
 from exporters.streamed import write
@@ -86,8 +86,7 @@ def _find(source: Path, table: Table, given: Path | None) -> Path:
     folders = [given] if given else [source, source / FOLDER]
     path = find(folders, table.stems)
     if path is None:
-        hint = f" or name its folder with {table.option}" if table.option else ""
-        raise AvatarError(f"{folders[0]} has no file {' or '.join(table.stems)} (.safetensors, .pth, .pt, .ckpt or .bin); download it{hint}.")
+        raise absent(folders[0], table.stems, option=table.option)
     return path
 
 

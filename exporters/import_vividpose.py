@@ -12,7 +12,7 @@ from pathlib import Path
 
 from engine.types import AvatarError
 from exporters import keys_vividpose as keys
-from exporters.files import find, fresh_folder, read, read_config, sha256
+from exporters.files import absent, find, fresh_folder, read, read_config, sha256
 from exporters.import_checkpoint import KINDS, Checked, Precision, Source, check_config, check_room, match, report
 from exporters.keys import Table
 from exporters.streamed import write
@@ -90,21 +90,23 @@ def import_vividpose(
 
 
 def _made(root: Path, trained: Path | None) -> VividPose:
-    """The size that trained weights name, or that a published unet has the frames of."""
+    """The size that trained weights name, or that a published unet has the frames of. Raises AvatarError where neither is told."""
     if trained is not None and (trained / MANIFEST).is_file():
         return preset(read_manifest(trained).preset)
     unet = root / keys.UNET.folder
+    if trained is not None and not unet.is_dir():
+        frames = f"{VIVIDPOSE.frames} or {VIVIDPOSE_XT.frames}"
+        raise AvatarError(f"{trained} has no {MANIFEST}, which says whether its windows have {frames} frames; put it there, or {unet} of the same.")
     return VIVIDPOSE_XT if unet.is_dir() and read_config(unet).get("num_frames") == keys.LONG else VIVIDPOSE
 
 
 def _find(table: Table, folder: Path, root: Path) -> Path:
     path = find([folder], table.stems)
     if path is None:
-        what = f"{folder} has no file {' or '.join(table.stems)} (.safetensors, .pth, .pt, .ckpt or .bin)"
         if any(root.glob(keys.SINGLE)):
+            what = f"{folder} has no file {' or '.join(table.stems)}"
             raise AvatarError(f"{what}; the single file beside it has another layout: download the folders unet, vae and image_encoder.")
-        hint = f" or name its folder with {table.option}" if table.option else ""
-        raise AvatarError(f"{what}; download it{hint}.")
+        raise absent(folder, table.stems, option=table.option)
     return path
 
 

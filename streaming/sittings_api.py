@@ -50,9 +50,10 @@ def _sitting(request: web.Request) -> Sitting:
     return request.app[SITTINGS].get(request.match_info["sitting"])
 
 
-def _usable() -> list[Installed]:
-    """The identity systems that portraits can be made with."""
-    return [system for system in installed() if system.base is not None]
+def _usable() -> tuple[list[Installed], list[str]]:
+    """The identity systems that portraits can be made with, and a sentence for each that is damaged."""
+    damaged: list[str] = []
+    return [system for system in installed(damaged=damaged.append) if system.base is not None], damaged
 
 
 def _told(sitting: Sitting) -> web.Response:
@@ -71,15 +72,11 @@ async def sitting(request: web.Request) -> web.Response:
 
 async def sitting_systems(request: web.Request) -> web.Response:
     """What portraits can be made with."""
-    systems, trouble = [], ""
-    try:
-        systems = await in_thread(request, _usable)
-    except AvatarError as error:  # photos can be used as they are all the same
-        trouble = str(error)
+    systems, damaged = await in_thread(request, _usable)  # photos can be used as they are, and with the others, all the same
     listed = [{"name": s.name, "variant": s.variant, "together": s.together, "prompt": s.prompt, "base": s.base and s.base.name} for s in systems]
     limits = request.app[SETTINGS].limits
     more = {"most_photos": limits.photos, "most_bytes": limits.upload_bytes, "most_candidates": MOST_CANDIDATES}
-    return web.json_response({"systems": listed, "trouble": trouble, **more}, headers={"Cache-Control": "no-store"})
+    return web.json_response({"systems": listed, "trouble": " ".join(damaged), **more}, headers={"Cache-Control": "no-store"})
 
 
 async def sitting_state(request: web.Request) -> web.Response:
@@ -121,7 +118,7 @@ async def sitting_make(request: web.Request) -> web.Response:
     """Make portraits."""
     made, body = _sitting(request), await json_body(request)
     system = short_text(body, "system") or ""
-    known = await in_thread(request, _usable)
+    known, _ = await in_thread(request, _usable)
     if system not in (one.name for one in known):
         raise AvatarError(f"No identity system called '{system[:40]}' is installed here; `avatar import {system[:40]} DIR --base DIR` adds one.")
     count = whole_number(body.get("candidates", 4), "candidates", most=MOST_CANDIDATES)

@@ -12,6 +12,7 @@ import numpy as np
 
 from engine.config import BODY_EVERY
 from engine.drivers.calibrate import CHOSEN_FRAMES, CHOSEN_PATIENCE
+from engine.drivers.readings import STALE
 from engine.types import Signal, UInt8Array, VideoFrame
 from streaming.rtc import ReceivedVideo
 from streaming.worker import Pool
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 NEUTRAL_FRAMES = CHOSEN_FRAMES + CHOSEN_PATIENCE + 1
 """Pictures with a face after which a neutral that was asked for has been taken for certain, blinks passed over."""
+LATE_READINGS = 2
+"""In a row that came too late to count, after which the person is told: one alone is a busy moment."""
 NO_FACE = "There is no face in view, so no neutral could be set; look into the camera and try again."
 
 
@@ -37,6 +40,7 @@ class Tracking:
         self._body_lock = threading.Lock()  # held from the moment a body job is handed in
         self._hands_lock = threading.Lock()  # the same for the hands
         self._hands_at = float("-inf")  # the picture whose hands were read last
+        self._late = {"body": 0, "hands": 0}  # readings in a row that came too late to count
         self._frames = 0
         self._last: Signal | None = None
         self._neutral_asked = False  # a neutral is being taken, and the person waits to hear of it
@@ -149,11 +153,22 @@ class Tracking:
             if not live.closed:
                 started = time.monotonic()
                 track(frame)
-                live.stats.stage(stage, time.monotonic() - started)
+                took = time.monotonic() - started
+                live.stats.stage(stage, took)
+                self._judge(stage, took)
         except Exception as error:  # as above
             live.failed(error)
         finally:
             lock.release()
+
+    def _judge(self, stage: str, took: float) -> None:
+        """Tell once where readings always come too late to count: nothing of them would be seen, and nobody would know why."""
+        self._late[stage] = self._late[stage] + 1 if took > STALE else 0
+        if self._late[stage] == LATE_READINGS:
+            what, them = ("The body", "it") if stage == "body" else ("The hands", "them")
+            other = "use a GPU for DWPose, or start the server without --dwpose" if self._live.settings.dwpose else "use a faster machine"
+            slow = f"{what} cannot be followed: reading {them} takes {took:.1f} s a picture here, and what is older than {STALE} s does not count"
+            self._live.post(self._live.tell, f"{slow}; {other}.", "error")
 
 
 def camera_rgb(received: ReceivedVideo, most_pixels: int) -> UInt8Array:

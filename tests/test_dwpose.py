@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -16,6 +18,7 @@ from engine.driving import dwpose_makers
 from engine.types import AvatarError, UInt8Array, VideoFrame
 from streaming.settings import ServerSettings
 from streaming.studio import Studio
+from streaming.tracking import Tracking
 from tests.clips import film, person
 from tests.dwpose_files import SIDE, SIZE, told, write_detector, write_pose
 
@@ -220,6 +223,40 @@ def test_makers_load_the_networks_once_and_only_when_a_driver_is_made(folder: Pa
     assert isinstance(drivers["body"], DWPoseBody)
     assert isinstance(more["hands"], DWPoseHands)
     assert Studio(ServerSettings())._others() == {}
+
+
+@pytest.mark.parametrize(
+    ("dwpose", "does"), [("folder", "use a GPU for DWPose, or start the server without --dwpose"), (None, "use a faster machine")]
+)
+def test_a_body_that_is_always_read_too_late_is_told_once(dwpose: str | None, does: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of such readings counts, and the shoulders would rest without a word."""
+    clock, said = [100.0], list[tuple[str, str]]()
+    monkeypatch.setattr("streaming.tracking.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    live = SimpleNamespace(
+        closed=False,
+        stats=SimpleNamespace(stage=lambda *_: None),
+        settings=SimpleNamespace(dwpose=dwpose),
+        post=lambda function, *args: function(*args),
+        tell=lambda text, level: said.append((text, level)),
+        failed=lambda error: pytest.fail(repr(error)),
+    )
+
+    def reading(took: float) -> Callable[[VideoFrame], None]:
+        def track(frame: VideoFrame) -> None:
+            clock[0] += took
+
+        return track
+
+    nowhere = cast(Any, None)
+    tracking = Tracking(cast(Any, live), faces=nowhere, bodies=nowhere)
+    for took in (5.0, 0.3, 5.0, 12.2, 5.0, 5.0):
+        assert tracking._body_lock.acquire(blocking=False)
+        tracking._job("body", reading(took), cast(Any, None), tracking._body_lock)
+        assert bool(said) == (clock[0] > 115.0), "one slow reading is a busy moment"
+    ((text, level),) = said
+    assert level == "error"
+    assert text.startswith("The body cannot be followed: reading it takes 12.2 s a picture here")
+    assert does in text
 
 
 def test_render_reads_the_shoulders_with_it(

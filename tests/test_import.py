@@ -707,8 +707,31 @@ def test_a_file_without_tensors_is_told(held: Any, published: Path, out: Path) -
 def test_a_page_instead_of_a_file_is_told(published: Path, out: Path) -> None:
     (published / "pose_guider.pth").unlink()
     (published / "pose_guider.pth").write_text("<!DOCTYPE html><title>Not found</title>")
-    with pytest.raises(AvatarError, match=r"\(39 bytes\) is damaged, not complete or no checkpoint"):
+    with pytest.raises(AvatarError, match="is a web page and no weights; download the file itself"):
         run(published, out)
+
+
+def test_what_stands_in_for_a_file_is_told(published: Path, out: Path) -> None:
+    """What git and browsers leave, and what people rename."""
+    file = published / "pose_guider.pth"
+    real = file.read_bytes()
+    file.unlink()
+    file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4351337\n")
+    with pytest.raises(AvatarError, match=r"only says where the weights lie \(Git LFS\)"):
+        run(published, out)
+    file.unlink()
+    (published / "pose_guider (1).pth").write_bytes(real)
+    with pytest.raises(AvatarError, match=r"though there is a 'pose_guider \(1\)\.pth', which may be it under another name"):
+        run(published, out)
+    (published / "pose_guider-00001-of-00002.safetensors").touch()
+    with pytest.raises(AvatarError, match=r"has pose_guider in pieces \(pose_guider-00001-of-00002\.safetensors, \.\.\.\)"):
+        run(published, out)
+
+
+def test_a_file_where_its_folder_is_wanted_is_told(published: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = next((published / "sd-vae-ft-mse").glob("diffusion_pytorch_model.*"))
+    assert avatar.main(["import", "animate-anyone", str(published), "-o", str(out), "--vae", str(file)]) == 2
+    assert f"{file} is a file; give the folder that it lies in with --vae." in capsys.readouterr().err
 
 
 def test_a_wrong_folder_is_told(published: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:

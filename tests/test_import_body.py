@@ -310,6 +310,7 @@ def test_positions_of_any_number_are_left_out_where_the_system_does_so(published
     told: list[str] = []
     musepose(published, out, tell=told.append)
     assert any("42 left out, sinusoids" in line for line in told)
+    assert any("of 40 positions, MusePose's networks have 128: make sure that the files are MusePose's" in line for line in told)
     changed(published / "MusePose" / "motion_module.pth", lambda held: {key: value + key.endswith(".pe") for key, value in held.items()})
     with pytest.raises(AvatarError, match="42 of another kind"):
         musepose(published, out.with_name("again"))

@@ -236,6 +236,9 @@ def test_trained_weights_go_beside_it_with_a_recogniser(made: Networks, tmp_path
         load(tmp_path / "out")
     with pytest.raises(AvatarError, match="and VividPose reads 512"):
         bring(source, tmp_path / "other", trained=tmp_path / "trained", recogniser=onnx_file(tmp_path / "short.onnx"))
+    (tmp_path / "trained" / "weights.json").unlink()
+    with pytest.raises(AvatarError, match=r"trained has no weights\.json, which says whether its windows have 14 or 25 frames"):
+        bring(source, tmp_path / "other", trained=tmp_path / "trained", recogniser=faces, made=None)
     (tmp_path / "trained" / "reference.safetensors").unlink()
     with pytest.raises(AvatarError, match="has no file reference .*--trained"):
         bring(source, tmp_path / "other", trained=tmp_path / "trained", recogniser=faces)

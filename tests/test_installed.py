@@ -123,7 +123,9 @@ def test_a_presenter_needs_its_name_alone(files: Path, tmp_path: Path, monkeypat
 )
 def test_what_does_not_fit_is_not_written_down(name: str, base: str, sentence: str, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert imports(name, files, base=base) == 2
-    assert re.search(sentence, capsys.readouterr().err)
+    said = capsys.readouterr()
+    assert re.search(sentence, said.err)
+    assert "was encoded" not in said.out, "told before what is slow"
     assert installed.installed() == ()
 
 
@@ -145,3 +147,16 @@ def test_a_damaged_note_is_one_sentence(home: Path) -> None:
         (folder / "faceid.json").write_text(text)
         with pytest.raises(AvatarError, match="is damaged; remove it and run `avatar import faceid DIR` again"):
             installed.find("faceid")
+
+
+def test_a_damaged_note_hides_no_other(home: Path) -> None:
+    folder, told = installed.systems_folder(), list[str]()
+    folder.mkdir(parents=True)
+    (folder / "faceid.json").write_text("{")
+    made = installed.Installed("instantid", "sdxl", ("sdxl",), False, "a person", "0", home / "ip-adapter.bin")
+    installed.keep(made)
+    assert [system.name for system in installed.installed(damaged=told.append)] == ["instantid"]
+    ((sentence),) = told
+    assert sentence.endswith("is damaged; remove it and run `avatar import faceid DIR` again.")
+    with pytest.raises(AvatarError, match="is damaged"):
+        installed.installed()

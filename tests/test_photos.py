@@ -257,6 +257,17 @@ def test_photos_are_judged_for_a_program(tmp_path: Path, monkeypatch: pytest.Mon
     assert "a.png: marked" in capsys.readouterr().out
 
 
+def test_photos_of_one_name_have_previews_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    bright = saved(tmp_path, close()[0], "me.png")
+    dark = saved(tmp_path / "other", (close()[0] // 2).astype(np.uint8), "me.png")
+    seen = tmp_path / "seen"
+    assert avatar.main(["persona", "judge", str(bright), str(dark), "--previews", str(seen)]) == 0
+    assert sorted(path.name for path in seen.iterdir()) == ["me (2).png.jpg", "me (2).png.portrait.jpg", "me.png.jpg", "me.png.portrait.jpg"]
+    with Image.open(seen / "me.png.jpg") as one, Image.open(seen / "me (2).png.jpg") as two:
+        assert np.mean(one) > 1.5 * np.mean(two)
+
+
 def test_a_persona_is_kept_in_a_home_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("AVATAR_HOME", str(tmp_path / "usual"))
     monkeypatch.setattr("exporters.portraits.child._end_with_parent", lambda: None)

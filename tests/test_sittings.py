@@ -191,7 +191,9 @@ def test_a_photo_becomes_a_persona_and_nothing_else_stays(settings: ServerSettin
 def test_portraits_are_made_cancelled_resumed_and_one_is_picked(settings: ServerSettings, fake: Child, tmp_path: Path) -> None:
     async def story() -> None:
         async with house(settings) as home:
+            (installed.systems_folder() / "other.json").write_text("{")
             _, _, known = await ask(home, "GET", "/studio/systems")
+            assert known["trouble"].endswith("is damaged; remove it and run `avatar import other DIR` again."), "and hides no other"
             assert [(one["name"], one["base"], one["prompt"]) for one in known["systems"]] == [("faceid", "sd15", "a photo of a person")]
             at = await begin(home, b"one", b"two", b"bad")
             fake.held = asyncio.Event()

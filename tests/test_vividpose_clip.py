@@ -132,7 +132,7 @@ def test_guidance_grows_evenly_over_the_clip_and_one_is_none(networks: Networks,
 # -- a render -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_killed_render_goes_on_and_another_s_state_is_refused(networks: Networks, portrait: Portrait, tmp_path: Path) -> None:
+def test_a_killed_render_goes_on_and_another_begins_anew(networks: Networks, portrait: Portrait, tmp_path: Path) -> None:
     settings, state = Settings(steps=2, overlap=1), tmp_path / "half.safetensors"
     drawn, dense = pictures(0), pictures(1)
     whole = render(networks, portrait, drawn, dense, settings=settings)
@@ -144,11 +144,18 @@ def test_a_killed_render_goes_on_and_another_s_state_is_refused(networks: Networ
 
     with pytest.raises(KeyboardInterrupt):
         render(networks, portrait, drawn, dense, settings=settings, state=state, progress=killed)
-    with pytest.raises(AvatarError, match="another clip, portrait, weights or settings"):
-        render(networks, portrait, drawn, drawn, settings=settings, state=state)
-    with pytest.raises(AvatarError, match="another clip, portrait, weights or settings"):
-        render(networks, replace(portrait, face=torch.ones(512)), drawn, dense, settings=settings, state=state)
+    begun = state.read_bytes()
     told: list[tuple[int, int]] = []
+
+    def ended(*at: int) -> None:
+        told.append((at[0], at[1]))
+        raise KeyboardInterrupt
+
+    for other, maps in ((portrait, drawn), (replace(portrait, face=torch.ones(512)), dense)):
+        with pytest.raises(KeyboardInterrupt):
+            render(networks, other, drawn, maps, settings=settings, state=state, progress=ended)
+        assert told.pop() == (1, 4)
+    state.write_bytes(begun)
     again = render(networks, portrait, drawn, dense, settings=settings, state=state, progress=lambda *at: told.append(at))
     assert told == [(4, 4)]
     assert np.array_equal(again, whole)
@@ -254,12 +261,15 @@ def test_the_front_door_renders_it_and_goes_on(
     bodies: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     require_for("diffusion")
     out = tmp_path / "out.mp4"
     words = ["render", "--drive", str(clip), "--generator", "video", "--preset", "tiny_vividpose", "--offline", "--steps", "2", "-o", str(out)]
     more = ["--window", "3", "--overlap", "1", "--first-guidance", "2", "--guidance", "2"]
-    assert avatar.main([*words, *more]) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.whole.run_through", lambda *_, **__: pytest.fail("the drive was read before"))
+        assert avatar.main([*words, *more]) == 2
     assert "there is no smplx; give each with --maps NAME=FILE" in capsys.readouterr().err
     assert avatar.main([*words, *more, "--maps", f"smplx={bodies}"]) == 0
     said = capsys.readouterr()

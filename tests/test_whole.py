@@ -190,8 +190,24 @@ def test_the_front_door_renders_at_leisure(clip: Path, tmp_path: Path, capsys: p
     require_for("diffusion")
     words = ["--generator", "diffusion", "--preset", "tiny", "--offline", "--steps", "2", "--guidance", "1.5"]
     assert avatar.main(["render", "--drive", str(clip), *words, "-o", str(tmp_path / "out.mp4")]) == 0
-    assert f"Wrote {FRAMES} frames" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert f"Wrote {FRAMES} frames" in said.out
+    assert "These weights are untrained" in said.err
     assert [file.name for file in tmp_path.iterdir()] == ["out.mp4"]
+
+
+@pytest.mark.torch
+def test_what_cannot_be_rendered_leaves_nothing(tiny: tuple[Generator, Persona], clip: Path, tmp_path: Path) -> None:
+    class Refusing:
+        spec = tiny[0].spec
+
+        def at_leisure(self, identity: Any, signals: Sequence[Signal], *, kept: Path, **how: Any) -> Any:
+            kept.mkdir()
+            raise AvatarError("A clip takes 1 to 1000 denoising steps, not 1001.")
+
+    with pytest.raises(AvatarError, match="not 1001"):
+        render_whole(Refusing(), tiny[1], clip, tmp_path / "out.mp4", steps=1001)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.torch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -15,14 +15,19 @@ def stacked(maps: Mapping[str, UInt8Array] | None, names: Sequence[str], size: t
 
     Raises AvatarError where one is missing or no such picture.
     """
-    missing = [name for name in names if maps is None or name not in maps]
-    if maps is None or missing:
-        lacking = " and no ".join(missing)
-        raise AvatarError(f"These weights are driven by pictures of a body, and there is no {lacking}; give each with --maps NAME=FILE.")
+    maps = maps or {}
+    check_names(maps, names)
     for name in names:
         if maps[name].ndim != 3 or maps[name].shape[2] != 3 or maps[name].dtype != np.uint8:
             raise AvatarError(f"The {name} map is {maps[name].dtype} {list(maps[name].shape)}; give pictures of 8 bits [height, width, 3].")
     return np.ascontiguousarray(np.concatenate([squeezed(maps[name], size) for name in names], 2))
 
 
-__all__ = ["stacked"]
+def check_names(there: Collection[str], names: Sequence[str]) -> None:
+    """Raise AvatarError where one of `names` is not there."""
+    if missing := [name for name in names if name not in there]:
+        lacking = " and no ".join(missing)
+        raise AvatarError(f"These weights are driven by pictures of a body, and there is no {lacking}; give each with --maps NAME=FILE.")
+
+
+__all__ = ["check_names", "stacked"]

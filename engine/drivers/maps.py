@@ -120,6 +120,7 @@ class Maps:
 
     def __init__(self, sources: Mapping[str, MapSource]) -> None:
         self._sources = dict(sources)
+        self.names = tuple(self._sources)
 
     def __call__(self, frame: VideoFrame) -> dict[str, UInt8Array]:
         """The driving frame -> what `Signal.maps` holds."""

@@ -27,6 +27,10 @@ def install(args: argparse.Namespace, *, tell: Callable[[str], None]) -> Install
         raise AvatarError(f"{args.weights} is not there; give the system's file, or the folder that it lies in.")
     system = contract.load(args.system, parts)
     tell(f"{args.system}: {args.weights} is {system.variant}.")
+    if args.base is not None:
+        from exporters.portraits.pipeline import check_base
+
+        check_base(system, args.base, unet=args.unet)  # before anything slow
     photo = read_photo(BUILT_IN[DEMO].portrait)
     tokens = system.encode([photo])
     shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in tokens.arrays.items())

@@ -19,7 +19,9 @@ JPEG_QUALITY = 88
 
 
 def judge_photos(paths: Sequence[Path], *, previews: Path | None, tell: Tell, event: Event = lambda kind, **facts: None) -> None:
-    """Tell of one photo after another. Raises AvatarError where previews cannot be written."""
+    """Tell of one photo after another; of files with one name the later ones' previews are numbered. Raises AvatarError where previews cannot
+    be written."""
+    names: set[str] = set()
     for path in paths:
         try:
             photo = read_photo(path)
@@ -27,16 +29,27 @@ def judge_photos(paths: Sequence[Path], *, previews: Path | None, tell: Tell, ev
             tell(str(error))
             event("refused", file=path.name, text=str(error).removeprefix(f"{path.name}: "))
             continue
-        _judged(photo, previews, tell, event)
+        names.add(name := _other(photo.name, names))
+        _judged(photo, None if previews is None else previews / name, tell, event)
 
 
-def _judged(photo: Photo, previews: Path | None, tell: Tell, event: Event) -> None:
+def _other(name: str, taken: set[str]) -> str:
+    """The name itself, or, where it is taken, with the first number that is free."""
+    plain, number = Path(name), 1
+    while name in taken:
+        number += 1
+        name = f"{plain.stem} ({number}){plain.suffix}"
+    return name
+
+
+def _judged(photo: Photo, preview: Path | None, tell: Tell, event: Event) -> None:
+    """`preview`: its beginning, to which `.jpg` and `.portrait.jpg` are added."""
     wrong = "".join(f"; {warning}" for warning in photo.marks.warnings)
     tell(f"{photo.name}: marked {photo.marks.whole:.2f} for driving{wrong}")
     finished = finish(photo.rgb, photo.face)
-    if previews is not None:
-        _write(previews / f"{photo.name}.jpg", photo.rgb)
-        _write(previews / f"{photo.name}.portrait.jpg", finished.rgb)
+    if preview is not None:
+        _write(preview.with_name(f"{preview.name}.jpg"), photo.rgb)
+        _write(preview.with_name(f"{preview.name}.portrait.jpg"), finished.rgb)
     event(
         "photo",
         file=photo.name,

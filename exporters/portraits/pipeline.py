@@ -72,18 +72,33 @@ class Base:
         return self.pipe.transformer if self.family == "flux" else self.pipe.unet
 
 
-def open_base(folder: Path, *, unet: Path | None = None, device: str = "cpu", precision: str = "fp32") -> Base:
-    """A base in diffusers' layout; `unet`: another UNet for it, a folder or weights alone. Raises AvatarError where it is none."""
-    import diffusers
-
+def _kind(folder: Path) -> str:
+    """Which of PIPELINES a folder holds. Raises AvatarError where none."""
     try:
-        kind = json.loads((folder / "model_index.json").read_text())["_class_name"]
+        kind: str = json.loads((folder / "model_index.json").read_text())["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AvatarError(
             f"{folder} has no readable model_index.json; give the folder of a Stable Diffusion 1.5, SDXL or FLUX in diffusers' layout."
         ) from error
     if kind not in PIPELINES:
         raise AvatarError(f"{folder} is a {kind}; identity systems need a Stable Diffusion 1.5, SDXL or FLUX as a base.")
+    return kind
+
+
+def check_base(system: System, folder: Path, *, unet: Path | None) -> None:
+    """Raise AvatarError where a base is of another family, or where both bring a UNet. Opens nothing."""
+    if unet and system.unet:
+        raise AvatarError(f"{system.name} is a UNet itself; leave --unet out.")
+    family = PIPELINES[_kind(folder)]
+    if family not in system.families:
+        raise AvatarError(f"{system.name} is for {' and '.join(system.families)}, and {folder} is {family}; give another --base.")
+
+
+def open_base(folder: Path, *, unet: Path | None = None, device: str = "cpu", precision: str = "fp32") -> Base:
+    """A base in diffusers' layout; `unet`: another UNet for it, a folder or weights alone. Raises AvatarError where it is none."""
+    import diffusers
+
+    kind = _kind(folder)
     family, dtype = PIPELINES[kind], PRECISIONS[precision]
     more: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False} if family == "sd15" else {}
     if unet is not None:
@@ -108,12 +123,8 @@ def open_for(system: System, folder: Path, *, unet: Path | None, device: str = "
     """The base in `folder` for a system. Raises AvatarError where it is of another family, or where both bring a UNet."""
     if precision not in PRECISIONS:
         raise AvatarError(f"A base is not opened in {precision}; use {', '.join(PRECISIONS)}.")
-    if unet and system.unet:
-        raise AvatarError(f"{system.name} is a UNet itself; leave --unet out.")
-    base = open_base(folder, unet=unet or system.unet, device=device, precision=precision)
-    if base.family not in system.families:
-        raise AvatarError(f"{system.name} is for {' and '.join(system.families)}, and {folder} is {base.family}; give another --base.")
-    return base
+    check_base(system, folder, unet=unet)
+    return open_base(folder, unet=unet or system.unet, device=device, precision=precision)
 
 
 def open_unet(place: Path, *, like: Path | None = None) -> Any:

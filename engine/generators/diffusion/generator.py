@@ -155,6 +155,7 @@ class Diffusion:
             together=self.device.type != "cpu" and backend == "pytorch",
             warm_up=pytorch.WARM_UPS + 1 if self.mode == "cudagraph" else 2,
             notice=weights_of.notice(networks, count),
+            maps=made.maps,
         )
 
     # -- slow, once -----------------------------------------------------------------------------------------------------

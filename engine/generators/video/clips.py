@@ -45,6 +45,7 @@ class System(Protocol):
     size: tuple[int, int]  # (H, W) px
     origin: str  # sha256 of the weights' manifest, or that there is none
     needs: tuple[str, ...]  # fields of Signal
+    maps: tuple[str, ...]  # of `Signal.maps`, those that there must be
     notice: str  # a sentence that whoever watches must be told
 
     def place(self, device: torch.device, dtype: torch.dtype) -> None:

@@ -89,7 +89,8 @@ class Video:
         self.system.place(self.device, KINDS[self.precision])
         trained = self.system.origin != UNTRAINED
         self.weights = f"{self.system.origin} {'' if trained else seed} {self.system.name} {self.precision}"
-        self.spec = GeneratorSpec(name="video", size=self.system.size, fps=FPS, needs=self.system.needs, notice=self.system.notice)
+        told: dict[str, Any] = {"needs": self.system.needs, "maps": self.system.maps, "notice": self.system.notice}
+        self.spec = GeneratorSpec(name="video", size=self.system.size, fps=FPS, **told)
 
     def prepare(self, portrait: UInt8Array) -> Identity:
         """Portrait [H, W, 3] of any size -> Identity. Raises AvatarError where no face is found."""

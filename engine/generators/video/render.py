@@ -50,15 +50,15 @@ def render(
 
     The skeletons are of the OpenPose colours, painted on black, body with feet and hands but no face, aligned to the portrait. Red and blue
     change places here, as they did in the pictures that the published weights were given. `state`: a file to keep what is done in, after
-    every call of the network; asked again for the same, the render goes on from it; removed at the end. Raises AvatarError for pictures
-    or a state that do not fit.
+    every call of the network; asked again for the same, the render goes on from it, for anything else it begins anew; removed at the end.
+    Raises AvatarError for pictures that do not fit, or where the file cannot be written.
     """
     if poses.ndim != 4 or not len(poses):
         raise AvatarError("There is nothing to render: the clip has no frames.")
     size = networks.made.size
     pose, clip = (np.ascontiguousarray(each[..., ::-1]) for each in (resized(reference, size), np.stack([resized(each, size) for each in poses])))
     key = _key(networks, portrait, pose, clip, settings)
-    half = read_half(state, key=key) if state is not None and state.exists() else None
+    half = None if state is None else read_half(state, key=key)
 
     def keep(now: Half) -> None:
         if state is not None:
@@ -111,17 +111,17 @@ def write_half(half: Half, path: Path, *, key: str) -> None:
         raise AvatarError(f"{path} cannot be written ({str(error).splitlines()[0]}); check the folder and the room on the disk.") from error
 
 
-def read_half(path: Path, *, key: str) -> Half:
-    """What `write_half` kept. Raises AvatarError for another render's file and for one that is damaged."""
+def read_half(path: Path, *, key: str) -> Half | None:
+    """What `write_half` kept of the same render, if it was begun; another's, or a damaged one, stays until it is written over."""
+    if not path.is_file():
+        return None
     try:
         with safe_open(path, framework="pt") as file:
             told = file.metadata() or {}
             half = Half(int(told["step"]), int(told["window"]), file.get_tensor("x"), file.get_tensor("said"))
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise AvatarError(f"{path} keeps no render that could go on; remove it, and the render begins anew.") from error
-    if told.get("key") != key:
-        raise AvatarError(f"{path} keeps a render of another clip, portrait, weights or settings; name another file, or remove it.")
-    return half
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
+    return half if told.get("key") == key else None
 
 
 __all__ = ["DEFAULT", "Settings", "key_of", "read_half", "render", "write_half"]

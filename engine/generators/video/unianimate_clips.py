@@ -25,6 +25,7 @@ class UniAnimateClips:
     """Skeletons with feet and without a face, painted with the portrait's proportions."""
 
     needs: tuple[str, ...] = ("motion", "face", "body", "hands")
+    maps: tuple[str, ...] = ()
 
     def __init__(self, name: str | None, weights: Path | None, seed: int) -> None:
         """Raises AvatarError for a misfit."""

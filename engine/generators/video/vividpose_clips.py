@@ -37,6 +37,7 @@ class VividPoseClips:
     """Skeletons with hands and face as DWPose draws them, with the portrait's bones in 3D; renderings of SMPL-X from beside the drive."""
 
     needs: tuple[str, ...] = ("motion", "face", "body", "hands", "maps")
+    maps: tuple[str, ...] = (DENSE,)
 
     def __init__(self, name: str | None, weights: Path | None, seed: int) -> None:
         """Raises AvatarError for a misfit."""

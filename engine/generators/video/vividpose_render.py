@@ -45,15 +45,15 @@ def render(
     """Skeletons of every frame [F, H, W, 3] in the DWPose convention and renderings of SMPL-X of the same shape, uint8 RGB of any size ->
     frames uint8 [F, H', W', 3].
 
-    `state`: a file to keep what is done in, after every window; asked again for the same, the render goes on from it; removed at the end.
-    Raises AvatarError for pictures or a state that do not fit.
+    `state`: a file to keep what is done in, after every window; asked again for the same, the render goes on from it, for anything else it
+    begins anew; removed at the end. Raises AvatarError for pictures that do not fit, or where the file cannot be written.
     """
     if skeletons.ndim != 4 or not len(skeletons):
         raise AvatarError("There is nothing to render: the clip has no frames.")
     size = networks.made.size
     drawn, dense = (np.stack([resized(each, size) for each in clip]) for clip in (skeletons, maps))
     key = _key(networks, portrait, drawn, dense, settings)
-    half = read_half(state, key=key) if state is not None and state.exists() else None
+    half = None if state is None else read_half(state, key=key)
 
     def keep(now: Half) -> None:
         if state is not None:
