@@ -187,7 +187,7 @@ class _Run:
         """Held-out frames through the averaged weights, in figures and as a picture. Only the first process has them."""
         settings = self.learner.settings
         held = held_out(self.batches, self.trust, all_of_it=True) if all_of_it else self.held
-        counts = [settings.steps] if settings.recipe == "teacher" else sorted({1, settings.steps})
+        counts = [settings.steps] if settings.recipe == "teacher" else sorted({self.learner.networks.preset.noise.least, settings.steps})
         judged, made = judge(self.learner.average, held, counts, identity=self.learner.identity)
         sheet(self.out / PREVIEW, held, made)
         self.board(self.done.updates, **_told(judged))
