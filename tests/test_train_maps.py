@@ -91,7 +91,7 @@ def test_the_guider_sees_in_training_what_it_sees_live(data: Dataset, tmp_path: 
     live = painter(made)
     for k, frame in enumerate(clip.frames[2:9]):
         found = Maps(sources)(VideoFrame(frame, k / 25))
-        signal = Signal(k / 25, maps={name: 255 - picture // np.uint8(n + 1) for n, (name, picture) in enumerate(found.items())})
+        signal = Signal(k / 25, maps={name: np.asarray(255 - picture // (n + 1), np.uint8) for n, (name, picture) in enumerate(found.items())})
         condition = torch.from_numpy(live(signal, None, Ease()))[None]
         assert torch.equal(condition[0], taught.coarse[k])
         hint, _ = stream.heard_and_seen(networks, condition, None, torch.float32)
