@@ -22,7 +22,7 @@ from exporters.footage import FPS
 from tests.clips import film
 from tests.test_maps import write_network
 
-WHOLE, SIZE, RECT = (64, 96), (32, 48), (30, 20, 48, 32)
+WHOLE, SIZE, RECT = (64, 96), (32, 48), (36, 20, 48, 32)
 """(H, W) of the video and of the data set's frames, and x, y, width, height of its crop."""
 SHOWN = [1, 1, 2, 3, 4, 6, 7, 8]
 """Number of the video's picture in every frame: one is shown twice, one left out. The last two frames are its eighth picture and none."""
