@@ -17,9 +17,10 @@ from engine.backends.engines import generator_of
 from engine.generators.diffusion.presets import Preset, preset
 from engine.generators.diffusion.taught import preset_of
 from engine.types import AvatarError
+from exporters import maps
 from exporters.crew import crew
 from exporters.dataset import Dataset, collect, open_dataset
-from exporters.keep import keep_network, keep_puppet
+from exporters.keep import keep_network, keep_puppet, more_to_serve
 from exporters.storage import SCENE
 
 if TYPE_CHECKING:  # PyTorch is for training: whoever only collects needs none
@@ -46,13 +47,14 @@ def teach(videos: Sequence[Path], out: Path, options: argparse.Namespace, *, tel
     name, source = options.name or out.resolve().name, f"avatar train {out.resolve()}"
     if options.consent is not None:
         personas.check_new(name, options.consent, source=source)
-    made = preset_of(options.start) if options.start and not options.preset else preset(options.preset or "compact")
+    made = _preset(options)
+    _check_maps(options, made, out / DATA)
     together = crew(options.device)
     tell = tell if together.main else _silent
 
     def collected() -> None:
         if options.stage != "train":
-            collect(videos, out / DATA, size=made.size, progress=_collecting(tell))
+            collect(videos, out / DATA, size=made.size, progress=_collecting(tell), maps=options.maps)
 
     together.first(collected)
     data = open_dataset(out / DATA)
@@ -85,7 +87,7 @@ def teach(videos: Sequence[Path], out: Path, options: argparse.Namespace, *, tel
     if options.recogniser is not None:
         tell(_recognised(judged))
     if options.consent is None:
-        _how_on(data, out, tell)
+        _how_on(data, out, made, tell)
     else:
         keep_network(data, out / RUN / WEIGHTS, name=name, source=source, consent=options.consent, tell=tell)
 
@@ -129,6 +131,24 @@ def _check_generator(options: argparse.Namespace) -> None:
             raise AvatarError(f"avatar train teaches '{TAUGHT}' alone, and {what} is of '{generator}'{why if generator == WHOLE else ''}.")
 
 
+def _preset(options: argparse.Namespace) -> Preset:
+    """That is trained. Raises AvatarError for a name that is none, and a folder that holds no weights."""
+    return preset_of(options.start) if options.start and not options.preset else preset(options.preset or "compact")
+
+
+def _check_maps(options: argparse.Namespace, made: Preset, data: Path) -> None:
+    """Raise AvatarError for condition pictures that the preset does not read, and for those that it reads and nobody makes."""
+    from engine.driving import map_files
+
+    given = map_files(options.maps)
+    if unread := [name for name in given if name not in made.maps]:
+        reads = f"reads {', '.join(made.maps)}" if made.maps else "reads no condition pictures"
+        raise AvatarError(f"The preset '{made.name}' {reads}; leave --maps {unread[0]}=FILE out, or name another preset with --preset.")
+    if given and options.stage == "train":
+        raise AvatarError("Condition pictures are made with the data; leave --maps out, or leave --stage train out.")
+    maps.check(made.maps, {*given, *maps.names_in(data)}, preset=made.name)
+
+
 def _check_weights(options: argparse.Namespace) -> None:
     """Those that a run goes on from or learns from, by their manifests, and the device. Raises AvatarError."""
     from engine.backends.pytorch import device
@@ -141,7 +161,9 @@ def _check_weights(options: argparse.Namespace) -> None:
     check_teacher(options.recipe, options.teacher)
     if options.preset is not None:
         check_ears(preset(options.preset), options.start)
-    made = preset(options.preset or "compact") if options.preset or not options.start else preset_of(options.start)
+    made = _preset(options)
+    if options.steps < made.noise.least:
+        raise AvatarError(f"A frame of the preset '{made.name}' takes {made.noise.least} denoising steps or more; give such a number to --steps.")
     kept = None if options.start is None else options.start / RECOGNISER
     check_recogniser(made, kept if kept is not None and kept.is_file() else options.recogniser)
     for weights in (options.start, options.teacher):
@@ -235,12 +257,12 @@ def _recognised(judged: Judged) -> str:
     return f"Held-out faces to the recogniser, 1 for the person: {', '.join(told)}."
 
 
-def _how_on(data: Dataset, out: Path, tell: Callable[[str], None]) -> None:
+def _how_on(data: Dataset, out: Path, made: Preset, tell: Callable[[str], None]) -> None:
     """What to type next."""
     portrait, weights = shlex.quote(str(data.folder / SCENE)), shlex.quote(str(out / RUN / WEIGHTS))
     options = f"--generator diffusion --weights {weights}"
     tell(f"Keep it: avatar persona create me --portrait {portrait} {options} --consent 'I am the person in the picture'")
-    tell(f"Show it: avatar serve {options} --persona me")
+    tell(f"Show it: avatar serve {options} --persona me{more_to_serve(made)}")
 
 
 __all__ = ["teach"]

@@ -14,7 +14,8 @@ import numpy as np
 from engine import persona as personas
 from engine.backends import engines
 from engine.generators import load
-from engine.generators.diffusion.taught import Taught, save_alone
+from engine.generators.diffusion.presets import Preset
+from engine.generators.diffusion.taught import Taught, preset_of, save_alone
 from engine.generators.diffusion.trust import Trust
 from engine.generators.puppet.assets import pack as pack_assets
 from engine.types import AvatarError, Generator
@@ -34,7 +35,12 @@ def keep_network(data: Dataset, weights: Path, *, name: str, source: str, consen
     made = as_persona(load("diffusion", weights=weights), data, weights, name=name, source=source, consent=consent, tell=tell)
     tell(f"Persona '{made.name}' is ready in {made.folder}.")
     tell(f"Faster where OpenVINO is installed: avatar export --persona {shlex.quote(made.name)} --backend openvino")
-    tell(f"Show it: avatar serve --persona {shlex.quote(made.name)}")
+    tell(f"Show it: avatar serve --persona {shlex.quote(made.name)}{more_to_serve(preset_of(weights))}")
+
+
+def more_to_serve(made: Preset) -> str:
+    """Options that a preset needs live, in words; empty for most."""
+    return "".join(f" --maps {name}=FILE.onnx" for name in made.maps)
 
 
 def keep_puppet(data: Dataset, weights: Path, *, name: str, source: str, consent: str, tell: Tell) -> None:
@@ -106,4 +112,4 @@ def _linked(source: str, target: str) -> str:
     return target
 
 
-__all__ = ["as_persona", "carry_engines", "keep_network", "keep_puppet", "seen_by"]
+__all__ = ["as_persona", "carry_engines", "keep_network", "keep_puppet", "more_to_serve", "seen_by"]

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from engine.backends import pytorch  # before torch: see there
 from engine.generators.diffusion import networks as weights_of
@@ -150,7 +150,7 @@ class Learner:
             recomputed(self.follower.follower, settings.checkpointing)
         self.module.to(self.accelerator.device)
         self.average.to(self.accelerator.device)
-        self._banks: dict[int, tuple[list[Tensor], Tensor | None]] = {}
+        self._seen: dict[int, tuple[Tensor, Tensor | None, list[Tensor] | None]] = {}  # by the portrait's number
         self.optimisers = {name: self.accelerator.prepare(optimiser) for name, optimiser in self.optimisers.items()}
 
     def state(self) -> dict[str, Any]:
@@ -206,7 +206,7 @@ class Learner:
 
     def _backward(self, batch: Batch, number: int, share: float, *, texture: bool) -> dict[str, float]:
         """Add a batch's `share` of the gradients -> its loss, and the terms of it."""
-        batch.bank, batch.tokens = self._bank(batch)
+        batch.latents, batch.tokens, batch.bank = self._kept_of(batch)
         with self.accelerator.autocast():
             terms, judged = self.module(batch, number, texture=texture)
         loss = torch.stack([term.float() for term in terms.values()]).sum()
@@ -220,15 +220,19 @@ class Learner:
         self.crew.average(_parameters(optimiser))
 
     @torch.no_grad()
-    def _bank(self, batch: Batch) -> tuple[list[Tensor] | None, Tensor | None]:
-        """What reference network and image encoder make of the batch's portrait, where it never changes: each is looked at once."""
+    def _kept_of(self, batch: Batch) -> tuple[Tensor, Tensor | None, list[Tensor] | None]:
+        """What autoencoder, image encoder and reference network make of the batch's portrait, where it never changes: each is looked at once.
+        None of an encoder that learns, nor of a reference network that learns or reads it anew at every noise level."""
         networks = self.networks
-        readers = [networks.reference] if networks.image is None else [networks.reference, networks.image]
-        if any(one.requires_grad for reader in readers for one in reader.parameters()):
-            return None, None
-        if batch.view not in self._banks:
-            self._banks[batch.view] = networks.read(batch.portrait, vector=None if batch.face is None else batch.face.vector)
-        return self._banks[batch.view]
+        if batch.view not in self._seen:
+            tokens = bank = None
+            if not _learns(networks.image):
+                tokens = networks.tokens(batch.portrait, None if batch.face is None else batch.face.vector)
+            latents = networks.encode(batch.portrait)
+            if not (networks.preset.reference_each or _learns(networks.image) or _learns(networks.reference)):
+                bank = networks.reread(latents, tokens)
+            self._seen[batch.view] = latents, tokens, bank
+        return self._seen[batch.view]
 
     def _follow(self, matching: Matching, parts: Sequence[tuple[int, Batch]]) -> None:
         """Keep the follower close to the student."""
@@ -241,6 +245,11 @@ class Learner:
                 self.accelerator.backward(loss.float() / len(parts))
             self._together(optimiser)
             optimiser.step()
+
+
+def _learns(module: nn.Module | None) -> bool:
+    """Whether any part of it does."""
+    return module is not None and any(one.requires_grad for one in module.parameters())
 
 
 def _parameters(optimiser: Any) -> list[Any]:
@@ -282,7 +291,8 @@ def _networks(settings: Settings, size: tuple[int, int], start: Path | Networks 
         # Zero at both ends, nothing would reach the guider until the last convolution has learnt; the last one alone makes a gentle start.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            networks.guider.conv_out.reset_parameters()
+            for layer in networks.guider.last():
+                cast(nn.Conv2d, layer).reset_parameters()
         if made.residual:  # else the picture is a twentieth of the noise where the two are added
             networks.guider.conv_out.weight.mul_(LOUD)
             networks.denoiser.conv_in.weight.mul_(QUIET)

@@ -27,7 +27,7 @@ BLOCKS = (ResnetBlock2D, PlainBlock, SpatialTransformer, AudioModule, MotionModu
 
 
 def recomputed(networks: Networks, wanted: bool | None = None) -> bool:
-    """Let the blocks of denoiser and reference network be computed again on the way back -> whether they are.
+    """Let the blocks of denoiser, reference network and ControlNet be computed again on the way back -> whether they are.
 
     `wanted` None: where the denoiser is LARGE. The numbers stay the same: nothing here is random. Copy networks before, not after.
     """
@@ -38,6 +38,8 @@ def recomputed(networks: Networks, wanted: bool | None = None) -> bool:
             for module in network.modules():
                 if isinstance(module, BLOCKS):
                     setattr(module, "forward", partial(_again, module.forward))  # noqa: B010
+        if networks.controlnet is not None:
+            networks.controlnet.model.enable_gradient_checkpointing()
     return wanted
 
 

@@ -20,7 +20,7 @@ from engine.generators.diffusion.taught import Taught
 from engine.generators.puppet.assets import pack as pack_assets
 from engine.recogniser import digest
 from engine.types import AvatarError
-from exporters import hearing, runs
+from exporters import hearing, maps, runs
 from exporters.batches import Batch, Batches, Pattern
 from exporters.crew import Stop
 from exporters.dataset import Dataset
@@ -82,8 +82,12 @@ def train(
     settings = settings or Settings()
     known = _known(settings, data, start, teacher, recogniser)
     learner = Learner(settings, data.size, start=start, teacher=teacher, device=device, recogniser=recogniser)
-    known["batches"] = settings.accumulate * learner.crew.count
     made = learner.networks.preset
+    if made.maps:
+        for clip in data.clips:
+            maps.check(made.maps, clip.maps, preset=made.name)
+        known["maps"] = maps.key_of(data, made.maps)
+    known["batches"] = settings.accumulate * learner.crew.count
     learner.crew.first(lambda: hearing.prepare(data, learner.networks))
     batches = Batches(
         data,
@@ -93,6 +97,7 @@ def train(
         patterns=_patterns(settings),
         chances=settings.chances,
         condition=made.condition,
+        maps=made.maps,
         hears=made.unet.speech_dim > 0,
         heard=hearing.heard(data, learner.networks),
         face=hearing.face_in(data, learner.networks),
@@ -182,7 +187,7 @@ class _Run:
         """Held-out frames through the averaged weights, in figures and as a picture. Only the first process has them."""
         settings = self.learner.settings
         held = held_out(self.batches, self.trust, all_of_it=True) if all_of_it else self.held
-        counts = [settings.steps] if settings.recipe == "teacher" else sorted({1, settings.steps})
+        counts = [settings.steps] if settings.recipe == "teacher" else sorted({self.learner.networks.preset.noise.least, settings.steps})
         judged, made = judge(self.learner.average, held, counts, identity=self.learner.identity)
         sheet(self.out / PREVIEW, held, made)
         self.board(self.done.updates, **_told(judged))
