@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 class Leisurely(Protocol):
     """A generator that can render a whole clip."""
 
+    notice: str  # a sentence that whoever watches such a clip must be told; that of the spec is of how it runs live
+
     def at_leisure(
         self,
         identity: Identity,

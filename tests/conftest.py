@@ -28,6 +28,7 @@ NEEDED = {
     "openvino": ("openvino",),
     "pytorch": ("torch",),
     "reenact": ("torch",),
+    "video": ("torch", "diffusers", "transformers"),
 }
 """Generator or backend -> modules that a bare machine may lack."""
 

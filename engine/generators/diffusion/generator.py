@@ -157,6 +157,7 @@ class Diffusion:
             notice=weights_of.notice(networks, count),
             maps=made.maps,
         )
+        self.notice = "" if self.trained else self.spec.notice
 
     # -- slow, once -----------------------------------------------------------------------------------------------------
 

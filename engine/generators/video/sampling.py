@@ -89,9 +89,13 @@ def levels(steps: int = STEPS) -> Levels:
 
 def advance(at: Levels, step: int, x: Tensor, velocity: Tensor) -> Tensor:
     """Latents and the predicted velocity at a step, float32 -> latents at the next."""
-    alpha, sigma = float(at.alpha[step]), float(at.sigma[step])
+    return led(x, velocity, *(float(each[step]) for each in (at.alpha, at.sigma, at.next_alpha, at.next_sigma)))
+
+
+def led(x: Tensor, velocity: Tensor, alpha: float, sigma: float, next_alpha: float, next_sigma: float) -> Tensor:
+    """Latents of a level, and the predicted velocity, as latents of another."""
     clean, noise = alpha * x - sigma * velocity, alpha * velocity + sigma * x
-    return float(at.next_alpha[step]) * clean + float(at.next_sigma[step]) * noise
+    return next_alpha * clean + next_sigma * noise
 
 
 def noised(latents: Tensor, noise: Tensor, level: int) -> Tensor:
@@ -105,14 +109,25 @@ def first_latents(latents: Tensor, frames: int, *, seed: int = SEED, size: int =
 
     A clip of one window has the offset noise among the noise, a longer one on top; as published. Seeded on the CPU.
     """
-    channels, height, width = latents.shape
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(channels, frames, height, width, generator=generator).transpose(0, 1)
-    offset = OFFSET * torch.randn(channels, frames, 1, 1, generator=generator).transpose(0, 1)
+    noise, offset = _drawn((frames, *latents.shape), seed)
     clean = latents.float().cpu()
     if frames <= size:
         return noised(clean, noise + offset, START_SHORT)
     return noised(clean, noise, START_LONG) + offset
+
+
+def drawn(shape: tuple[int, ...], *, seed: int = SEED) -> Tensor:
+    """Noise [F, C, h, w] as a clip of one window starts with."""
+    noise, offset = _drawn(shape, seed)
+    return noise + offset
+
+
+def _drawn(shape: tuple[int, ...], seed: int) -> tuple[Tensor, Tensor]:
+    """Noise of a shape [F, C, h, w], and what is the same for a whole frame and channel."""
+    frames, channels, height, width = shape
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(channels, frames, height, width, generator=generator).transpose(0, 1)
+    return noise, OFFSET * torch.randn(channels, frames, 1, 1, generator=generator).transpose(0, 1)
 
 
 def windows(frames: int, *, size: int = SIZE, overlap: int = OVERLAP) -> list[list[int]]:
@@ -211,7 +226,9 @@ __all__ = [
     "Progress",
     "advance",
     "alphas",
+    "drawn",
     "first_latents",
+    "led",
     "levels",
     "noised",
     "sample",
