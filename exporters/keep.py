@@ -29,11 +29,12 @@ def seen_by(data: Dataset) -> Trust:
     return Trust.of(np.concatenate([clip.motion[a:b] for clip in data.clips for a, b in clip.train]))
 
 
-def keep_network(data: Dataset, weights: Path, *, name: str, source: str, consent: str, tell: Tell) -> None:
-    """With the networks in `weights`. One that an earlier run of the same folder (`source`) kept is replaced."""
-    made = as_persona(load("diffusion", weights=weights), data, weights, name=name, source=source, consent=consent, tell=tell)
+def keep_network(data: Dataset, weights: Path, *, generator: str, name: str, source: str, consent: str, tell: Tell) -> None:
+    """With the networks in `weights`, of a generator. One that an earlier run of the same folder (`source`) kept is replaced."""
+    made = as_persona(load(generator, weights=weights), data, weights, name=name, source=source, consent=consent, tell=tell)
     tell(f"Persona '{made.name}' is ready in {made.folder}.")
-    tell(f"Faster where OpenVINO is installed: avatar export --persona {shlex.quote(made.name)} --backend openvino")
+    if generator == "diffusion":
+        tell(f"Faster where OpenVINO is installed: avatar export --persona {shlex.quote(made.name)} --backend openvino")
     tell(f"Show it: avatar serve --persona {shlex.quote(made.name)}")
 
 

@@ -9,24 +9,23 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
 from engine.backends.engines import origin_of
-from engine.generators.diffusion import networks as weights_of
-from engine.generators.diffusion.taught import Taught
-from engine.generators.puppet.assets import pack as pack_assets
 from engine.recogniser import digest
 from engine.types import AvatarError
-from exporters import hearing, runs
-from exporters.batches import Batch, Batches, Pattern
+from exporters import runs
+from exporters.batches import Batch, Batches
 from exporters.crew import Stop
 from exporters.dataset import Dataset
 from exporters.judge import Judged, held_out, judge, sheet
 from exporters.keep import carry_engines, seen_by
-from exporters.learner import CRITIC_AFTER, Learner, Recipe, Settings
+from exporters.learner import CRITIC_AFTER, Learner
+from exporters.settings import Recipe, Settings
 from exporters.storage import alone
 
 CHECKPOINT_SECONDS, LOOK_SECONDS = 60.0, 150.0
@@ -83,20 +82,8 @@ def train(
     known = _known(settings, data, start, teacher, recogniser)
     learner = Learner(settings, data.size, start=start, teacher=teacher, device=device, recogniser=recogniser)
     known["batches"] = settings.accumulate * learner.crew.count
-    made = learner.networks.preset
-    learner.crew.first(lambda: hearing.prepare(data, learner.networks))
-    batches = Batches(
-        data,
-        seed=settings.seed,
-        channels=made.channels,
-        depth=made.depth,
-        patterns=_patterns(settings),
-        chances=settings.chances,
-        condition=made.condition,
-        hears=made.unet.speech_dim > 0,
-        heard=hearing.heard(data, learner.networks),
-        face=hearing.face_in(data, learner.networks),
-    )
+    learner.crew.first(lambda: learner.lesson.prepare(data))
+    batches = learner.lesson.batches(data)
     with alone(out, doing="training in") if learner.crew.main else nullcontext():
         done = runs.Progress()
         if (state := runs.load(out, settings=known)) is not None:
@@ -118,7 +105,7 @@ class _Run:
     def __init__(self, data: Dataset, out: Path, learner: Learner, batches: Batches, done: runs.Progress, known: dict[str, Any]) -> None:
         self.data, self.out, self.learner, self.batches, self.done, self.known = data, out, learner, batches, done, known
         self.trust = seen_by(data)
-        self.held = held_out(batches, self.trust)
+        self.held = held_out(batches, self.trust, most=learner.lesson.runs)
         self.main = learner.crew.main
         self.log: Callable[..., None] = runs.Log(out, updates=done.updates) if self.main else _silent
         self.board = _board(out, done.updates) if self.main else _silent
@@ -180,10 +167,9 @@ class _Run:
 
     def look(self, *, all_of_it: bool = False) -> Judged:
         """Held-out frames through the averaged weights, in figures and as a picture. Only the first process has them."""
-        settings = self.learner.settings
-        held = held_out(self.batches, self.trust, all_of_it=True) if all_of_it else self.held
-        counts = [settings.steps] if settings.recipe == "teacher" else sorted({1, settings.steps})
-        judged, made = judge(self.learner.average, held, counts, identity=self.learner.identity)
+        lesson = self.learner.lesson
+        held = held_out(self.batches, self.trust, all_of_it=True, most=lesson.runs) if all_of_it else self.held
+        judged, made = judge(partial(lesson.make, self.learner.average), held, lesson.counts(), identity=self.learner.identity)
         sheet(self.out / PREVIEW, held, made)
         self.board(self.done.updates, **_told(judged))
         return judged
@@ -201,11 +187,10 @@ class _Run:
         origin["steps"] = str(settings.steps)
         if settings.recipe == "teacher":
             origin["made_for"] = f"{settings.steps} steps"
+        origin |= self.learner.lesson.origin()
         origin |= {name: f"{value:.3f}" for name, value in _told(judged).items()}
-        taught = None  # a painted condition has no puppet behind it
-        if self.learner.networks.preset.condition == "puppet":
-            taught = Taught(self.data.portrait, {} if self.data.assets is None else pack_assets(self.data.assets), self.trust)
-        _publish(self.out / "weights", lambda folder: weights_of.save(self.learner.average, folder, origin=origin, taught=taught))
+        save, average = self.learner.lesson.save, self.learner.average
+        _publish(self.out / "weights", lambda folder: save(average, folder, origin=origin, data=self.data, trust=self.trust))
 
 
 def _publish(weights: Path, write: Callable[[Path], None]) -> None:
@@ -247,21 +232,12 @@ class _Watch:
 
 def _known(settings: Settings, data: Dataset, start: Path | None, teacher: Path | None, recogniser: Path | None) -> dict[str, Any]:
     """What must be the same for a run to go on."""
-    # Not what changes no number, and `accumulate` together with how many processes there are.
-    flat: dict[str, Any] = {key: repr(value) for key, value in asdict(settings).items() if key not in ("checkpointing", "accumulate")}
+    # Not what changes no number, and `accumulate` together with how many processes there are; nor what runs from before it was there cannot name.
+    apart = {"checkpointing", "accumulate"} | ({"window"} if settings.window is None else set())
+    flat: dict[str, Any] = {key: repr(value) for key, value in asdict(settings).items() if key not in apart}
     hashes = {name: origin_of(path) if path else "" for name, path in (("start", start), ("teacher", teacher))}
     hashes["recogniser"] = digest(recogniser) if recogniser else ""
     return {**flat, **hashes, "dataset": str(data.report.get("key", data.folder))}
-
-
-def _patterns(settings: Settings) -> tuple[Pattern, ...]:
-    """Those that the learning part can learn from: of single pictures nothing of how they follow each other, and that alone of runs."""
-    if settings.learn == "all":
-        return settings.patterns
-    chosen = tuple(one for one in settings.patterns if (one.frames > 1) == (settings.learn == "temporal"))
-    if not chosen:
-        raise AvatarError("What carries motion on learns from several frames: give --longest 2 or more, or leave it out.")
-    return chosen
 
 
 def _silent(update: int, **values: float) -> None:

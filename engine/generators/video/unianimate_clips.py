@@ -50,17 +50,17 @@ class UniAnimateClips:
 
     def render(self, made: Portrait, anchor: Anchor, signals: Sequence[Signal], *, how: How, state: Path, progress: Progress | None) -> UInt8Array:
         """See `clips.System`."""
-        own = _painted(place(Signal(0.0, motion=still_motion()), anchor, self.size), self.size)
-        poses = np.stack([_painted(each, self.size) for each in placed(signals, anchor, self.size, kind="unianimate")])
+        own = painted(place(Signal(0.0, motion=still_motion()), anchor, self.size), self.size)
+        poses = np.stack([painted(each, self.size) for each in placed(signals, anchor, self.size, kind="unianimate")])
         size, overlap = how.windows(DEFAULT.size, DEFAULT.overlap)
         guidance = DEFAULT.guidance if how.guidance is None else how.guidance
         settings = Settings(guidance=guidance, steps=how.steps or DEFAULT.steps, size=size, overlap=overlap)
         return render(self.networks, made, own, poses, settings=settings, state=state, progress=progress)
 
 
-def _painted(points: Placed, size: tuple[int, int]) -> UInt8Array:
-    """Body, feet and hands, without a face."""
+def painted(points: Placed, size: tuple[int, int]) -> UInt8Array:
+    """The points of a frame as UniAnimate's skeleton [H, W, 3] RGB: body, feet and hands, without a face."""
     return paint_skeleton(size, with_feet(joints_of(points.face, points.body), points.body), points.hands, None)
 
 
-__all__ = ["UniAnimateClips"]
+__all__ = ["UniAnimateClips", "painted"]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from engine.conditions.maps import stacked
-from engine.conditions.place import Anchor
+from engine.conditions.place import Anchor, Placed
 from engine.conditions.skeleton import face_68, joints_of, paint_skeleton
 from engine.generators.video import vividpose_networks as weights_of
 from engine.generators.video.clips import How, placed
@@ -62,7 +62,7 @@ class VividPoseClips:
     def render(self, made: Portrait, anchor: Anchor, signals: Sequence[Signal], *, how: How, state: Path, progress: Progress | None) -> UInt8Array:
         """See `clips.System`."""
         dense = np.stack([stacked(signal.maps, (DENSE,), self.size) for signal in signals])
-        drawn = np.stack(list(self._skeletons(signals, anchor)))
+        skeletons = np.stack(list(self._skeletons(signals, anchor)))
         size, overlap = how.windows(self.networks.made.frames, DEFAULT.overlap)
         settings = Settings(
             guidance=DEFAULT.guidance if how.guidance is None else how.guidance,
@@ -71,7 +71,7 @@ class VividPoseClips:
             size=size,
             overlap=overlap,
         )
-        return render(self.networks, made, drawn, dense, settings=settings, state=state, progress=progress)
+        return render(self.networks, made, skeletons, dense, settings=settings, state=state, progress=progress)
 
     def _skeletons(self, signals: Sequence[Signal], anchor: Anchor) -> Iterator[UInt8Array]:
         """Of every frame, [H, W, 3]."""
@@ -79,7 +79,12 @@ class VividPoseClips:
             if signal.maps is not None and DRAWN in signal.maps:
                 yield stacked(signal.maps, (DRAWN,), self.size)
             else:
-                yield paint_skeleton(self.size, joints_of(points.face, points.body), points.hands, face_68(points.face))
+                yield drawn(points, self.size)
 
 
-__all__ = ["DENSE", "DRAWN", "VividPoseClips"]
+def drawn(points: Placed, size: tuple[int, int]) -> UInt8Array:
+    """The points of a frame as DWPose draws them [H, W, 3]: body, hands and face."""
+    return paint_skeleton(size, joints_of(points.face, points.body), points.hands, face_68(points.face))
+
+
+__all__ = ["DENSE", "DRAWN", "VividPoseClips", "drawn"]

@@ -1,0 +1,241 @@
+"""Training of the networks that see whole clips: what is taught is what is rendered and streamed, and the run is the loop's."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.types import AvatarError, UInt8Array
+from tests.conftest import require
+
+pytestmark = pytest.mark.torch
+require("torch")
+require("diffusers")
+require("transformers")
+require("accelerate")
+
+import torch  # noqa: E402
+
+import avatar  # noqa: E402
+from engine.generators.video import networks as weights_of  # noqa: E402
+from engine.generators.video import presets  # noqa: E402
+from engine.generators.video.rolling import UniAnimateSteps, VividPoseSteps  # noqa: E402
+from engine.generators.video.weights import read_manifest  # noqa: E402
+from exporters import runs  # noqa: E402
+from exporters.dataset import Clip, Dataset  # noqa: E402
+from exporters.learner import Learner  # noqa: E402
+from exporters.settings import Settings  # noqa: E402
+from exporters.train import Budget, Report, train  # noqa: E402
+from exporters.whole import objectives  # noqa: E402
+from exporters.whole.pupils import goal  # noqa: E402
+from exporters.whole.windows import slower  # noqa: E402
+
+SIZE = presets.TINY.size
+FRAMES, TAUGHT = 96, 72
+QUICK = Settings(preset="tiny_unianimate", recipe="teacher", steps=3, rate=6e-3, average=0.9, window=(8, 6))
+
+
+def person(time: float) -> tuple[UInt8Array, Any, Any]:
+    """(a picture [H, W, 3] of a bright head that sways before stripes, its face's points [478, 2], its body's [33, 3])"""
+    y, x = np.mgrid[: SIZE[0], : SIZE[1]]
+    middle = np.array([24 + 9 * np.sin(time / 5), 13.0])
+    angle = np.linspace(0, 2 * np.pi, 478)
+    face = (middle + 7 * np.stack([np.cos(angle), np.sin(angle)], 1)).astype(np.float32)
+    inside = ((np.stack([x, y], -1) - middle) ** 2).sum(-1) < 49
+    colours = np.where(inside[..., None], (230, 180, 140), np.stack([60 + 40 * np.sin(x / 4), 80 + 0 * x, 120 + 40 * np.cos(y / 5)], -1))
+    body = np.ones((33, 3), np.float32)
+    body[:, :2] = middle + np.stack([np.linspace(-9, 9, 33), np.full(33, 15.0)], 1)
+    return colours.clip(0, 255).astype(np.uint8), face, body
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    shown, faces, bodies = (np.stack(each) for each in zip(*(person(t) for t in range(FRAMES)), strict=True))
+    motion = np.linspace(1, 2, FRAMES)[:, None].repeat(16, 1).astype(np.float32)
+    speech, kept = np.full((FRAMES, 16, 80), -10.0, np.float32), np.ones(FRAMES, bool)
+    coarse = np.repeat(shown[:1], FRAMES, 0)
+    held = [(TAUGHT, FRAMES)]
+    clip = Clip("sway", shown, coarse, np.zeros_like(shown), faces, speech, motion, faces, kept, [(0, TAUGHT)], held, bodies)
+    return Dataset(Path("nowhere"), SIZE, 25, shown[0], [], [clip], {"key": "sway"})
+
+
+def run(data: Dataset, out: Path, updates: int, **changes: Any) -> list[dict[str, float]]:
+    """Train for so many updates -> the log."""
+    train(data, out, budget=Budget(updates=updates), settings=replace(QUICK, **changes), device="cpu")
+    return [json.loads(line) for line in (out / runs.LOG).read_text().splitlines()]
+
+
+@pytest.mark.parametrize("recipe", ["teacher", "appearance"])
+def test_a_loss_falls(data: Dataset, recipe: Any) -> None:
+    """The same windows at the same levels, before and after."""
+    settings = replace(QUICK, recipe=recipe, steps=2)
+    learner = Learner(settings, SIZE, start=None, teacher=None, device="cpu")
+    batches = learner.lesson.batches(data)
+    judge, _ = learner.lesson.objective(learner.average)
+
+    @torch.no_grad()
+    def loss() -> float:
+        asked = [batches.at(1000 + k) for k in range(3)]
+        for batch in asked:
+            learner.lesson.read(batch)
+        return sum(float(term) for k, batch in enumerate(asked) for term in judge.loss(learner.networks, batch, 1000 + k)[0].values())
+
+    before = loss()
+    for update in range(20):
+        learner.update([(update, batches.at(update))], update, texture=False)
+    assert loss() < 0.7 * before
+
+
+def test_a_run_goes_on_and_publishes_a_student_with_its_plan(data: Dataset, tmp_path: Path) -> None:
+    """As if it had never stopped; and the weights say how a stream asks them."""
+    wanted = replace(QUICK, recipe="appearance", steps=2)
+    whole = run(data, tmp_path / "whole", 3, recipe="appearance", steps=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(data, tmp_path / "parts", budget=Budget(updates=3), settings=wanted, device="cpu", progress=_stop_at(2))
+    parts = run(data, tmp_path / "parts", 3, recipe="appearance", steps=2)
+    assert [one["loss"] for one in parts] == [one["loss"] for one in whole]
+    mine, theirs = (weights_of.load(tmp_path / name / "weights") for name in ("whole", "parts"))
+    assert all(torch.equal(mine.denoiser.state_dict()[key], value) for key, value in theirs.denoiser.state_dict().items())
+    begun = weights_of.build(presets.TINY)
+    assert not torch.equal(mine.denoiser.out[2].weight, begun.denoiser.out[2].weight)
+    assert torch.equal(mine.autoencoder.quant_conv.weight, begun.autoencoder.quant_conv.weight), "what does not learn stays"
+    origin = read_manifest(tmp_path / "whole" / "weights").origin
+    assert (origin["recipe"], origin["steps"], origin["window"], origin["overlap"]) == ("appearance", "2", "8", "6")
+    assert "made_for" not in origin
+    assert (tmp_path / "whole" / "preview.jpg").stat().st_size > 1000
+
+
+def _stop_at(updates: int) -> Any:
+    def progress(report: Report) -> None:
+        if report.updates == updates:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def learner(data: Dataset, **changes: Any) -> tuple[Learner, Any]:
+    """With its batches."""
+    made = Learner(replace(QUICK, **changes), SIZE, start=None, teacher=None, device="cpu")
+    return made, made.lesson.batches(data)
+
+
+def told_of(made: Learner) -> list[tuple[float, bool]]:
+    """Whatever the denoiser is asked from now on: (noise level, whether its answer has a gradient)."""
+    asked = list[tuple[float, bool]]()
+    made.networks.denoiser.register_forward_hook(lambda _, given, out: asked.append((float(given[1][0]), bool(out.requires_grad))))
+    return asked
+
+
+def test_a_student_s_last_step_alone_carries_gradients_and_its_past_is_its_own(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, batches = learner(data, recipe="appearance", steps=3)
+    judge, _ = made.lesson.objective(made.average)
+    levels, asked = list(UniAnimateSteps.few(3).told), told_of(made)
+    pasts, before = list[torch.Tensor](), objectives.rolled
+    made_of = list[torch.Tensor]()
+
+    def spy(steps: Any, call: Any, past: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
+        pasts.append(past)
+        made_of.append(before(steps, call, past, *rest, **more))
+        return made_of[-1]
+
+    monkeypatch.setattr(objectives, "rolled", spy)
+    exits, begun = set[int](), 0
+    for step in range(12):
+        asked.clear(), pasts.clear(), made_of.clear()
+        batch = batches.at(step)
+        made.lesson.read(batch)
+        judge.loss(made.networks, batch, step)
+        last = asked if len(pasts) == 1 else asked[3:]
+        exits.add(len(last) - 1)
+        assert [level for level, _ in last] == levels[: len(last)]
+        assert [grad for _, grad in last] == [False] * (len(last) - 1) + [True]
+        begun += len(pasts) == 1
+        if len(pasts) == 2:
+            assert [grad for _, grad in asked[:3]] == [False] * 3
+            assert torch.equal(pasts[1], torch.cat([pasts[0][:, 2:], made_of[0]], 1)), "what it made itself, behind the truth"
+            assert torch.equal(pasts[0], made.lesson.desk.truth(made.networks, batch)[:, :6])  # type: ignore[attr-defined]
+    assert exits == {0, 1, 2}
+    assert 0 < begun < 8, "the beginning of a stream now and then"
+
+
+def test_a_teacher_sees_no_reference_now_and_then(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, batches = learner(data)
+    judge, _ = made.lesson.objective(made.average)
+    batch, dropped = batches.at(0), list[bool]()
+    made.lesson.read(batch)
+    call = made.lesson.pupil.call  # type: ignore[attr-defined]
+
+    def spy(networks: Any, told: Any, steps: Any, condition: Any, *, dropped: bool) -> Any:
+        seen.append(dropped)
+        return lambda step, x: torch.zeros_like(x)
+
+    seen = dropped
+    monkeypatch.setattr(made.lesson.pupil, "call", spy)  # type: ignore[attr-defined]
+    monkeypatch.setattr(made.lesson.pupil, "encode", lambda networks, pictures: torch.zeros(len(pictures), 4, 4, 6))  # type: ignore[attr-defined]
+    for step in range(200):
+        judge.loss(made.networks, batch, step)
+    assert 8 <= sum(dropped) <= 36
+    with torch.no_grad():
+        asked = torch.randn(1, 8, 4, 4, 6, generator=torch.Generator().manual_seed(0))
+        level, conditions = UniAnimateSteps.few(1), batch.coarse[None]
+        told = made.lesson.desk.told(made.networks, batch)  # type: ignore[attr-defined]
+        blind = call(made.networks, told, level, conditions, dropped=True)(0, asked)
+        given = made.networks.given(made.lesson.desk.kept[batch.view], batch.coarse[0].numpy())  # type: ignore[attr-defined]
+        published = made.networks.denoiser(asked, torch.tensor([level.told[0]]), given.unguided)
+    assert torch.allclose(blind, published, atol=1e-5), "as guidance's other half"
+
+
+@pytest.mark.parametrize("steps", [UniAnimateSteps.few(4), VividPoseSteps.few(4)])
+def test_the_answer_that_is_wanted_says_the_truth(steps: Any) -> None:
+    x, clean = torch.randn(2, 1, 3, 4, 4, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for step in range(4):
+        assert torch.allclose(steps.clean(step, x, goal(steps, step, x, clean)), clean, atol=1e-9)
+
+
+def test_every_second_frame_is_learnt_from_and_none_is_lost(data: Dataset) -> None:
+    """As UniAnimate takes them, and at the rate that is shown."""
+    even, odd = slower(data).clips
+    assert np.array_equal(even.frames[3], data.clips[0].frames[6])
+    assert np.array_equal(odd.face[3], data.clips[0].face[7])
+    assert (even.train, odd.train) == ([(0, 36)], [(0, 36)])
+    assert (even.held_out, odd.held_out) == ([(36, 48)], [])
+
+
+REFUSED = {
+    "recipe": (["--preset", "tiny_unianimate", "--recipe", "matching"], "by --recipe teacher or appearance, not 'matching'"),
+    "start": (["--preset", "unianimate"], "goes on from imported weights"),
+    "teacher": (["--preset", "tiny_unianimate", "--teacher", "{weights}"], "leave --teacher out"),
+    "two": (["--preset", "compact", "--start", "{weights}"], "is of 'diffusion' and '{weights}' is of 'video': give what belongs together"),
+    "longest": (["--preset", "tiny_unianimate", "--longest", "4"], "give --window instead of --longest"),
+    "window": (["--preset", "tiny_unianimate", "--window", "4", "--overlap", "4"], "cannot have 4 of them past"),
+    "past": (["--preset", "tiny_unianimate", "--recipe", "teacher", "--overlap", "2"], "nothing past: leave --overlap out"),
+    "frames": (["--preset", "compact", "--window", "4"], "taught frame by frame: leave --window and --overlap out"),
+}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("weights")
+    weights_of.save(weights_of.build(presets.TINY), folder, origin={})
+    return folder
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_offered_is_one_sentence(name: str, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words, told = REFUSED[name]
+    asked = [word.format(weights=weights) for word in words]
+    assert avatar.main(["train", "--video", "x.mp4", "--out", str(tmp_path / "out"), *asked]) == 2
+    said = capsys.readouterr().err
+    assert told.format(weights=weights) in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_window_that_no_clip_is_long_enough_for_says_so(data: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(AvatarError, match="has 36 of them at about 15 a second, and 40 are taught at a time: film longer"):
+        run(data, tmp_path, 1, window=(40, 30))
