@@ -71,14 +71,14 @@ def render(args: argparse.Namespace) -> int:
     """Drive a portrait with a clip or a sound file and write a video."""
     from engine.config import OperatorSettings, SessionSettings
     from engine.driving import background, dwpose_makers, open_maps
-    from engine.generators import WHOLE, load, load_whole
+    from engine.generators import load
     from engine.offline import keep_apart, natural_drive
     from engine.offline import render as run
     from engine.types import AvatarError
     from engine.whole import render_whole
 
-    if args.guidance is not None and not args.offline:
-        raise AvatarError("A live stream has no guidance; give --offline beside --guidance, or leave it out.")
+    if not args.offline and (given := next((name for name in ("guidance", "first_guidance") if getattr(args, name) is not None), None)):
+        raise AvatarError(f"A live stream has no guidance; give --offline beside --{given.replace('_', '-')}, or leave it out.")
     if args.offline and args.backend not in (None, "pytorch"):
         raise AvatarError("A whole clip is rendered by PyTorch; leave --backend out, or --offline.")
     backdrop = None if args.background in ("keep", "blur") else args.background
@@ -88,8 +88,9 @@ def render(args: argparse.Namespace) -> int:
     makers = dwpose_makers(args.dwpose)
     choice = _choice(args)
     options = {name: value for name, value in choice.options.items() if not (args.offline and name == "steps")}
-    generator = (load_whole if args.offline else load)(choice.generator, **options)
-    notices = [generator.spec.notice] if generator.spec.notice and (choice.generator in WHOLE or not args.offline) else []
+    generator = load(choice.generator, **options)
+    told = getattr(generator, "notice", "") if args.offline else generator.spec.notice  # of weights themselves, or of how they run live too
+    notices = [told] if told else []
     if args.maps and "maps" not in generator.spec.needs:
         notices.append(f"The generator '{choice.generator}' reads no condition pictures, so --maps changes nothing.")
     bar = _Bar()

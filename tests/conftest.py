@@ -22,6 +22,7 @@ NEEDED = {
     "openvino": ("openvino",),
     "pytorch": ("torch",),
     "reenact": ("torch",),
+    "video": ("torch", "diffusers", "transformers"),
 }
 """Generator or backend -> modules that a bare machine may lack."""
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import avatar
-from engine.generators import load_whole
+from engine.generators import load
 from engine.persona import demo_portrait
 from engine.types import AvatarError
 from tests.conftest import found, require, require_for
@@ -275,7 +275,7 @@ def test_the_command_imports_and_says_how_to_render(
     said = capsys.readouterr()
     assert f"avatar render --generator video --weights {out} --offline --drive clip.mp4 --maps smplx=smplx.mp4 -o out.mp4" in said.out + said.err
     assert "Nobody has published VividPose's weights" in said.out + said.err
-    generator = load_whole("video", weights=out, device="cpu")
+    generator = load("video", weights=out, device="cpu")
     assert (generator.spec.size, generator.system.name) == (TINY.size, "tiny_vividpose")
 
 

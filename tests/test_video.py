@@ -1,4 +1,4 @@
-"""UniAnimate behind the contract: a clip's skeletons with feet and without a face, and a whole clip from the command line."""
+"""UniAnimate's whole clips: skeletons with feet and without a face, and a clip from the command line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 import avatar
 from engine.conditions.skeleton import FOOT_COLOURS, paint_skeleton, with_feet
-from engine.generators import load, load_whole
+from engine.generators import load
 from engine.media import video_frames
 from engine.persona import demo_portrait, make_persona
 from engine.types import AvatarError, Signal, still_motion
@@ -38,7 +38,7 @@ def test_feet_hang_on_their_ankles_in_their_own_colours() -> None:
 @pytest.fixture(scope="module")
 def tiny() -> Any:
     require_for("diffusion")
-    return load_whole("video", preset="tiny_unianimate", device="cpu")
+    return load("video", preset="tiny_unianimate", device="cpu")
 
 
 @pytest.mark.torch
@@ -85,16 +85,9 @@ def test_the_front_door_renders_it(clip: Path, tmp_path: Path, capsys: pytest.Ca
     assert f"Wrote {MADE} frames" in capsys.readouterr().out
 
 
-def test_it_is_not_live(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    with pytest.raises(AvatarError, match="renders whole clips and nothing live; use it with avatar render --offline"):
-        load("video")
-    assert avatar.main(["render", "--generator", "video", "--drive", "x.mp4", "-o", str(tmp_path / "o.mp4"), "--drive-mode", "camera"]) == 2
-    assert "nothing live" in capsys.readouterr().err
-
-
 @pytest.mark.torch
 @pytest.mark.parametrize("options", [{"precision": "fp16", "device": "cpu"}, {"preset": "unknown"}])
 def test_what_cannot_be_is_one_sentence(options: dict[str, Any]) -> None:
     require_for("diffusion")
     with pytest.raises(AvatarError, match="(?:no precision 'fp16' on cpu|has no preset 'unknown')"):
-        load_whole("video", **options)
+        load("video", **options)

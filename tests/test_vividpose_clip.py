@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import avatar
-from engine.generators import WHY, load, load_whole
+from engine.generators import load
 from engine.media import Writer, audio_samples, probe, video_frames
 from engine.persona import demo_portrait, make_persona
 from engine.recogniser import Recogniser, aligned
@@ -31,7 +31,7 @@ if found("torch") and found("diffusers"):
     from engine.generators.video.vividpose import Read
     from engine.generators.video.vividpose_clips import DENSE, DRAWN
     from engine.generators.video.vividpose_networks import Networks, Portrait, build, seen_by_clip
-    from engine.generators.video.vividpose_presets import TINY, VIVIDPOSE, VIVIDPOSE_XT
+    from engine.generators.video.vividpose_presets import TINY
     from engine.generators.video.vividpose_render import Settings, render
     from tests.test_vividpose import SVD, seeded
 
@@ -194,7 +194,7 @@ def test_weights_come_back_and_what_was_changed_is_refused(networks: Networks, t
 @pytest.fixture(scope="module")
 def tiny() -> Any:
     require_for("diffusion")
-    made = load_whole("video", preset="tiny_vividpose", device="cpu")
+    made = load("video", preset="tiny_vividpose", device="cpu")
     seeded(made.system.networks.denoiser, 5)
     return made
 
@@ -226,7 +226,7 @@ def test_the_driver_s_pose_the_map_and_a_drawn_skeleton_change_the_clip(tiny: An
 def test_the_face_reaches_the_network_by_the_user_s_recogniser(tmp_path: Path) -> None:
     require_for("diffusion")
     require("onnxruntime")
-    generator = load_whole("video", preset="tiny_vividpose", device="cpu")
+    generator = load("video", preset="tiny_vividpose", device="cpu")
     assert generator.prepare(demo_portrait()).features.made.face is None
     generator.system.networks.recogniser = path = onnx_file(tmp_path / "faces.onnx", length=512)
     features = generator.prepare(demo_portrait()).features
@@ -301,18 +301,6 @@ def test_a_rendering_that_was_ended_goes_on(tiny: Any, clip: Path, bodies: Path,
     assert not list(tmp_path.glob(".*"))
 
 
-def test_it_is_not_live_and_says_why_in_its_declared_figures() -> None:
-    with pytest.raises(AvatarError, match="renders whole clips and nothing live; use it with avatar render --offline") as refused:
-        load("video", preset="vividpose")
-    shortest, longest = VIVIDPOSE.frames - 1, unianimate.SIZE - 1
-    steps = sorted((sampling.STEPS, len(unianimate.levels())))
-    assert shortest < VIVIDPOSE_XT.frames - 1 < longest
-    told = f"{shortest} to {longest} after it ({shortest / FPS:.1f} to {longest / FPS:.1f} s at {FPS} a second), in {steps[0]} to {steps[1]} steps"
-    assert told in str(refused.value)
-    assert told in WHY["video"]
-    assert unianimate.GUIDANCE != 1.0 != sampling.GUIDANCE
-
-
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no such preset": ({"preset": "unknown"}, "has no preset 'unknown'"),
     "half precision on a CPU": ({"precision": "fp16"}, "no precision 'fp16' on cpu"),
@@ -331,7 +319,7 @@ def test_weights_of_another_generator_are_called_so(tmp_path: Path) -> None:
     for name, told in (("video", {**whole, "generator": "diffusion", "preset": "tiny"}), ("diffusion", whole)):
         (tmp_path / "weights.json").write_text(json.dumps(told))
         with pytest.raises(AvatarError, match=rf"\('{told['preset']}'\) are another generator's; choose that one with --generator"):
-            load_whole(name, weights=tmp_path)
+            load(name, weights=tmp_path)
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -339,7 +327,7 @@ def test_what_cannot_be_is_one_sentence(name: str) -> None:
     require_for("diffusion")
     options, message = REFUSED[name]
     with pytest.raises(AvatarError, match=message) as refused:
-        load_whole("video", **{"preset": None if "weights" in options else "tiny_vividpose", "device": "cpu"} | options)
+        load("video", **{"preset": None if "weights" in options else "tiny_vividpose", "device": "cpu"} | options)
     assert "\n" not in str(refused.value)
 
 
@@ -360,10 +348,20 @@ def test_it_is_neither_trained_nor_exported(command: str, networks: Networks, tm
     assert [file.name for file in tmp_path.iterdir()] == ["w"]
 
 
+def test_it_is_not_trained(networks: Networks, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    networks_of.save(networks, tmp_path / "w", origin={})
+    weights = str(tmp_path / "w")
+    assert avatar.main(["train", "--video", "x.mp4", "--out", str(tmp_path / "out"), "--start", weights]) == 2
+    assert f"teaches 'diffusion' alone, and '{weights}' is of 'video', whose windows" in capsys.readouterr().err
+    assert avatar.main(["train", "--video", "x.mp4", "--out", str(tmp_path / "out"), "--preset", "vividpose"]) == 2
+    assert "and 'vividpose' is of 'video'" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["w"]
+
+
 def test_weights_and_preset_of_two_systems_are_refused(networks: Networks, tmp_path: Path) -> None:
     networks_of.save(networks, tmp_path, origin={})
-    made = load_whole("video", weights=tmp_path, device="cpu")
+    made = load("video", weights=tmp_path, device="cpu")
     assert made.spec.size == TINY.size
     assert "know no pose" in made.spec.notice
     with pytest.raises(AvatarError, match="are not for the preset 'tiny_unianimate'; leave --preset out"):
-        load_whole("video", weights=tmp_path, preset="tiny_unianimate", device="cpu")
+        load("video", weights=tmp_path, preset="tiny_unianimate", device="cpu")

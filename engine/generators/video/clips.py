@@ -1,20 +1,28 @@
-"""What every video system is to the generator `video`: networks, what they read of a signal, and how they render a clip."""
+"""What every video system is to the generator `video`: networks, what they read of a signal, how they render a clip and run live."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor, nn
 
 from engine.conditions.align import aligned
 from engine.conditions.ease import Ease, eased
 from engine.conditions.place import Anchor, Placed, place
 from engine.drivers.align import Kind
+from engine.generators.video.rolling import Call, Steps
 from engine.generators.video.sampling import Progress
+from engine.generators.video.weights import Plan
 from engine.types import AvatarError, Signal, UInt8Array
+
+STEPS, WINDOW = 4, 16
+"""Live, of weights that were not taught how they run: noise levels, and frames that a network sees at once, fewer where it was trained on fewer."""
+NEW = 4
+"""One of so many frames of a window is new."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +45,46 @@ class How:
             raise AvatarError(f"Windows of {size} frames cannot share {shared}; give another --window or --overlap.")
         return size, shared
 
+    def plan(self, taught: Plan | None, frames: int) -> Plan:
+        """How to run live: as asked, else as `taught`, else by the rule for networks that see `frames`; of a window alone the rule's share is
+        new, and an overlap alone is added to what is new. For what `windows` lets pass."""
+        usual = min(WINDOW, frames)
+        own = taught or Plan(STEPS, usual, usual - max(1, usual // NEW))
+        window, overlap = self.window, self.overlap
+        if window is None:
+            window = own.window if overlap is None else overlap + own.new
+            overlap = own.overlap if overlap is None else overlap
+        return Plan(own.steps if self.steps is None else self.steps, window, window - max(1, window // NEW) if overlap is None else overlap)
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What one asks of weights as they were published."""
+
+    window: int  # frames that are made at once
+    steps: int
+    evaluations: int  # of the network for a window: guidance takes two a step
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a live stream knows of a portrait; on the host."""
+
+    still: Tensor  # [C, h, w] its latents
+    given: Mapping[str, Tensor]  # what the network reads at every step, by the names of `System.known_shapes`
+
 
 class System(Protocol):
     """One of them, with its networks on their device."""
 
     name: str  # of the preset
     size: tuple[int, int]  # (H, W) px
+    latent: tuple[int, int, int]  # (C, h, w)
+    layers: int  # channels of a frame's condition: pictures of 3 each
     origin: str  # sha256 of the weights' manifest, or that there is none
+    taught: Plan | None  # how the weights were taught to run live
+    published: Published
+    frames: int  # that the network was trained to see at once
     needs: tuple[str, ...]  # fields of Signal
     notice: str  # a sentence that whoever watches must be told
 
@@ -61,16 +102,55 @@ class System(Protocol):
         """Frames [F, H, W, 3]. `state`: a file that an ended rendering goes on from."""
         ...
 
+    # -- live -----------------------------------------------------------------------------------------------------------
+
+    def steps(self, count: int) -> Steps:
+        """So many noise levels. Raises AvatarError for none or too many."""
+        ...
+
+    def known_shapes(self) -> dict[str, tuple[int, ...]]:
+        """What the network reads of a portrait, [1, ..] float32 each, by name."""
+        ...
+
+    def known(self, made: Any, anchor: Anchor) -> Known:
+        """Of a prepared portrait."""
+        ...
+
+    def condition(self, signal: Signal, anchor: Anchor, ease: Ease) -> UInt8Array:
+        """What a frame is driven by [H, W, layers]; `ease`, of one stream, goes on."""
+        ...
+
+    def rest(self, signal: Signal, anchor: Anchor) -> UInt8Array:
+        """The same of a portrait that stands still until the first signal of a stream comes."""
+        ...
+
+    def parts(self) -> list[nn.Module]:
+        """The networks that a live step runs."""
+        ...
+
+    def call(self, steps: Any, pictures: Tensor, given: Mapping[str, Tensor]) -> Call:
+        """The network for one window: conditions uint8 [1, W, H, W', layers] and what it knows of the portrait. Pure."""
+        ...
+
+    def seen(self, latents: Tensor) -> Tensor:
+        """Clean latents [N, C, h, w] -> pictures [N, 3, H, W], about -1..1."""
+        ...
+
 
 def placed(signals: Sequence[Signal], anchor: Anchor, size: tuple[int, int], *, kind: Kind) -> Iterator[Placed]:
     """Every driver's points in the portrait's frame, with its proportions."""
     ease = Ease()
     for signal in signals:
-        found = aligned(ease.alignment, place(signal, anchor, size), signal, anchor, kind=kind, size=size)
-        yield eased(ease, found, signal.time)
+        yield placed_next(ease, signal, anchor, size, kind=kind)
+
+
+def placed_next(ease: Ease, signal: Signal, anchor: Anchor, size: tuple[int, int], *, kind: Kind) -> Placed:
+    """The same of a stream's next signal; `ease` goes on."""
+    found = aligned(ease.alignment, place(signal, anchor, size), signal, anchor, kind=kind, size=size)
+    return eased(ease, found, signal.time)
 
 
 Make = Callable[[str | None, Path | None, int], System]
 """(preset, folder of weights, seed where there is none) -> system."""
 
-__all__ = ["How", "Make", "System", "placed"]
+__all__ = ["NEW", "STEPS", "WINDOW", "How", "Known", "Make", "Published", "System", "placed", "placed_next"]

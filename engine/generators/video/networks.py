@@ -15,7 +15,7 @@ from engine.generators.video.pictures import CLIP_DEVIATION, CLIP_MEAN, CLIP_SIZ
 from engine.generators.video.presets import TINY, UniAnimate, preset
 from engine.generators.video.sampling import SEED, Given
 from engine.generators.video.unianimate import VideoUNet
-from engine.generators.video.weights import UNTRAINED
+from engine.generators.video.weights import UNTRAINED, Plan
 from engine.types import UInt8Array
 
 DECODED = 2
@@ -48,6 +48,7 @@ class Networks(nn.Module):
         self.denoiser, self.empty = VideoUNet(made), EmptyPrompt(made)
         self.autoencoder, self.image = autoencoder(made), image_encoder(made.context, narrow=made.name == TINY.name)
         self.origin = UNTRAINED  # sha256 of the weights' manifest, once there are any
+        self.taught: Plan | None = None  # how they run live, where they were taught to
 
     @torch.no_grad()
     def prepare(self, portrait: UInt8Array, *, seed: int = SEED) -> Portrait:
@@ -78,11 +79,13 @@ class Networks(nn.Module):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> UInt8Array:
         """Clean latents [F, C, h, w] -> frames uint8 [F, H, W, 3]."""
-        weight = next(self.autoencoder.parameters())
-        frames = []
-        for few in latents.split(DECODED):
-            frames.append(shown(self.autoencoder.decode(few.to(weight) / SCALE).sample))
-        return np.concatenate(frames)
+        return np.concatenate([shown(self.seen(few)) for few in latents.split(DECODED)])
+
+    def seen(self, latents: Tensor) -> Tensor:
+        """The same as pictures [F, 3, H, W], about -1..1."""
+        weight = next(self.autoencoder.decoder.parameters())
+        picture: Tensor = self.autoencoder.decode(latents.to(weight) / SCALE).sample
+        return picture
 
     def parts(self) -> dict[str, nn.Module]:
         """The networks by the name of their file."""
@@ -130,7 +133,7 @@ def load(folder: Path, *, made: UniAnimate | None = None) -> Networks:
     networks = empty(made or preset(manifest.preset))
     weights.fill(networks.parts(), folder, manifest)
     weights.count_patches(networks.image)
-    networks.origin = manifest.own
+    networks.origin, networks.taught = manifest.own, manifest.taught
     networks.eval().requires_grad_(False)
     return networks
 

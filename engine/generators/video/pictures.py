@@ -33,7 +33,12 @@ def unit(picture: UInt8Array) -> Tensor:
 
 def shown(picture: Tensor) -> UInt8Array:
     """[N, 3, H, W] about -1..1 -> uint8 [N, H, W, 3]"""
-    return np.asarray(((picture.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
+    return np.asarray(to_bytes(picture).cpu().numpy())
+
+
+def to_bytes(picture: Tensor) -> Tensor:
+    """The same, where it lies."""
+    return ((picture.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def image_encoder(context: int, *, narrow: bool) -> Any:
@@ -58,4 +63,4 @@ def image_encoder(context: int, *, narrow: bool) -> Any:
     )
 
 
-__all__ = ["CLIP_DEVIATION", "CLIP_MEAN", "CLIP_SIZE", "SCALE", "image_encoder", "resized", "shown", "unit"]
+__all__ = ["CLIP_DEVIATION", "CLIP_MEAN", "CLIP_SIZE", "SCALE", "image_encoder", "resized", "shown", "to_bytes", "unit"]

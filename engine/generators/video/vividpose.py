@@ -94,6 +94,16 @@ def transformers_of(unet: Any) -> list[Any]:
     return [each for block in blocks for each in getattr(block, "attentions", [])]
 
 
+def read_shapes(made: VividPose) -> list[tuple[int, int]]:
+    """[L, C] of what every spatial self-attention reads, in the order of the data: what `ReferenceNet` leaves of a portrait."""
+    height, width = made.latent_size
+    level = [(height * width >> 2 * i, channels) for i, channels in enumerate(made.channels)]
+    attending = level[:-1]
+    down = [shape for shape in attending for _ in range(made.blocks)]
+    up = [shape for shape in reversed(attending) for _ in range(made.blocks + 1)]
+    return [*down, level[-1], *up]
+
+
 class Guider(nn.Module):
     """A picture of the pose becomes channels of the first level (layout of ControlNet's conditioning, Zhang et al. 2023)."""
 
@@ -290,6 +300,7 @@ def _decoupled(attention: Any, asked: Tensor, context: Tensor, face: tuple[Tenso
 __all__ = [
     "AUGMENTED",
     "FPS",
+    "IDS",
     "MOTION",
     "Denoiser",
     "FaceKeys",
@@ -297,6 +308,7 @@ __all__ = [
     "Guider",
     "Read",
     "ReferenceNet",
+    "read_shapes",
     "svd_unet",
     "transformers_of",
 ]

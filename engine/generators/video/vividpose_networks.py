@@ -17,7 +17,7 @@ from engine.generators.video.sampling import SEED
 from engine.generators.video.vividpose import AUGMENTED, FACE_DIM, Denoiser, ReferenceNet
 from engine.generators.video.vividpose_presets import PRESETS, VividPose
 from engine.generators.video.vividpose_sampling import Given, given
-from engine.generators.video.weights import UNTRAINED
+from engine.generators.video.weights import UNTRAINED, Plan
 from engine.recogniser import GIVE, Recogniser, aligned
 from engine.types import AvatarError, FloatArray, UInt8Array
 
@@ -47,6 +47,7 @@ class Networks(nn.Module):
         self.denoiser, self.reference = Denoiser(made), ReferenceNet(made)
         self.autoencoder, self.image = autoencoder(made), image_encoder(made.context, narrow=made.name.startswith("tiny_"))
         self.origin = UNTRAINED  # sha256 of the weights' manifest, once there are any
+        self.taught: Plan | None = None  # how they run live, where they were taught to
         self.posed = False  # whether the weights were taught poses, or are Stable Video Diffusion's alone
         self.recogniser: Path | None = None  # an ONNX file
 
@@ -86,11 +87,13 @@ class Networks(nn.Module):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> UInt8Array:
         """Clean latents [F, C, h, w] -> frames uint8 [F, H, W, 3]."""
+        return np.concatenate([shown(self.seen(some)) for some in latents.split(DECODED)])
+
+    def seen(self, latents: Tensor) -> Tensor:
+        """The same as pictures [F, 3, H, W], about -1..1."""
         weight = next(self.autoencoder.decoder.parameters())
-        frames = []
-        for some in latents.split(DECODED):
-            frames.append(shown(self.autoencoder.decode(some.to(weight) / SCALE, num_frames=len(some)).sample))
-        return np.concatenate(frames)
+        picture: Tensor = self.autoencoder.decode(latents.to(weight) / SCALE, num_frames=len(latents)).sample
+        return picture
 
     def parts(self) -> dict[str, nn.Module]:
         """The networks by the name of their file."""
@@ -164,7 +167,7 @@ def load(folder: Path, *, made: VividPose | None = None) -> Networks:
     weights.count_patches(networks.image)
     networks.recogniser = weights.recogniser_in(folder, manifest)
     networks.posed = manifest.origin.get(TAUGHT) == "poses"
-    networks.origin = manifest.own
+    networks.origin, networks.taught = manifest.own, manifest.taught
     networks.eval().requires_grad_(False)
     return networks
 

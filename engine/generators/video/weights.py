@@ -25,6 +25,24 @@ GENERATOR = "video"
 """Whose weights they are, for commands that take any."""
 
 
+MADE_FOR, PLAN = "made_for", ("steps", "window", "overlap")
+"""Of a manifest's origin. Weights that were taught to run live say how, in all of PLAN; others what they were made for instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a live stream asks a network."""
+
+    steps: int  # noise levels
+    window: int  # frames that it sees at once
+    overlap: int  # how many of them are past: finished already
+
+    @property
+    def new(self) -> int:
+        """Frames that are made at once."""
+        return self.window - self.overlap
+
+
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """What a folder says of itself."""
@@ -34,6 +52,19 @@ class Manifest:
     origin: Mapping[str, str]
     recogniser: str  # sha256 of it; empty where there is none
     own: str  # sha256 of the manifest
+
+    @property
+    def taught(self) -> Plan | None:
+        """How the weights were taught to run live; None for others. Raises AvatarError for a plan that is none."""
+        if MADE_FOR in self.origin or not set(PLAN) <= set(self.origin):
+            return None
+        try:
+            plan = Plan(*(int(self.origin[name]) for name in PLAN))
+        except ValueError:
+            plan = Plan(0, 0, 0)
+        if plan.steps < 1 or not 0 <= plan.overlap < plan.window:
+            raise AvatarError(f"The {MANIFEST} of these weights does not say how they run live ({', '.join(PLAN)}); train them again.")
+        return plan
 
 
 def save(parts: Mapping[str, nn.Module], folder: Path, *, preset: str, origin: Mapping[str, str], recogniser: Path | None = None) -> None:
@@ -98,4 +129,18 @@ def recogniser_in(folder: Path, manifest: Manifest) -> Path | None:
     return path
 
 
-__all__ = ["MANIFEST", "RECOGNISER", "UNTRAINED", "Manifest", "count_patches", "fill", "read_manifest", "recogniser_in", "save", "write_manifest"]
+__all__ = [
+    "MADE_FOR",
+    "MANIFEST",
+    "PLAN",
+    "RECOGNISER",
+    "UNTRAINED",
+    "Manifest",
+    "Plan",
+    "count_patches",
+    "fill",
+    "read_manifest",
+    "recogniser_in",
+    "save",
+    "write_manifest",
+]
