@@ -69,7 +69,8 @@ class Batch:
     view: int = 0  # number of the portrait
     corners: tuple[tuple[int, int], ...] = ()  # (y, x) px in the whole picture of each of the N, where they are parts of it
     bank: list[Tensor] | None = None  # what a reference network that does not learn makes of it, by block [1, L, C]; None to ask the network
-    tokens: Tensor | None = None  # [1, T, D] the identity's tokens that belong to `bank`
+    tokens: Tensor | None = None  # [1, T, D] the identity's tokens, where no image encoder learns
+    latents: Tensor | None = None  # [1, C, h, w] of the portrait; None to ask the autoencoder
     face: Face | None = None  # what the preset knows of the portrait's face; its masks are of the whole picture
     unguided: Tensor | None = None  # [N] bool: told as guidance's unguided half is; None: nothing is
 
@@ -119,15 +120,16 @@ class Batches:
         patterns: Sequence[Pattern] = PATTERNS,
         chances: Chances | None = None,
         condition: Condition = "puppet",
+        maps: Sequence[str] = (),
         hears: bool = True,
         heard: Sequence[FloatArray] | None = None,
         face: Face | None = None,
     ) -> None:
-        """`channels` K of the condition, its kind, and `depth` px of the coarsest cells, as the preset has them; `hears`: whether it has speech:
-        without, a condition that is taken away leaves nothing to tell the motion. `heard`: what the clips' frames hear by a network instead of
-        log-mel [N, *`Ears.heard`]; `face`: of the portrait (`hearing`)."""
+        """`channels` K of the condition, its kind, `maps` (names of the pictures that it consists of, if it does) and `depth` px of the coarsest
+        cells, as the preset has them; `hears`: whether it has speech: without, a condition that is taken away leaves nothing to tell the motion.
+        `heard`: what the clips' frames hear by a network instead of log-mel [N, *`Ears.heard`]; `face`: of the portrait (`hearing`)."""
         self.channels, self.depth, self.condition, self.hears = channels, depth, condition, hears
-        self.heard, self.face = heard, face
+        self.maps, self.heard, self.face = tuple(maps), heard, face
         self.data, self.seed, self.chances = data, seed, chances or Chances()
         longest = max((stop - start for clip in data.clips for start, stop in clip.train), default=0)
         whole = any(side % (2 * depth) for side in data.size)  # halves would not consist of cells
@@ -164,6 +166,11 @@ class Batches:
             return np.broadcast_to(self._still, (stop - start, *self._still.shape))
         if self._mask is not None:  # where the portrait has its face, whatever the clip does: as live
             return np.broadcast_to(self._mask[None, ..., None], (stop - start, *self._mask.shape, self.channels))
+        if self.maps:
+            from engine.conditions.maps import stacked  # likewise
+
+            frames = range(start, stop)
+            return np.stack([stacked({name: held[k] for name, held in clip.maps.items()}, self.maps, self.data.size) for k in frames])
         if self.condition != "puppet":
             from exporters.painted import painted  # with the live session's rule comes what tracks faces
 

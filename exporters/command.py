@@ -21,10 +21,10 @@ from engine.generators.diffusion.taught import preset_of
 from engine.generators.video.presets import UniAnimate
 from engine.generators.video.vividpose_presets import VividPose
 from engine.types import AvatarError
-from exporters import whole
+from exporters import maps, whole
 from exporters.crew import crew
 from exporters.dataset import Dataset, collect, open_dataset
-from exporters.keep import keep_network, keep_puppet
+from exporters.keep import keep_network, keep_puppet, more_to_serve
 from exporters.storage import SCENE
 
 if TYPE_CHECKING:  # PyTorch is for training: whoever only collects needs none
@@ -54,12 +54,13 @@ def teach(videos: Sequence[Path], out: Path, options: argparse.Namespace, *, tel
     if options.consent is not None:
         personas.check_new(name, options.consent, source=source)
     made = _made(options)
+    _check_maps(options, made, out / DATA)
     together = crew(options.device)
     tell = tell if together.main else _silent
 
     def collected() -> None:
         if options.stage != "train":
-            collect(videos, out / DATA, size=made.size, progress=_collecting(tell))
+            collect(videos, out / DATA, size=made.size, progress=_collecting(tell), maps=options.maps)
 
     together.first(collected)
     data = open_dataset(out / DATA)
@@ -92,9 +93,9 @@ def teach(videos: Sequence[Path], out: Path, options: argparse.Namespace, *, tel
     if options.recogniser is not None:
         tell(_recognised(judged))
     if options.consent is None:
-        _how_on(data, out, _generator(options), tell)
+        _how_on(data, out, made, options.recipe, tell)
     else:
-        keep_network(data, out / RUN / WEIGHTS, generator=_generator(options), name=name, source=source, consent=options.consent, tell=tell)
+        keep_network(data, out / RUN / WEIGHTS, preset=made, name=name, source=source, consent=options.consent, tell=tell)
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -155,16 +156,25 @@ def _check_whole(options: argparse.Namespace) -> None:
         raise AvatarError(f"'{made.name}' is taught window by window: give --window instead of --longest.")
     if options.overlap is not None and options.recipe == "teacher":
         raise AvatarError("A teacher sees whole windows, with nothing past: leave --overlap out.")
-    window = _window(options, made)
-    whole.check(made.name, options.recipe, started=options.start is not None, taught=options.teacher is not None, window=window)
+    whole.check(made.name, options.recipe, started=options.start is not None, taught=options.teacher is not None)
+    least = 1 if options.recipe == "teacher" else 2
+    if options.window is not None and options.window < least or options.overlap is not None and options.overlap < 0:
+        raise AvatarError(f"A window has at least {least} frame{'s' * (least > 1)}: give another --window or --overlap.")
+    if options.window is not None and options.overlap is not None and options.overlap >= options.window:
+        raise AvatarError(f"A window of {options.window} frames cannot have {options.overlap} of them past; give another --window or --overlap.")
 
 
-def _window(options: argparse.Namespace, made: UniAnimate | VividPose) -> tuple[int, int] | None:
-    """Of whole clips: its frames, and how many of a stream's are past; None: what the system has."""
-    if options.window is None and options.overlap is None:
-        return None
-    size = whole.live_window(made.frames)[0] if options.window is None else options.window
-    return size, whole.past_of(size) if options.overlap is None else options.overlap
+def _check_maps(options: argparse.Namespace, made: Preset | UniAnimate | VividPose, data: Path) -> None:
+    """Raise AvatarError for condition pictures that the preset does not read, and for those that it reads and nobody makes."""
+    from engine.driving import map_files
+
+    given, read = map_files(options.maps), whole.maps_of(made)
+    if unread := [name for name in given if name not in read]:
+        reads = f"reads {', '.join(read)}" if read else "reads no condition pictures"
+        raise AvatarError(f"The preset '{made.name}' {reads}; leave --maps {unread[0]}=FILE out, or name another preset with --preset.")
+    if given and options.stage == "train":
+        raise AvatarError("Condition pictures are made with the data; leave --maps out, or leave --stage train out.")
+    maps.check(read, {*given, *maps.names_in(data)}, preset=made.name)
 
 
 def _check_weights(options: argparse.Namespace) -> None:
@@ -176,12 +186,11 @@ def _check_weights(options: argparse.Namespace) -> None:
     from exporters.lesson import check_recogniser, check_teacher
 
     device(options.device)
-    if _generator(options) == WHOLE:
+    if not isinstance(made := _made(options), Preset):
         return
     check_teacher(options.recipe, options.teacher)
     if options.preset is not None:
         check_ears(preset(options.preset), options.start)
-    made = preset(options.preset or "compact") if options.preset or not options.start else preset_of(options.start)
     kept = None if options.start is None else options.start / RECOGNISER
     check_recogniser(made, kept if kept is not None and kept.is_file() else options.recogniser)
     for weights in (options.start, options.teacher):
@@ -205,11 +214,9 @@ def _settings(options: argparse.Namespace, made: Preset | UniAnimate | VividPose
         checkpointing=options.checkpointing,
     )
     if not isinstance(made, Preset):
-        from exporters.whole.lesson import RATES
-        from exporters.whole.lesson import STEPS as PUBLISHED
+        from exporters.whole.lesson import asked
 
-        steps = options.steps or (PUBLISHED[type(made)] if options.recipe == "teacher" else STEPS)
-        settings = replace(settings, reference=True, rate=RATES[type(made)], steps=steps, window=_window(options, made))
+        settings = asked(settings, made, steps=options.steps, window=options.window, overlap=options.overlap)
     if options.rate is not None:
         settings = replace(settings, rate=options.rate)
     if options.identity is not None:
@@ -281,14 +288,16 @@ def _recognised(judged: Judged) -> str:
     return f"Held-out faces to the recogniser, 1 for the person: {', '.join(told)}."
 
 
-def _how_on(data: Dataset, out: Path, generator: str, tell: Callable[[str], None]) -> None:
+def _how_on(data: Dataset, out: Path, made: Preset | UniAnimate | VividPose, recipe: str, tell: Callable[[str], None]) -> None:
     """What to type next."""
     portrait, weights = shlex.quote(str(data.folder / SCENE)), shlex.quote(str(out / RUN / WEIGHTS))
+    generator = TAUGHT if isinstance(made, Preset) else WHOLE
     options = f"--generator {generator} --weights {weights}"
     tell(f"Keep it: avatar persona create me --portrait {portrait} {options} --consent 'I am the person in the picture'")
-    if generator == WHOLE:
-        tell(f"Render a clip: avatar render --offline --portrait {portrait} {options} --drive CLIP.mp4 -o OUT.mp4")
-    tell(f"Show it: avatar serve {options} --persona me")
+    if generator == WHOLE and recipe == "teacher":
+        tell(f"Render a clip: avatar render --offline {options} --persona me --drive CLIP.mp4 -o OUT.mp4{more_to_serve(whole.maps_of(made))}")
+        return
+    tell(f"Show it: avatar serve {options} --persona me{more_to_serve(whole.maps_of(made))}")
 
 
 __all__ = ["teach"]

@@ -6,8 +6,9 @@ import os
 import shlex
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from engine.generators.puppet.assets import pack as pack_assets
 from engine.types import AvatarError, Generator
 from exporters.dataset import Dataset
 from exporters.storage import SCENE
+from exporters.whole import maps_of
 
 Tell = Callable[[str], None]
 
@@ -29,13 +31,19 @@ def seen_by(data: Dataset) -> Trust:
     return Trust.of(np.concatenate([clip.motion[a:b] for clip in data.clips for a, b in clip.train]))
 
 
-def keep_network(data: Dataset, weights: Path, *, generator: str, name: str, source: str, consent: str, tell: Tell) -> None:
-    """With the networks in `weights`, of a generator. One that an earlier run of the same folder (`source`) kept is replaced."""
+def keep_network(data: Dataset, weights: Path, *, preset: Any, name: str, source: str, consent: str, tell: Tell) -> None:
+    """With the networks in `weights`, of a preset of any generator. One that an earlier run of the same folder (`source`) kept is replaced."""
+    generator = engines.generator_of(weights)
     made = as_persona(load(generator, weights=weights), data, weights, name=name, source=source, consent=consent, tell=tell)
     tell(f"Persona '{made.name}' is ready in {made.folder}.")
     if generator == "diffusion":
         tell(f"Faster where OpenVINO is installed: avatar export --persona {shlex.quote(made.name)} --backend openvino")
-    tell(f"Show it: avatar serve --persona {shlex.quote(made.name)}")
+    tell(f"Show it: avatar serve --persona {shlex.quote(made.name)}{more_to_serve(maps_of(preset))}")
+
+
+def more_to_serve(maps: Sequence[str]) -> str:
+    """Options that weights which are driven by condition pictures need live, in words; empty for most."""
+    return "".join(f" --maps {name}=FILE.onnx" for name in maps)
 
 
 def keep_puppet(data: Dataset, weights: Path, *, name: str, source: str, consent: str, tell: Tell) -> None:
@@ -107,4 +115,4 @@ def _linked(source: str, target: str) -> str:
     return target
 
 
-__all__ = ["as_persona", "carry_engines", "keep_network", "keep_puppet", "seen_by"]
+__all__ = ["as_persona", "carry_engines", "keep_network", "keep_puppet", "more_to_serve", "seen_by"]

@@ -193,6 +193,11 @@ class Learner:
             optimiser.step()
 
 
+def _learns(module: nn.Module | None) -> bool:
+    """Whether any part of it does."""
+    return module is not None and any(one.requires_grad for one in module.parameters())
+
+
 def _parameters(optimiser: Any) -> list[Any]:
     """That an optimiser changes."""
     return [one for group in optimiser.param_groups for one in group["params"]]

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from engine.backends import pytorch  # noqa: F401  before torch: see there
 from engine.generators.diffusion import networks as weights_of
@@ -43,6 +43,7 @@ class Lesson(Protocol):
 
     networks: Any  # nn.Module: what learns and what does not, ready to learn, fp32
     weights: Weights  # of the terms; those that this lesson has no use for are 0
+    maps: tuple[str, ...]  # condition pictures that the clips must have, by name
     runs: int | None  # held-out runs that are looked at, at most; None: all
 
     def objective(self, average: Any) -> tuple[Objective, Matching | None]:
@@ -92,7 +93,8 @@ class Diffusion:
         self.weights = settings.weights
         if settings.recipe != "appearance" and self.networks.preset.latent != "pixel":
             self.weights = replace(self.weights, critic=0.0)  # these learn from latents: pictures for the critic alone would cost more than the rest
-        self._banks: dict[int, tuple[list[Tensor], Tensor | None]] = {}
+        self.maps = self.networks.preset.maps
+        self._seen: dict[int, tuple[Tensor, Tensor | None, list[Tensor] | None]] = {}  # by the portrait's number
 
     def objective(self, average: Networks) -> tuple[Objective, Matching | None]:
         """See `Lesson`."""
@@ -104,15 +106,18 @@ class Diffusion:
 
     @torch.no_grad()
     def read(self, batch: Batch) -> None:
-        """What reference network and image encoder make of the batch's portrait, where it never changes: each is looked at once."""
+        """What autoencoder, image encoder and reference network make of the batch's portrait, where it never changes: each is looked at once.
+        None of an encoder that learns, nor of a reference network that learns or reads it anew at every noise level."""
         networks = self.networks
-        readers = [networks.reference] if networks.image is None else [networks.reference, networks.image]
-        batch.bank, batch.tokens = None, None
-        if any(one.requires_grad for reader in readers for one in reader.parameters()):
-            return
-        if batch.view not in self._banks:
-            self._banks[batch.view] = networks.read(batch.portrait, vector=None if batch.face is None else batch.face.vector)
-        batch.bank, batch.tokens = self._banks[batch.view]
+        if batch.view not in self._seen:
+            tokens = bank = None
+            if not _learns(networks.image):
+                tokens = networks.tokens(batch.portrait, None if batch.face is None else batch.face.vector)
+            latents = networks.encode(batch.portrait)
+            if not (networks.preset.reference_each or _learns(networks.image) or _learns(networks.reference)):
+                bank = networks.reread(latents, tokens)
+            self._seen[batch.view] = latents, tokens, bank
+        batch.latents, batch.tokens, batch.bank = self._seen[batch.view]
 
     def prepare(self, data: Dataset) -> None:
         """See `Lesson`."""
@@ -129,6 +134,7 @@ class Diffusion:
             patterns=_patterns(self.settings),
             chances=self.settings.chances,
             condition=made.condition,
+            maps=made.maps,
             hears=made.unet.speech_dim > 0,
             heard=hearing.heard(data, self.networks),
             face=hearing.face_in(data, self.networks),
@@ -158,6 +164,11 @@ class Diffusion:
         if self.networks.preset.condition == "puppet":
             taught = Taught(data.portrait, {} if data.assets is None else pack_assets(data.assets), trust)
         weights_of.save(average, folder, origin=origin, taught=taught)
+
+
+def _learns(module: nn.Module | None) -> bool:
+    """Whether any part of it does."""
+    return module is not None and any(one.requires_grad for one in module.parameters())
 
 
 def _patterns(settings: Settings) -> tuple[Pattern, ...]:
@@ -192,7 +203,8 @@ def _networks(settings: Settings, size: tuple[int, int], start: Path | Networks 
         # Zero at both ends, nothing would reach the guider until the last convolution has learnt; the last one alone makes a gentle start.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            networks.guider.conv_out.reset_parameters()
+            for layer in networks.guider.last():
+                cast(nn.Conv2d, layer).reset_parameters()
         if made.residual:  # else the picture is a twentieth of the noise where the two are added
             networks.guider.conv_out.weight.mul_(LOUD)
             networks.denoiser.conv_in.weight.mul_(QUIET)

@@ -27,7 +27,7 @@ BLOCKS = (ResnetBlock2D, PlainBlock, SpatialTransformer, AudioModule, MotionModu
 
 
 def recomputed(networks: Networks, wanted: bool | None = None) -> bool:
-    """Let the blocks of denoiser and reference network be computed again on the way back -> whether they are.
+    """Let the blocks of denoiser, reference network and ControlNet be computed again on the way back -> whether they are.
 
     `wanted` None: where the denoiser is LARGE. The numbers stay the same: nothing here is random. Copy networks before, not after.
     """
@@ -35,6 +35,8 @@ def recomputed(networks: Networks, wanted: bool | None = None) -> bool:
         wanted = sum(one.numel() for one in networks.denoiser.parameters()) >= LARGE
     if wanted:
         recompute((networks.denoiser, networks.reference), BLOCKS)
+        if networks.controlnet is not None:
+            networks.controlnet.model.enable_gradient_checkpointing()
     return wanted
 
 

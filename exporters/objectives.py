@@ -49,10 +49,12 @@ class Scene:
     batch: Batch
     hint: Tensor  # [N, C0, h, w]
     spoken: Tensor | None
-    reference: list[KeyValue]  # [B, L, C]
+    reference: list[KeyValue]  # [B, L, C]; empty where the portrait is read anew at every noise level
     identity: list[KeyValue]
     at: Places
     regions: Tensor | None = None  # [B, 3, R] where the speech's branches count
+    latents: Tensor | None = None  # [1, C, h, w] of the portrait, where it is read anew
+    tokens: Tensor | None = None  # [1, T, D] of the identity, likewise
 
     def window(self, length: int) -> Window:
         """Banded-causal attention over the batch's frames: exactly what streaming them one by one does."""
@@ -68,13 +70,23 @@ def scene(networks: Networks, batch: Batch) -> Scene:
         hint = hint if how.hint_unguided else hint * told[:, None, None, None]
         spoken = spoken if how.speech_unguided or spoken is None else spoken * told[:, None, None]
     vector = None if batch.face is None else batch.face.vector
-    bank, tokens = networks.read(batch.portrait, vector=vector) if batch.bank is None else (batch.bank, batch.tokens)
+    tokens = networks.tokens(batch.portrait, vector) if batch.tokens is None else batch.tokens
+    latents = networks.encode(batch.portrait) if batch.latents is None and batch.bank is None else batch.latents
+    bank = batch.bank
+    if bank is None:
+        assert latents is not None
+        bank = [] if made.reference_each else networks.reread(latents, tokens)
     cache = networks.cached(bank, tokens, networks.known(batch.face))
     reference, identity = ([(k.expand(rows, -1, -1), v.expand(rows, -1, -1)) for k, v in kept] for kept in (cache.reference, cache.identity))
     at = places(torch.zeros(rows, dtype=torch.int64, device=batch.truth.device), batch.frames, made)
     past = slots(made)  # an empty ring, which nothing is read from
     alone = Places(at.query, at.key[:, :, past:], at.hidden[:, :, past:])
-    return Scene(batch, hint, spoken, reference, identity, alone, branches(made, batch))
+    return Scene(batch, hint, spoken, reference, identity, alone, branches(made, batch), latents, tokens)
+
+
+def of_others(batch: Batch) -> Batch:
+    """The batch for networks that read the portrait by a reference network and an image encoder of their own."""
+    return replace(batch, bank=None, tokens=None)
 
 
 def branches(made: Preset, batch: Batch) -> Tensor | None:
@@ -98,10 +110,21 @@ def branches(made: Preset, batch: Batch) -> Tensor | None:
 
 
 def answer(networks: Networks, view: Scene, x: Tensor, t: Tensor) -> Tensor:
-    """One call of the denoiser for all N pictures."""
-    sources = Sources(view.batch.frames, view.reference, view.identity, speech=view.spoken, regions=view.regions)
-    said: Tensor = networks.denoise(x, t, view.hint, sources, view.window(networks.preset.window))
+    """One call of the denoiser for all N pictures, at noise levels t [N], the same in all frames of a row, or at one []."""
+    reference = _reread(networks, view, t) if networks.preset.reference_each else view.reference
+    sources = Sources(view.batch.frames, reference, view.identity, speech=view.spoken, regions=view.regions)
+    said: Tensor = networks.denoise(x, t.expand(len(x)), view.hint, sources, view.window(networks.preset.window))
     return said
+
+
+def _reread(networks: Networks, view: Scene, t: Tensor) -> list[KeyValue]:
+    """The portrait at the noise level of each row: [B, L, C] by block. One level for all is read once."""
+    assert view.latents is not None
+    levels_of = t[:: view.batch.frames] if t.ndim else t[None]
+    latents, tokens = (None if x is None else x.expand(len(levels_of), *x.shape[1:]) for x in (view.latents, view.tokens))
+    assert latents is not None
+    read = networks.project(networks.reread(latents, tokens, levels_of))
+    return [(k.expand(view.batch.rows, -1, -1), v.expand(view.batch.rows, -1, -1)) for k, v in read]
 
 
 def encode(networks: Networks, batch: Batch) -> Tensor:
@@ -130,13 +153,12 @@ def first_noise(made: Preset, batch: Batch) -> Tensor:
 
 def rollout(networks: Networks, at: Levels, view: Scene, *, exit: int) -> Tensor:
     """The student's own steps up to number `exit`, which alone carries gradients -> clean latents [N, C, h, w]."""
-    count = len(view.batch.truth)
     noise = first_noise(networks.preset, view.batch).to(view.hint)
     x = noise
     for s in range(exit):
         with torch.no_grad():
-            x = advance(at, s, x, answer(networks, view, x, at.t[s].expand(count)), noise)
-    said = answer(networks, view, x.detach(), at.t[exit].expand(count))
+            x = advance(at, s, x, answer(networks, view, x, at.t[s]), noise)
+    said = answer(networks, view, x.detach(), at.t[exit])
     return clean_and_noise(at, exit, x.detach(), said)[0]
 
 
@@ -211,7 +233,7 @@ class Consistency:
         noise = torch.randn(clean.shape, generator=generator).to(clean)
         x = _column(path.alpha, index) * clean + _column(path.sigma, index) * noise
         with torch.no_grad():
-            mine = scene(self.teacher, batch)
+            mine = scene(self.teacher, of_others(batch))
             nearer = advance(replace(path, stepper="euler"), index, x, answer(self.teacher, mine, x, path.t[index]), noise)
             goal = self._consistent(self.target, batch, nearer, (index + 1).clamp(max=TEACHER_STEPS - 1), path)
             # The last step of the path ends at the picture itself: what ties all the others to it.
@@ -243,9 +265,11 @@ class Matching(nn.Module):
         mine = rollout(networks, at, scene(networks, batch), exit=exit)
         with torch.no_grad():
             x, index, whole = self._noisy(mine.detach(), batch, step)
-            teacher = clean_and_noise(whole, index, x, answer(self.teacher, scene(self.teacher, batch), x, whole.t[index]))[0]
-            follower = clean_and_noise(whole, index, x, answer(self.follower.eval(), scene(self.follower, batch), x, whole.t[index]))[0]
-            push = matching_gradient(mine.detach(), teacher, follower)
+            theirs, follower = of_others(batch), self.follower.eval()
+            teacher, followed = (
+                clean_and_noise(whole, index, x, answer(one, scene(one, theirs), x, whole.t[index]))[0] for one in (self.teacher, follower)
+            )
+            push = matching_gradient(mine.detach(), teacher, followed)
         return {"matching": 0.5 * functional.mse_loss(mine, (mine - push).detach())}, lambda: seen(networks, mine, batch)
 
     def follow(self, networks: Networks, batch: Batch, step: int) -> Tensor:
@@ -255,7 +279,7 @@ class Matching(nn.Module):
             mine = rollout(networks, at, scene(networks, batch), exit=self.steps - 1)
         x, index, whole = self._noisy(mine, batch, step)
         self.follower.train()
-        found = clean_and_noise(whole, index, x, answer(self.follower, scene(self.follower, batch), x, whole.t[index]))[0]
+        found = clean_and_noise(whole, index, x, answer(self.follower, scene(self.follower, of_others(batch)), x, whole.t[index]))[0]
         return functional.mse_loss(found, mine)
 
     def _noisy(self, clean: Tensor, batch: Batch, step: int) -> tuple[Tensor, Tensor, Levels]:
@@ -306,6 +330,7 @@ __all__ = [
     "encode",
     "first_noise",
     "matching_gradient",
+    "of_others",
     "rollout",
     "scene",
     "seeded",

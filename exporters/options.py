@@ -113,6 +113,14 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, required=True, metavar="DIR", help="the folder for data, checkpoints, previews and weights; asked again, it goes on"
     )
     parser.add_argument("--stage", choices=["all", "data", "train"], default="all", help="only collect the data, or only train on what was collected")
+    parser.add_argument(
+        "--maps",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="condition pictures that a preset is driven by: an ONNX network that makes them of a picture, a clip with one for every picture of the "
+        "video, or a folder of such clips, each called as its video; may be given again, with another NAME",
+    )
     parser.add_argument("--minutes", type=float, help="of training (default: 15, where --updates is not given)")
     parser.add_argument("--updates", type=int, help="of the weights, instead of minutes")
     parser.add_argument("--recipe", choices=["appearance", "teacher", "consistency", "matching"], default="appearance", help="see the README")

@@ -128,6 +128,7 @@ def build(paths: Sequence[Path], folder: Path, plan: dict[str, Any], tell: Progr
             reason=verdict.reason,
             train=np.array(train, np.int64).reshape(-1, 2),
             held_out=np.array(held_out, np.int64).reshape(-1, 2),
+            rect=np.array(source.rect),
         )
     storage.finish(folder, {**plan, "clips": names, "report": report})
 

@@ -219,10 +219,14 @@ def frames_file(path: Path, shape: tuple[int, ...]) -> Iterator[Callable[[UInt8A
 def enough_room(folder: Path, *, frames: int, size: tuple[int, int]) -> None:
     """Raise AvatarError where the disk cannot hold what is still to be written: pictures, and what is learnt."""
     have = sum(f.stat().st_size for f in (*folder.rglob("*.npy"), *folder.glob(ASSETS), *folder.glob(APART)))
-    need = (3 * frames + LOOKS) * size[0] * size[1] * 3 + SPARE - have
-    free = shutil.disk_usage(folder).free
+    room(folder, (3 * frames + LOOKS) * size[0] * size[1] * 3 - have, what="The data set needs")
+
+
+def room(folder: Path, need: int, *, what: str) -> None:
+    """Raise AvatarError where the disk has not `need` bytes left, and some to spare. `what` needs them, in words."""
+    need, free = need + SPARE, shutil.disk_usage(folder).free
     if free < need:
-        raise AvatarError(f"The data set needs {need / 2**20:.0f} MB in {folder} and there are {free / 2**20:.0f}; free some space and start again.")
+        raise AvatarError(f"{what} {need / 2**20:.0f} MB in {folder} and there are {free / 2**20:.0f}; free some space and start again.")
 
 
 # -- reading ------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from engine.backends.engines import origin_of
 from engine.recogniser import digest
 from engine.types import AvatarError
-from exporters import runs
+from exporters import maps, runs
 from exporters.batches import Batch, Batches
 from exporters.crew import Stop
 from exporters.dataset import Dataset
@@ -81,9 +81,14 @@ def train(
     settings = settings or Settings()
     known = _known(settings, data, start, teacher, recogniser)
     learner = Learner(settings, data.size, start=start, teacher=teacher, device=device, recogniser=recogniser)
+    lesson = learner.lesson
+    if lesson.maps:
+        for clip in data.clips:
+            maps.check(lesson.maps, clip.maps, preset=settings.preset)
+        known["maps"] = maps.key_of(data, lesson.maps)
     known["batches"] = settings.accumulate * learner.crew.count
-    learner.crew.first(lambda: learner.lesson.prepare(data))
-    batches = learner.lesson.batches(data)
+    learner.crew.first(lambda: lesson.prepare(data))
+    batches = lesson.batches(data)
     with alone(out, doing="training in") if learner.crew.main else nullcontext():
         done = runs.Progress()
         if (state := runs.load(out, settings=known)) is not None:

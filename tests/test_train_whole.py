@@ -146,7 +146,8 @@ def test_a_student_s_last_step_alone_carries_gradients_and_its_past_is_its_own(d
     monkeypatch.setattr(objectives, "rolled", spy)
     exits, begun = set[int](), 0
     for step in range(12):
-        asked.clear(), pasts.clear(), made_of.clear()
+        for held in (asked, pasts, made_of):
+            held.clear()
         batch = batches.at(step)
         made.lesson.read(batch)
         judge.loss(made.networks, batch, step)
@@ -213,6 +214,8 @@ REFUSED = {
     "two": (["--preset", "compact", "--start", "{weights}"], "is of 'diffusion' and '{weights}' is of 'video': give what belongs together"),
     "longest": (["--preset", "tiny_unianimate", "--longest", "4"], "give --window instead of --longest"),
     "window": (["--preset", "tiny_unianimate", "--window", "4", "--overlap", "4"], "cannot have 4 of them past"),
+    "short": (["--preset", "tiny_unianimate", "--window", "1"], "A window has at least 2 frames"),
+    "maps": (["--preset", "tiny_vividpose"], "there is no smplx; give what makes each with --maps"),
     "past": (["--preset", "tiny_unianimate", "--recipe", "teacher", "--overlap", "2"], "nothing past: leave --overlap out"),
     "frames": (["--preset", "compact", "--window", "4"], "taught frame by frame: leave --window and --overlap out"),
 }

@@ -11,14 +11,16 @@ import numpy as np
 from torch import Tensor
 
 from engine.generators.video import sampling, vividpose_sampling
+from engine.generators.video.clips import How
 from engine.generators.video.presets import UniAnimate
 from engine.generators.video.vividpose_presets import VividPose
+from engine.generators.video.weights import Plan
 from engine.types import AvatarError, UInt8Array
 from exporters.batches import PATTERNS, Batch, Pattern
 from exporters.memory import LARGE, recompute
 from exporters.objectives import Matching, Objective
 from exporters.settings import Settings
-from exporters.whole import PRESETS, check, live_window
+from exporters.whole import PRESETS, check, maps_of
 from exporters.whole.objectives import Appearance, Denoise, Desk, streamed
 from exporters.whole.pupils import Pupil
 from exporters.whole.unianimate import UniAnimatePupil
@@ -37,6 +39,14 @@ RUNS = 4
 """Held-out runs that are looked at, at most: a teacher takes a minute for each."""
 
 
+def asked(settings: Settings, made: UniAnimate | VividPose, *, steps: int | None, window: int | None, overlap: int | None) -> Settings:
+    """The settings of a run for a size; None: what the system has."""
+    how, kind = How(window=window, overlap=overlap).plan(None, made.frames), type(made)
+    usual = STEPS[kind] if settings.recipe == "teacher" else settings.steps
+    size = None if window is None and overlap is None else (how.window, how.overlap)
+    return replace(settings, reference=True, rate=RATES[kind], steps=steps or usual, window=size)
+
+
 class Whole:
     """As `lesson.Lesson`."""
 
@@ -44,7 +54,7 @@ class Whole:
 
     def __init__(self, settings: Settings, size: tuple[int, int], *, start: Path | None, teacher: Path | None, recogniser: Path | None) -> None:
         """Raises AvatarError for what is missing, does not fit, or is not offered."""
-        check(settings.preset, settings.recipe, started=start is not None, taught=teacher is not None, window=settings.window)
+        check(settings.preset, settings.recipe, started=start is not None, taught=teacher is not None)
         self.settings, self.pupil = settings, _pupil(settings, start, recogniser)
         if settings.recipe == "appearance":
             self.pupil.few(settings.steps)  # whether there are as many
@@ -55,6 +65,7 @@ class Whole:
         self.networks = self.pupil.networks
         self.weights = replace(settings.weights, critic=0.0)  # pictures for the critic alone would cost more than all the rest
         self.desk = Desk(self.pupil, [], {})
+        self.maps = maps_of(PRESETS[settings.preset])
 
     def objective(self, average: Any) -> tuple[Objective, Matching | None]:
         """See `Lesson`."""
@@ -67,8 +78,8 @@ class Whole:
     @property
     def window(self) -> tuple[int, int]:
         """(past, new) frames of a stream's window."""
-        size, past = self.settings.window or live_window(self.pupil.frames)
-        return past, size - past
+        plan = Plan(self.settings.steps, *self.settings.window) if self.settings.window else How().plan(None, self.pupil.frames)
+        return plan.overlap, plan.new
 
     @property
     def patterns(self) -> tuple[Pattern, ...]:
@@ -93,8 +104,7 @@ class Whole:
             self.desk.kept[batch.view] = self.pupil.kept(self.networks, self.desk.references[batch.view])
 
     def prepare(self, data: Dataset) -> None:
-        """See `Lesson`."""
-        self.pupil.check(data.clips)
+        """See `Lesson`: there is nothing to find."""
 
     def batches(self, data: Dataset) -> Windows:
         """See `Lesson`; at about the rate that the generator shows."""
@@ -135,4 +145,4 @@ def _pupil(settings: Settings, start: Path | None, recogniser: Path | None) -> P
     return VividPosePupil(settings.preset, start, settings.seed, recogniser)
 
 
-__all__ = ["RATES", "STEPS", "Whole"]
+__all__ = ["Whole", "asked"]

@@ -46,9 +46,10 @@ class Desk:
             return self.pupil.encode(networks, batch.truth).unflatten(0, (batch.rows, batch.frames))
 
     def still(self, batch: Batch, frames: int) -> Tensor:
-        """The portrait's own pose, in so many frames [B, F, H, W, K]."""
-        own = torch.from_numpy(self.references[batch.view].condition.copy()).to(batch.coarse.device)
-        return own.expand(batch.rows, frames, *own.shape)
+        """What so many frames of a portrait that stands still are driven by, before the batch begins [B, F, H, W, K]."""
+        first = _conditions(batch)[:, :1]
+        own = torch.from_numpy(self.references[batch.view].condition.copy()).to(first.device)
+        return self.pupil.rest(own.expand_as(first), first).expand(-1, frames, -1, -1, -1)
 
 
 def square(said: Tensor, wanted: Tensor, areas: Tensor, weights: Weights) -> Tensor:

@@ -6,7 +6,6 @@ level is a `Steps` of one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -36,11 +35,12 @@ class Pupil(Protocol):
     def choose(self, settings: Settings) -> None:
         """Which of the parameters learn."""
 
-    def check(self, clips: Sequence[Clip]) -> None:
-        """Raise AvatarError for clips without what the poses are painted from."""
-
     def paint(self, clip: Clip, frame: int) -> UInt8Array:
         """The condition of a frame [H, W, K], as an offline rendering has it."""
+        ...
+
+    def rest(self, own: Tensor, first: Tensor) -> Tensor:
+        """The condition of a portrait that stands still until a stream begins: of its own and of the first frame, both [.., K]."""
         ...
 
     def drawn(self, generator: torch.Generator) -> Steps:

@@ -3,7 +3,6 @@ whole frame, the reference as frame 0; every second frame of a clip, as its conf
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +50,13 @@ class UniAnimatePupil:
                 module.requires_grad_(settings.learn != "spatial")
                 module.register_forward_pre_hook(with_gradient)
 
-    def check(self, clips: Sequence[Clip]) -> None:
-        """See `Pupil`: points are in every data set."""
-
     def paint(self, clip: Clip, frame: int) -> UInt8Array:
         """See `Pupil`."""
         return as_read(painted(placed(clip, frame), self.size))
+
+    def rest(self, own: Tensor, first: Tensor) -> Tensor:
+        """See `Pupil`."""
+        return own
 
     def drawn(self, generator: torch.Generator) -> UniAnimateSteps:
         """Any of the 1000, evenly."""
@@ -98,7 +98,7 @@ class UniAnimatePupil:
 
     def decode(self, networks: Networks, latents: Tensor) -> Tensor:
         """See `Pupil`."""
-        return one_by_one(lambda few: networks.autoencoder.decode(few).sample, latents / SCALE)
+        return one_by_one(networks.seen, latents)
 
     def render(self, networks: Networks, told: Given, condition: Tensor, steps: int) -> Tensor:
         """See `Pupil`."""

@@ -5,7 +5,6 @@ the network told how much. The paper's own values are not told."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from engine.generators.video.vividpose import Read
 from engine.generators.video.vividpose_clips import DENSE, drawn
 from engine.generators.video.vividpose_networks import DECODED, Networks, Portrait
 from engine.generators.video.vividpose_sampling import Given
-from engine.types import AvatarError, UInt8Array
+from engine.types import UInt8Array
 from exporters.dataset import Clip
 from exporters.lesson import with_gradient
 from exporters.memory import again, one_by_one
@@ -70,16 +69,13 @@ class VividPosePupil:
             if isinstance(module, TemporalResnetBlock | TemporalBasicTransformerBlock):
                 module.register_forward_pre_hook(with_gradient)
 
-    def check(self, clips: Sequence[Clip]) -> None:
-        """See `Pupil`."""
-        for clip in clips:
-            if DENSE not in _maps(clip):
-                how = "render SMPL-X over every frame of each clip and give them with --maps smplx=FILE"
-                raise AvatarError(f"'{clip.name}' has no SMPL-X maps, which VividPose reads beside skeletons: {how}.")
-
     def paint(self, clip: Clip, frame: int) -> UInt8Array:
         """See `Pupil`: the skeleton, then the map [H, W, 6]."""
-        return np.concatenate([drawn(placed(clip, frame), self.size), _maps(clip)[DENSE][frame]], 2)
+        return np.concatenate([drawn(placed(clip, frame), self.size), np.asarray(clip.maps[DENSE][frame])], 2)
+
+    def rest(self, own: Tensor, first: Tensor) -> Tensor:
+        """See `Pupil`: nobody renders SMPL-X of a portrait."""
+        return torch.cat([own[..., :3], first[..., 3:]], -1)
 
     def drawn(self, generator: torch.Generator) -> VividPoseSteps:
         """See `Pupil`."""
@@ -134,12 +130,7 @@ class VividPosePupil:
 
     def decode(self, networks: Networks, latents: Tensor) -> Tensor:
         """See `Pupil`; as many frames together as in a rendering."""
-
-        def some(few: Tensor) -> Tensor:
-            made: Tensor = networks.autoencoder.decode(few, num_frames=len(few)).sample
-            return made
-
-        return torch.cat([again(some, few) for few in (latents / SCALE).split(DECODED)])
+        return torch.cat([again(networks.seen, few) for few in latents.split(DECODED)])
 
     def render(self, networks: Networks, told: Given, condition: Tensor, steps: int) -> Tensor:
         """See `Pupil`."""
@@ -152,11 +143,6 @@ class VividPosePupil:
 
 def _lognormal(generator: torch.Generator, mean: float, deviation: float) -> float:
     return math.exp(mean + deviation * float(torch.randn((), generator=generator)))
-
-
-def _maps(clip: Clip) -> Any:
-    """Condition pictures by name."""
-    return getattr(clip, "maps", {})
 
 
 __all__ = ["VividPosePupil"]

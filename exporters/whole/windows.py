@@ -55,7 +55,8 @@ def _every(clip: Clip, step: int, first: int) -> Clip:
 
     names = ("frames", "coarse", "guide", "points", "speech", "motion", "face", "kept", "body")
     taken = {name: value[first::step] for name in names if (value := getattr(clip, name)) is not None}
-    return replace(clip, train=runs(clip.train), held_out=runs(clip.held_out) if first == 0 else [], **taken)
+    maps = {name: value[first::step] for name, value in clip.maps.items()}
+    return replace(clip, maps=maps, train=runs(clip.train), held_out=runs(clip.held_out) if first == 0 else [], **taken)
 
 
 class Windows(Batches):

@@ -116,7 +116,7 @@ class Networks(nn.Module):
             regions = None if face is None else face.regions
             cache = replace(cache, regions=picture.new_ones(len(picture), 3, self.preset.cells) if regions is None else regions.to(picture))
         if self.preset.sampling.carried:
-            cache = replace(cache, latents=self.encode(picture), tokens=self._tokens(picture, vector))
+            cache = replace(cache, latents=self.encode(picture), tokens=self.tokens(picture, vector))
         return cache
 
     def encode(self, picture: Tensor) -> Tensor:
@@ -124,7 +124,8 @@ class Networks(nn.Module):
         latents: Tensor = self.autoencoder.encode(picture) * self.preset.gain
         return latents
 
-    def _tokens(self, picture: Tensor, vector: Tensor | None) -> Tensor | None:
+    def tokens(self, picture: Tensor, vector: Tensor | None = None) -> Tensor | None:
+        """Portrait [1, 3, H, W] -1..1, or the `vector` of its face [1, 512] -> the identity's tokens [1, T, D]; None for presets without."""
         if self.preset.image_encoder == "face":
             picture = picture.new_zeros(len(picture), VECTOR) if vector is None else vector.to(picture)
         return self.image(picture) if self.image is not None else None
@@ -141,24 +142,24 @@ class Networks(nn.Module):
 
     def nobody(self) -> Tensor | None:
         """[1, T, D] tokens of a face that nobody has, which the unguided half is told; None where that half is told nothing."""
-        return self._tokens(next(self.denoiser.parameters()).new_zeros(1, 1), None) if self.preset.image_encoder == "face" else None
+        return self.tokens(next(self.denoiser.parameters()).new_zeros(1, 1), None) if self.preset.image_encoder == "face" else None
 
     def read(self, picture: Tensor, at: Tensor | None = None, *, vector: Tensor | None = None) -> tuple[list[Tensor], Tensor | None]:
         """Portrait [1, 3, H, W] -1..1 -> (what the reference network's blocks read, [1, L, C] each; the identity's tokens [1, T, D], if any).
 
         Raises AvatarError where the preset reads at every step and nothing says at which levels.
         """
-        tokens = self._tokens(picture, vector)
+        tokens, latents = self.tokens(picture, vector), self.encode(picture)
         if not self.preset.reference_each:
-            return self.reread(self.encode(picture), tokens), tokens
+            return self.reread(latents, tokens), tokens
         if at is None:
             raise AvatarError(f"The preset '{self.preset.name}' reads its portrait anew at every step, which this cannot do; use another preset.")
-        latents, told = self.encode(picture), self._read(self.reference, tokens)
-        return [read for t in at for read in self.reference(latents, told, t)], tokens
+        return [read for t in at for read in self.reread(latents, tokens, t)], tokens
 
-    def reread(self, latents: Tensor, tokens: Tensor | None) -> list[Tensor]:
-        """Latents [N, C, h, w] of pictures, and the tokens [N, T, D] that come with each -> what the blocks read, [N, L, C] each."""
-        bank: list[Tensor] = self.reference(latents, self._read(self.reference, tokens))
+    def reread(self, latents: Tensor, tokens: Tensor | None, t: Tensor | None = None) -> list[Tensor]:
+        """Latents [N, C, h, w] of pictures, the tokens [N, T, D] that come with each, and the noise level t [] or [N] to read them at (default 0)
+        -> what the blocks read, [N, L, C] each."""
+        bank: list[Tensor] = self.reference(latents, self._read(self.reference, tokens), t)
         return bank
 
     def identity(self, tokens: Tensor | None, known: Tensor | None = None) -> list[KeyValue]:
