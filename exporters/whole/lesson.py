@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
 from engine.generators.video import sampling, vividpose_sampling
 from engine.generators.video.clips import How
@@ -121,11 +120,11 @@ class Whole:
         batch = run.batch.to(next(networks.denoiser.parameters()).device)
         self.read(batch)
         if self.settings.recipe == "teacher":
-            latents: Tensor = self.pupil.render(networks, self.desk.told(networks, batch), batch.coarse, steps)
-        else:
-            past, new = self.window
-            latents = streamed(self.desk, networks, batch, steps=steps, past=past, new=new)
-        return np.concatenate([networks.decode(few) for few in latents.split(self.pupil.frames)])
+            rendered: UInt8Array = networks.decode(self.pupil.render(networks, self.desk.told(networks, batch), batch.coarse, steps))
+            return rendered
+        past, new = self.window
+        latents = streamed(self.desk, networks, batch, steps=steps, past=past, new=new)
+        return np.concatenate([networks.decode(chunk) for chunk in latents.split(new)])[: batch.frames]
 
     def origin(self) -> dict[str, str]:
         """How a stream asks a student."""

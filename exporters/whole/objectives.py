@@ -158,7 +158,7 @@ def rolled(steps: Steps, call: Call, past: Tensor, portrait: Tensor, noise: Tens
 
 @torch.no_grad()
 def streamed(desk: Desk, networks: Any, batch: Batch, *, steps: int, past: int, new: int) -> Tensor:
-    """A run of frames as a stream makes them, from its beginning -> clean latents [F, C, h, w]."""
+    """A run of frames as a stream makes them, from its beginning -> clean latents [F', C, h, w] of whole chunks."""
     pupil, told = desk.pupil, desk.told(networks, batch)
     at, conditions = pupil.few(steps), _conditions(batch)
     portrait = desk.kept[batch.view].latents.float().to(batch.truth.device)
@@ -170,7 +170,7 @@ def streamed(desk: Desk, networks: Any, batch: Batch, *, steps: int, past: int, 
         call = pupil.call(networks, told, at, poses[:, start : start + past + new])
         chunks.append(rolled(at, call, behind, portrait, noise, new))
         behind, noise = moved_on(behind, chunks[-1]), turned(noise, new)
-    return torch.cat(chunks, 1)[0, : batch.frames]
+    return torch.cat(chunks, 1)[0]
 
 
 def _shown(pupil: Pupil, networks: Any, clean: Tensor) -> Tensor:
