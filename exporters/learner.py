@@ -14,7 +14,7 @@ from exporters.crew import crew
 from exporters.identity import IdentityLoss
 from exporters.lesson import Diffusion, Lesson
 from exporters.losses import Critic, Weights
-from exporters.objectives import CRITIC_EVERY, Matching, Objective
+from exporters.objectives import CRITIC_EVERY, Following, Objective
 from exporters.settings import Learnt, Recipe, Settings
 from exporters.whole import PRESETS as WHOLE
 
@@ -180,7 +180,7 @@ class Learner:
         """What all processes learnt, on each of them."""
         self.crew.average(_parameters(optimiser))
 
-    def _follow(self, matching: Matching, parts: Sequence[tuple[int, Batch]]) -> None:
+    def _follow(self, matching: Following, parts: Sequence[tuple[int, Batch]]) -> None:
         """Keep the follower close to the student."""
         optimiser = self.optimisers["follower"]
         for again in range(CRITIC_EVERY):

@@ -23,7 +23,7 @@ from exporters.grow import grown, grows
 from exporters.hearing import check_ears, check_same
 from exporters.losses import Weights
 from exporters.memory import recomputed
-from exporters.objectives import Appearance, Consistency, Denoise, Matching, Objective
+from exporters.objectives import Appearance, Consistency, Denoise, Following, Matching, Objective
 from exporters.settings import Recipe, Settings
 
 import torch  # isort: skip
@@ -46,7 +46,7 @@ class Lesson(Protocol):
     maps: tuple[str, ...]  # condition pictures that the clips must have, by name
     runs: int | None  # held-out runs that are looked at, at most; None: all
 
-    def objective(self, average: Any) -> tuple[Objective, Matching | None]:
+    def objective(self, average: Any) -> tuple[Objective, Following | None]:
         """What is minimised, and the follower where there is one. `average`: the networks' moving average. Raises AvatarError."""
         ...
 
@@ -96,7 +96,7 @@ class Diffusion:
         self.maps = self.networks.preset.maps
         self._seen: dict[int, tuple[Tensor, Tensor | None, list[Tensor] | None]] = {}  # by the portrait's number
 
-    def objective(self, average: Networks) -> tuple[Objective, Matching | None]:
+    def objective(self, average: Networks) -> tuple[Objective, Following | None]:
         """See `Lesson`."""
         return _objective(self.settings, average, self.teacher)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from exporters.learner import Learner  # noqa: E402
 from exporters.settings import Settings  # noqa: E402
 from exporters.train import Budget, Report, train  # noqa: E402
 from exporters.whole import objectives  # noqa: E402
+from exporters.whole.matching import Matching  # noqa: E402
 from exporters.whole.pupils import goal  # noqa: E402
 from exporters.whole.windows import Reference, slower  # noqa: E402
 
@@ -181,24 +183,27 @@ def test_a_student_s_last_step_alone_carries_gradients_and_its_past_is_its_own(d
         return made_of[-1]
 
     monkeypatch.setattr(objectives, "rolled", spy)
-    exits, begun = set[int](), 0
+    exits, begun = set[int](), list[bool]()
     for step in range(12):
         for held in (asked, pasts, made_of):
             held.clear()
         batch = batches.at(step)
         made.lesson.read(batch)
         judge.loss(made.networks, batch, step)
-        last = asked if len(pasts) == 1 else asked[3:]
+        own = len(pasts) - 1
+        quiet, last = asked[: 3 * own], asked[3 * own :]
         exits.add(len(last) - 1)
+        begun.append(own == 0)
         assert [level for level, _ in last] == levels[: len(last)]
         assert [grad for _, grad in last] == [False] * (len(last) - 1) + [True]
-        begun += len(pasts) == 1
-        if len(pasts) == 2:
-            assert [grad for _, grad in asked[:3]] == [False] * 3
-            assert torch.equal(pasts[1], torch.cat([pasts[0][:, 2:], made_of[0]], 1)), "what it made itself, behind the truth"
+        assert not any(grad for _, grad in quiet)
+        for chunk in range(own):
+            assert torch.equal(pasts[chunk + 1], torch.cat([pasts[chunk][:, 2:], made_of[chunk]], 1)), "what it made itself, behind what was there"
+        if own:
             assert torch.equal(pasts[0], made.lesson.desk.truth(made.networks, batch)[:, :6])  # type: ignore[attr-defined]
+            assert own <= 3
     assert exits == {0, 1, 2}
-    assert 0 < begun < 8, "the beginning of a stream now and then"
+    assert 0 < sum(begun) < 8, "the beginning of a stream now and then"
 
 
 def test_a_teacher_sees_no_reference_now_and_then(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,9 +250,10 @@ def test_every_second_frame_is_learnt_from_and_none_is_lost(data: Dataset) -> No
 
 
 REFUSED = {
-    "recipe": (["--preset", "tiny_unianimate", "--recipe", "matching"], "by --recipe teacher or appearance, not 'matching'"),
+    "recipe": (["--preset", "tiny_unianimate", "--recipe", "consistency"], "by --recipe teacher, appearance or matching, not 'consistency'"),
     "start": (["--preset", "unianimate"], "goes on from imported weights"),
-    "teacher": (["--preset", "tiny_unianimate", "--teacher", "{weights}"], "leave --teacher out"),
+    "teacher": (["--preset", "tiny_unianimate", "--teacher", "{weights}"], "learns from no teacher; leave --teacher out"),
+    "none": (["--preset", "tiny_unianimate", "--recipe", "matching"], "learns from a teacher; give its weights with --teacher"),
     "two": (["--preset", "compact", "--start", "{weights}"], "is of 'diffusion' and '{weights}' is of 'video': give what belongs together"),
     "longest": (["--preset", "tiny_unianimate", "--longest", "4"], "give --window instead of --longest"),
     "window": (["--preset", "tiny_unianimate", "--window", "4", "--overlap", "4"], "cannot have 4 of them past"),
@@ -279,3 +285,56 @@ def test_what_is_not_offered_is_one_sentence(name: str, weights: Path, tmp_path:
 def test_a_window_that_no_clip_is_long_enough_for_says_so(data: Dataset, tmp_path: Path) -> None:
     with pytest.raises(AvatarError, match="has 36 of them at about 15 a second, and 40 are taught at a time: film longer"):
         run(data, tmp_path, 1, window=(40, 30))
+
+
+def test_a_teacher_draws_a_student(data: Dataset, weights: Path, tmp_path: Path) -> None:
+    """Whose weights go on from an import, in half precision where that is asked."""
+    settings = replace(QUICK, recipe="matching", steps=2, precision="bf16")
+    train(data, tmp_path / "run", budget=Budget(updates=1), settings=settings, start=weights, teacher=weights, device="cpu")
+    log = [json.loads(line) for line in (tmp_path / "run" / runs.LOG).read_text().splitlines()]
+    assert all(np.isfinite(list(one.values())).all() for one in log)
+    before, after = weights_of.load(weights), weights_of.load(tmp_path / "run" / "weights")
+    assert not torch.equal(before.denoiser.out[2].weight, after.denoiser.out[2].weight)
+    assert after.taught == Plan(2, 8, 6)
+    weights_of.save(weights_of.build(presets.TINY, seed=1), tmp_path / "other", origin={})
+    with pytest.raises(AvatarError, match="has another autoencoder than the student; start both from the same import"):
+        train(data, tmp_path / "2", budget=Budget(updates=1), settings=settings, start=weights, teacher=tmp_path / "other", device="cpu")
+
+
+@pytest.mark.parametrize("system", CASES)
+def test_a_student_that_is_its_teacher_is_not_pushed(data: Dataset, system: str) -> None:
+    """Before the follower has learnt anything else, and without guidance."""
+    made, batches = learner(data, **CASES[system], recipe="appearance", steps=2)
+    lesson: Any = made.lesson
+    lesson.pupil.guidance = 1.0
+    judge, batch = Matching(copy.deepcopy(made.networks), lesson.rolls), batches.at(0)
+    lesson.read(batch)
+    assert float(judge.loss(made.networks, batch, 0)[0]["matching"].detach()) < 1e-9
+    lesson.pupil.guidance = 2.0
+    assert float(judge.loss(made.networks, batch, 0)[0]["matching"].detach()) > 1e-4
+    judge.follow(made.networks, batch, 0).backward()
+    learnt = {name.split(".")[0] for name, one in judge.follower.named_parameters() if one.grad is not None}
+    assert learnt == {"denoiser", "reference"} & {name for name, _ in made.networks.named_children()}
+
+
+@pytest.mark.parametrize("system", CASES)
+def test_what_carries_motion_on_and_what_does_not_are_all_that_learns(data: Dataset, system: str) -> None:
+    learnt = {}
+    for part in ("all", "spatial", "temporal"):
+        made, _ = learner(data, **CASES[system], learn=part, reference=True)
+        learnt[part] = {name for name, one in made.networks.named_parameters() if one.requires_grad}
+    assert learnt["spatial"] | learnt["temporal"] == learnt["all"]
+    assert not learnt["spatial"] & learnt["temporal"]
+    assert {name.split(".")[0] for name in learnt["all"]} == {"denoiser", "reference"} & {name for name, _ in made.networks.named_children()}
+
+
+@pytest.mark.parametrize("system", CASES)
+def test_what_is_computed_again_gives_the_same_gradients(data: Dataset, system: str) -> None:
+    found = []
+    for again in (False, True):
+        made, batches = learner(data, **CASES[system], recipe="appearance", steps=2, checkpointing=again, reference=True)
+        made._backward(batches.at(1), 1, 1.0, texture=False)
+        found.append({name: one.grad for name, one in made.networks.named_parameters() if one.grad is not None})
+    kept, anew = found
+    assert kept.keys() == anew.keys()
+    assert all(torch.allclose(value, anew[name], rtol=1e-4, atol=1e-7) for name, value in kept.items())

@@ -10,7 +10,7 @@ from engine.types import AvatarError
 
 PRESETS: dict[str, UniAnimate | VividPose] = {**presets.PRESETS, **vividpose_presets.PRESETS}
 """Every size, by name."""
-RECIPES = ("teacher", "appearance")
+RECIPES = ("teacher", "appearance", "matching")
 TINY = "tiny_"
 """What the names of presets for tests begin with, which alone can begin from nothing."""
 
@@ -18,9 +18,10 @@ TINY = "tiny_"
 def check(preset: str, recipe: str, *, started: bool, taught: bool) -> None:
     """Raise AvatarError for what is not offered. `started`, `taught`: whether there are weights to go on from, and a teacher."""
     if recipe not in RECIPES:
-        raise AvatarError(f"'{preset}' is taught by --recipe teacher or appearance, not '{recipe}'; give one of these.")
-    if taught:
-        raise AvatarError(f"No recipe of '{preset}' learns from a teacher: leave --teacher out, and give the weights to go on from with --start.")
+        raise AvatarError(f"'{preset}' is taught by --recipe teacher, appearance or matching, not '{recipe}'; give one of these.")
+    if taught != (recipe == "matching"):
+        told = "give its weights with --teacher" if not taught else "leave --teacher out, and give the weights to go on from with --start"
+        raise AvatarError(f"The recipe '{recipe}' learns from {'no' if taught else 'a'} teacher; {told}.")
     if not started and not preset.startswith(TINY):
         raise AvatarError(f"'{preset}' goes on from imported weights, whose autoencoder and image encoder it keeps: give their folder with --start.")
 

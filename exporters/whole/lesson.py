@@ -17,10 +17,11 @@ from engine.generators.video.weights import Plan
 from engine.types import AvatarError, UInt8Array
 from exporters.batches import PATTERNS, Batch, Pattern
 from exporters.memory import LARGE, recompute
-from exporters.objectives import Matching, Objective
+from exporters.objectives import Following, Objective
 from exporters.settings import Settings
 from exporters.whole import PRESETS, check, maps_of
-from exporters.whole.objectives import Appearance, Denoise, Desk, streamed
+from exporters.whole.matching import Matching, same_encoder
+from exporters.whole.objectives import Appearance, Denoise, Desk, Rolls, streamed
 from exporters.whole.pupils import Pupil
 from exporters.whole.unianimate import UniAnimatePupil
 from exporters.whole.windows import Windows, slower
@@ -53,9 +54,10 @@ class Whole:
 
     def __init__(self, settings: Settings, size: tuple[int, int], *, start: Path | None, teacher: Path | None, recogniser: Path | None) -> None:
         """Raises AvatarError for what is missing, does not fit, or is not offered."""
+        self.teacher, self.recogniser = teacher, recogniser
         check(settings.preset, settings.recipe, started=start is not None, taught=teacher is not None)
         self.settings, self.pupil = settings, _pupil(settings, start, recogniser)
-        if settings.recipe == "appearance":
+        if settings.recipe != "teacher":
             self.pupil.few(settings.steps)  # whether there are as many
         if self.pupil.size != size:
             (height, width), (h, w) = self.pupil.size, size
@@ -66,13 +68,24 @@ class Whole:
         self.desk = Desk(self.pupil, [], {})
         self.maps = maps_of(PRESETS[settings.preset])
 
-    def objective(self, average: Any) -> tuple[Objective, Matching | None]:
+    def objective(self, average: Any) -> tuple[Objective, Following | None]:
         """See `Lesson`."""
         settings = self.settings
         if settings.recipe == "teacher":
             return Denoise(self.desk, settings.weights, settings.seed), None
+        if settings.recipe == "appearance":
+            return Appearance(self.rolls, settings.weights), None
+        teacher = _pupil(settings, self.teacher, self.recogniser).networks
+        if not same_encoder(self.networks.autoencoder, teacher.autoencoder):
+            raise AvatarError(f"The teacher in {self.teacher} has another autoencoder than the student; start both from the same import (--start).")
+        matching = Matching(teacher, self.rolls)
+        return matching, matching
+
+    @property
+    def rolls(self) -> Rolls:
+        """How the student streams."""
         past, new = self.window
-        return Appearance(self.desk, settings.steps, past, new, settings.weights, settings.seed), None
+        return Rolls(self.desk, self.settings.steps, past, new, self.settings.seed)
 
     @property
     def window(self) -> tuple[int, int]:
@@ -82,10 +95,9 @@ class Whole:
 
     @property
     def patterns(self) -> tuple[Pattern, ...]:
-        """Of a batch: a window for a teacher, and one chunk more for a student. Raises AvatarError for others."""
-        settings, (past, new) = self.settings, self.window
-        student = settings.recipe == "appearance"
-        frames = past + 2 * new if student else self.pupil.frames if settings.window is None else settings.window[0]
+        """Of a batch: a window for a teacher, and some chunks more for a student."""
+        settings, student = self.settings, self.settings.recipe != "teacher"
+        frames = self.rolls.frames if student else self.pupil.frames if settings.window is None else settings.window[0]
         if settings.patterns is PATTERNS:  # those are of another generator
             return (Pattern(1, frames),)
         assert all(one.frames == frames or not student for one in settings.patterns)
@@ -129,7 +141,7 @@ class Whole:
     def origin(self) -> dict[str, str]:
         """How a stream asks a student."""
         past, new = self.window
-        return {"window": str(past + new), "overlap": str(past)} if self.settings.recipe == "appearance" else {}
+        return {"window": str(past + new), "overlap": str(past)} if self.settings.recipe != "teacher" else {}
 
     def save(self, average: Any, folder: Path, *, origin: dict[str, str], data: Dataset, trust: Trust) -> None:
         """See `Lesson`."""

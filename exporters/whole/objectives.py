@@ -2,7 +2,7 @@
 
 The student rolls as `engine.generators.video.rolling` streams: a window of which the first frames are past and only the last are new. Its own
 steps lead to what it is judged by, and gradients pass through the last of them alone (Self-Forcing, arXiv 2506.08009; the exit step is drawn
-evenly). The past is what the student made of the chunk before, without gradients, and behind that the truth; or the portrait standing still,
+evenly). The past is what the student made of the chunks before, without gradients, and behind that the truth; or the portrait standing still,
 which a stream begins with.
 """
 
@@ -26,6 +26,8 @@ from exporters.whole.windows import Reference
 
 BEGINNING = 0.25
 """Share of a student's updates that are the beginning of a stream."""
+OWN = 3
+"""Chunks at most that a student makes without gradients before the one that it learns from."""
 
 
 @dataclass(slots=True)
@@ -90,42 +92,78 @@ class Denoise:
 
 
 @dataclass(frozen=True, slots=True)
-class Appearance:
-    """The student, which streams `new` frames a step behind `past` of them."""
+class Rolled:
+    """New frames of a student, as a stream shows them."""
+
+    found: Tensor  # [B, N, C, h, w] clean latents, with gradients of the last step
+    truth: Tensor  # [B, N, C, h, w] what they are of
+    past: Tensor  # [B, P, C, h, w] what lies behind them
+    conditions: Tensor  # [B, W, H, W', K] of all of these
+    at: slice  # where they lie in the batch
+
+
+@dataclass(frozen=True, slots=True)
+class Rolls:
+    """How a student streams: `new` frames a step, in `steps` steps, behind `past` of them."""
 
     desk: Desk
     steps: int
     past: int
     new: int
-    weights: Weights
     seed: int
 
-    def loss(self, networks: Any, batch: Batch, step: int) -> tuple[Terms, Show]:
-        """As `objectives.Objective`; of `past` + 2 · `new` frames a row the last `new` ones are learnt from, or the first where a stream begins."""
+    @property
+    def chunks(self) -> int:
+        """Chunks at most that a student makes before the one that it learns from, as many as fill what is past."""
+        return min(OWN, -(-self.past // self.new))
+
+    @property
+    def frames(self) -> int:
+        """Of a row of a batch."""
+        return self.past + (self.chunks + 1) * self.new
+
+    def __call__(self, networks: Any, batch: Batch, step: int, *, exit: int | None = None) -> Rolled:
+        """The last chunk of some, or the first of a stream; drawn by the step's number. `exit` None: drawn, too."""
         generator, pupil, past, new = seeded(self.seed, step), self.desk.pupil, self.past, self.new
-        exit = int(torch.randint(self.steps, (), generator=generator))
+        drawn = int(torch.randint(self.steps, (), generator=generator))
         begins = float(torch.rand((), generator=generator)) < BEGINNING
+        own = 0 if begins else 1 + int(torch.randint(max(1, self.chunks), (), generator=generator))
         steps, told = pupil.few(self.steps), self.desk.told(networks, batch)
         truth, conditions = self.desk.truth(networks, batch), _conditions(batch)
         portrait = self.desk.kept[batch.view].latents.to(truth)
         noise = noises(steps, truth, past + new, turns=int(torch.randint(past + new, (), generator=generator)) * new)
+        first = truth[:, :past]
         if begins:
-            first, at = portrait.expand(batch.rows, past, -1, -1, -1), slice(0, new)
-            poses = torch.cat([self.desk.still(batch, past), conditions[:, at]], 1)
-        else:
+            first, conditions = portrait.expand_as(first), torch.cat([self.desk.still(batch, past), conditions], 1)
+        for chunk in range(own):
             with torch.no_grad():
-                call = pupil.call(networks, told, steps, conditions[:, : past + new])
-                made = rolled(steps, call, truth[:, :past], portrait, noise, new)
-            first, noise, at = moved_on(truth[:, :past], made), turned(noise, new), slice(past + new, past + 2 * new)
-            poses = conditions[:, new:]
-        call = last_alone(pupil.call(networks, told, steps, poses), exit)
-        found = rolled(steps, call, first, portrait, noise, new, exit=exit)
-        areas = _areas(batch)[:, at]
-        return {"latents": square(found, truth[:, at], areas, self.weights)}, lambda: _among(batch, at, _shown(pupil, networks, found))
+                call = pupil.call(networks, told, steps, conditions[:, chunk * new : chunk * new + past + new])
+                made = rolled(steps, call, first, portrait, noise, new)
+            first, noise = moved_on(first, made), turned(noise, new)
+        window = conditions[:, own * new : own * new + past + new]
+        at = slice(0, new) if begins else slice(past + own * new, past + (own + 1) * new)
+        exit = drawn if exit is None else exit
+        found = rolled(steps, last_alone(pupil.call(networks, told, steps, window), exit), first, portrait, noise, new, exit=exit)
+        return Rolled(found, truth[:, at], first, window, at)
 
 
-def _among(batch: Batch, at: slice, made: Tensor) -> Tensor:
-    """Pictures of the frames `at` of every row among the true ones, whose faces nobody is to compare any more."""
+@dataclass(frozen=True, slots=True)
+class Appearance:
+    """The student, whose teacher is the truth."""
+
+    rolls: Rolls
+    weights: Weights
+
+    def loss(self, networks: Any, batch: Batch, step: int) -> tuple[Terms, Show]:
+        """As `objectives.Objective`."""
+        made, pupil = self.rolls(networks, batch, step), self.rolls.desk.pupil
+        loss = square(made.found, made.truth, _areas(batch)[:, made.at], self.weights)
+        return {"latents": loss}, lambda: shown_among(pupil, networks, batch, made)
+
+
+def shown_among(pupil: Pupil, networks: Any, batch: Batch, rolled: Rolled) -> Tensor:
+    """A batch's pictures with those that were made, whose faces alone are to be compared from now on."""
+    made, at = _shown(pupil, networks, rolled.found), rolled.at
     pictures, fits = batch.truth.unflatten(0, (batch.rows, batch.frames)).to(made).clone(), torch.full_like(batch.fits, torch.nan)
     pictures[:, at] = made.unflatten(0, (batch.rows, -1))
     fits.unflatten(0, (batch.rows, batch.frames))[:, at] = batch.fits.unflatten(0, (batch.rows, batch.frames))[:, at]
@@ -178,4 +216,4 @@ def _shown(pupil: Pupil, networks: Any, clean: Tensor) -> Tensor:
     return pupil.decode(networks, clean.flatten(0, 1))
 
 
-__all__ = ["Appearance", "Denoise", "Desk", "last_alone", "noises", "rolled", "square", "streamed"]
+__all__ = ["Appearance", "Denoise", "Desk", "Rolled", "Rolls", "last_alone", "noises", "rolled", "shown_among", "square", "streamed"]

@@ -30,6 +30,7 @@ class Pupil(Protocol):
     size: tuple[int, int]  # (H, W) px
     depth: int  # px that the sides must be multiples of
     frames: int  # of a window, as the weights were trained
+    guidance: float  # of a teacher that a student is drawn by
     blocks: tuple[type[nn.Module], ...]  # that can be computed again on the way back
 
     def choose(self, settings: Settings) -> None:

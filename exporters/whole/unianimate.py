@@ -33,6 +33,7 @@ TEMPORAL_CONVOLUTION = "temopral_conv"
 class UniAnimatePupil:
     """As `pupils.Pupil`."""
 
+    guidance = sampling.GUIDANCE
     blocks: tuple[type[nn.Module], ...] = (ResBlock, SpatialTransformer, TemporalTransformer)
 
     def __init__(self, name: str, start: Path | None, seed: int) -> None:

@@ -44,6 +44,7 @@ TEMPORAL = {"temporal_transformer_blocks", "time_pos_embed", "time_mixer", "temp
 class VividPosePupil:
     """As `pupils.Pupil`."""
 
+    guidance = (sampling.FIRST_GUIDANCE + sampling.GUIDANCE) / 2  # what it is in the middle of a clip
     blocks: tuple[type[nn.Module], ...] = (ResnetBlock2D, TemporalResnetBlock, TemporalBasicTransformerBlock, Attention, FeedForward)
 
     def __init__(self, name: str, start: Path | None, seed: int, recogniser: Path | None) -> None:

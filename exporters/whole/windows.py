@@ -84,7 +84,7 @@ def _references(data: Dataset, paint: Paint) -> list[Reference]:
     taught = [(number, frame) for number, clip in enumerate(data.clips) for start, stop in clip.train for frame in range(start, stop)]
     picks = [most_still(data.clips), *(taught[k] for k in np.linspace(0, len(taught) - 1, REFERENCES).round().astype(int))]
     shown = [(data.clips[number], frame) for number, frame in picks]
-    return [Reference(np.asarray(clip.frames[frame]), clip.face[frame], paint(clip, frame)) for clip, frame in shown]
+    return [Reference(np.array(clip.frames[frame]), clip.face[frame], paint(clip, frame)) for clip, frame in shown]
 
 
 __all__ = ["Paint", "Reference", "Windows", "placed", "slower"]
