@@ -33,7 +33,7 @@ def export(options: argparse.Namespace, *, tell: Callable[[str], None]) -> Path:
         subject, order = _refitted(weights, options, order, adapt)
     else:
         exporter.check(order)
-        subject = subject_of(weights, steps=options.steps, decoder=options.decoder, adapt=adapt)
+        subject = subject_of(weights, steps=options.steps, decoder=options.decoder, adapt=adapt, window=options.window, overlap=options.overlap)
     out = Path(options.out) if options.out else weights / engines.HOME / f"{options.backend}-{exporter.request(subject, order)}"
     tell(f"{subject.about}, for {options.backend} in {order.precision}; this takes some minutes ...")
     manifest = exporter.export_subject(subject, out, order)
@@ -49,6 +49,8 @@ def _refitted(weights: Path, options: argparse.Namespace, order: Order, adapt: A
 
     if options.out and Path(options.out).resolve() == options.refit_from.resolve():
         raise AvatarError(f"{options.out} holds the engine that is refitted, which stays as it is; choose another folder with --out.")
+    if options.window is not None or options.overlap is not None:
+        raise AvatarError("--window and --overlap are for the generator 'video', whose engines are built anew; leave --refit-from out.")
     given = {name: getattr(options, name) for name in ("precision", "steps", "decoder")}
     engine = refit.held(options.refit_from, weights, order, **given)
     return refit.refitted(engine, weights, order, adapt=adapt)

@@ -12,7 +12,7 @@ from engine.types import AvatarError
 from exporters.portraits.options import FILES
 
 RENDERED = {"champ": MAPS["maps"], "magicanimate": MAPS["densepose"], "unianimate": (), "vividpose": ("smplx",)}
-"""Systems that no camera alone can drive, or that are not live, and the pictures beside a clip that drive them."""
+"""Systems that no camera alone can drive, or that are best at leisure as they were published, and the pictures beside a clip that drive them."""
 
 
 def run(args: argparse.Namespace, *, tell: Callable[[str], None]) -> None:
@@ -28,10 +28,10 @@ def run(args: argparse.Namespace, *, tell: Callable[[str], None]) -> None:
     how = f"--generator {generator} --weights {shlex.quote(str(args.out))}{more}"
     if args.system in RENDERED:
         maps = "".join(f" --maps {name}={name}.mp4" for name in RENDERED[args.system])
-        if generator == "diffusion":
-            networks = "".join(f" --maps {name}={name}.onnx" for name in RENDERED[args.system])
-            tell(f"Live it needs a network of yours for each of its pictures: avatar serve {how}{networks}")
-        tell(f"Wrote {args.out}. Render with it: avatar render {how} --drive clip.mp4{maps} -o out.mp4")
+        networks = "".join(f" --maps {name}={name}.onnx" for name in RENDERED[args.system])
+        why = "Live it needs a network of yours for each of its pictures" if networks else "Live it is soft until it is distilled"
+        tell(f"{why}: avatar serve {how}{networks}")
+        tell(f"Wrote {args.out}. Render with it: avatar render {how}{' --offline' if generator == 'video' else ''} --drive clip.mp4{maps} -o out.mp4")
         return
     tell(f"Wrote {args.out}. Serve it: avatar serve {how}")
 
@@ -98,7 +98,7 @@ def _unianimate(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[
     from exporters.import_unianimate import import_unianimate
 
     import_unianimate(args.folder, args.out, vae=args.vae, clip=args.clip, precision=args.precision, tell=tell)
-    return "video", " --offline"
+    return "video", ""
 
 
 def _vividpose(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[str, str]:
@@ -106,7 +106,7 @@ def _vividpose(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[s
 
     found = {"trained": args.trained, "vae": args.vae, "image_encoder": args.image_encoder, "recogniser": args.recogniser}
     import_vividpose(args.folder, args.out, **found, precision=args.precision, tell=tell)
-    return "video", " --offline"
+    return "video", ""
 
 
 def _wav2lip(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[str, str]:

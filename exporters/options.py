@@ -81,8 +81,10 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision", choices=["fp32", "fp16", "bf16", "int8"], help="of the graph that costs most (default: fp32); the others keep fp32"
     )
-    parser.add_argument("--steps", type=int, metavar="N", help="of diffusion: denoising steps a frame (default: the preset's)")
+    parser.add_argument("--steps", type=int, metavar="N", help="of diffusion and video: denoising steps a frame (default: the preset's)")
     parser.add_argument("--decoder", choices=["kl", "tiny"], help="of diffusion: as `avatar serve --decoder`")
+    for name in ("window", "overlap"):
+        parser.add_argument(f"--{name}", type=int, metavar="N", help=f"of video: as `avatar serve --{name}`")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the folder to write (default: engines/BACKEND-KEY beside the weights)")
     parser.add_argument(
         "--lora", action="append", metavar="FILE[:SCALE]", help="a LoRA (.safetensors) to fuse, of the denoiser; may be given again (default: none)"

@@ -17,6 +17,7 @@ MAKERS = {
     "diffusion": "exporters.subject_diffusion",
     "lipsync": "exporters.subject_lipsync",
     "reenact": "exporters.subject_reenact",
+    "video": "exporters.subject_video",
 }
 """Generator -> the module whose `subject(weights, **asked)` says what its weights export."""
 
@@ -64,12 +65,15 @@ def subject_of(weights: Path, **asked: Any) -> Subject:
     given = {option: value for option, value in asked.items() if value is not None}
     if odd := next((option for option in given if option not in signature(make).parameters), None):
         told = WORDS.get(odd, f"--{odd}")
-        raise AvatarError(f"{told} is for the diffusion generator, and the weights in {weights} are of '{name}'; leave it out.")
+        whose = OWNERS.get(odd, "the diffusion generator")
+        raise AvatarError(f"{told} is for {whose}, and the weights in {weights} are of '{name}'; leave it out.")
     return make(weights, **given)
 
 
 WORDS = {"adapt": "--lora"}
 """Options that a person knows by another name."""
+OWNERS = dict.fromkeys(("window", "overlap"), "the generator 'video'")
+"""Options that are not the diffusion generator's."""
 
 
 __all__ = ["MAKERS", "Subject", "nothing_beside", "subject_of"]

@@ -5,6 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+PRESETS = (
+    "a size with random weights, such as tiny or compact (default); reenact: tiny (default) or liveportrait; video: tiny_unianimate (default), "
+    "unianimate or vividpose"
+)
+
 
 def add_serve(parser: argparse.ArgumentParser) -> None:
     """`avatar serve`."""
@@ -19,6 +24,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-sessions", type=int, default=4)
     add_generator(parser, lora=True)
     _add_maps(parser, "for weights that are driven by them, an ONNX file that makes condition pictures of the camera's")
+    add_windows(parser)
     parser.add_argument("--persona", help="a saved persona to offer first")
     parser.add_argument(
         "--ice-server", action="append", default=[], metavar="URL", help="stun:host:port or turn:user:password@host:port; none by default"
@@ -49,6 +55,7 @@ def add_render(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--background", default="keep", metavar="keep|blur|#rrggbb|FILE")
     add_generator(parser, lora=True)
     _add_maps(parser, "condition pictures beside the drive, a clip or an ONNX file that makes them")
+    add_windows(parser)
     parser.add_argument("--no-body", action="store_true", help="leave the shoulders still")
     parser.add_argument("--badge", action="store_true", help="a visible 'AI' badge")
     parser.add_argument("--record-signals", metavar="FILE.npz", help="also keep what was read from the face (not the shoulders), to drive with later")
@@ -56,20 +63,20 @@ def add_render(parser: argparse.ArgumentParser) -> None:
     whole.add_argument("--offline", action="store_true", help="every frame sees those after it too, with all the steps that the weights want; slow")
     whole.add_argument("--guidance", type=float, metavar="SCALE", help="1 is none (default: what the weights were made for)")
     whole.add_argument("--first-guidance", type=float, metavar="SCALE", help="of VividPose's first frame, grown evenly to the last (default: 1)")
-    whole.add_argument("--window", type=int, metavar="N", help="of video: frames that are denoised together (default: what the weights saw)")
-    whole.add_argument("--overlap", type=int, metavar="N", help="of video: frames that two windows share (default: UniAnimate 8, VividPose 4)")
 
 
 def add_generator(parser: argparse.ArgumentParser, *, lora: bool = False) -> None:
     """Which generator, and what it is built with; options that are not given stay with the generator."""
-    whose = "puppet, diffusion, lipsync, reenact or, offline, video (default: the one whose weights the persona has, else the puppet)"
+    whose = "puppet, diffusion, lipsync, reenact or video (default: the one whose weights the persona has, else the puppet)"
     parser.add_argument("--generator", help=whose)
     lips = parser.add_argument_group("of the lips generator (with --weights, --backend, --graphs, --precision and --device as below)")
     lips.add_argument("--model", metavar="NAME", help="wav2lip (default) or musetalk, with random weights; --weights names its own")
     lips.add_argument("--over", metavar="NAME[=DIR]", help="put the lips into another generator's frames (of weights in DIR): head from the camera")
     lips.add_argument("--loop", metavar="FILE", help="a video of the portrait's person, idle, played forth and back (default: the still portrait)")
-    diffusion = parser.add_argument_group("of the diffusion generator; reenact has preset, weights, precision, backend, graphs, mode, device too")
-    diffusion.add_argument("--preset", help="a size with random weights, such as tiny or compact (default); reenact: tiny (default) or liveportrait")
+    diffusion = parser.add_argument_group(
+        "of the diffusion generator; reenact and video have preset, weights, precision, backend, graphs, mode, device too, video steps"
+    )
+    diffusion.add_argument("--preset", help=PRESETS)
     diffusion.add_argument("--weights", metavar="DIR", help="a folder of weights that was trained or imported; it names its preset")
     diffusion.add_argument("--steps", type=int, metavar="N", help="denoising steps a frame (default: the preset's)")
     diffusion.add_argument("--stream-batch", action="store_true", default=None, help="all steps in one call; a frame leaves N - 1 frames later")
@@ -93,6 +100,14 @@ def add_generator(parser: argparse.ArgumentParser, *, lora: bool = False) -> Non
         diffusion.add_argument("--lora", action="append", metavar="FILE[:SCALE]", help="a LoRA (.safetensors) on the weights; may be given again")
 
 
+def add_windows(parser: argparse.ArgumentParser) -> None:
+    """Of the generator video."""
+    windows = parser.add_argument_group("of the generator video")
+    windows.add_argument("--window", type=int, metavar="N", help="frames that the network sees at once (default: what the weights were taught)")
+    shared = "how many of them are past, live, or the next window's too, offline; live the others are made at once"
+    windows.add_argument("--overlap", type=int, metavar="N", help=f"{shared} (default: what the weights were taught)")
+
+
 def _add_maps(parser: argparse.ArgumentParser, what: str) -> None:
     kinds = "densepose, depth, dwpose, normal, semantic or smplx"
     parser.add_argument("--maps", action="append", default=[], metavar="NAME=FILE", help=f"{what}: {kinds}; may be given again")
@@ -104,8 +119,8 @@ def generator_options(args: argparse.Namespace) -> dict[str, Any]:
         *("preset", "weights", "steps", "stream_batch", "precision", "mode", "device", "decoder", "backend", "graphs", "identity_scale"),
         *("model", "over", "loop"),
     )
-    whole = ("window", "overlap", "first_guidance")  # of `avatar render` alone
-    return {name: value for name in (*names, *whole) if (value := getattr(args, name, None)) is not None}
+    video = ("window", "overlap", "first_guidance")
+    return {name: value for name in (*names, *video) if (value := getattr(args, name, None)) is not None}
 
 
-__all__ = ["add_generator", "add_render", "add_serve", "generator_options"]
+__all__ = ["add_generator", "add_render", "add_serve", "add_windows", "generator_options"]

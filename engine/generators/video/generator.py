@@ -18,6 +18,8 @@ from engine.conditions.place import Anchor, anchor_of
 from engine.types import AvatarError, GeneratorSpec, Identity, MissingPart, Signal, UInt8Array, VideoFrame
 
 try:
+    from torch import Tensor
+
     from engine.generators.video import presets, vividpose_presets
     from engine.generators.video.clips import How, Known, Make, System
     from engine.generators.video.live import Row, Stream
@@ -194,6 +196,10 @@ class Video:
         )
         return State(stream, another(), [None] * rows)
 
+    def noise(self) -> Tensor:
+        """[W, C, h, w] of a stream's frames where it begins: the same for all."""
+        return self._steps.drawn((self.plan.window, *self.system.latent))
+
     def admit(self, state: State, row: int, identity: Identity) -> None:
         """Seat an identity in a row and reset it."""
         features: Features = identity.features
@@ -241,8 +247,7 @@ class Video:
     def _conditions(self, state: State, row: int, anchor: Anchor, chunk: Sequence[Signal]) -> UInt8Array:
         """[N, H, W, layers] of a row, whose past begins with its first signal."""
         if row not in state.eases:
-            noise = self._steps.drawn((self.plan.window, *self.system.latent))
-            state.stream.row(row).begin(noise, self.system.rest(chunk[0], anchor))
+            state.stream.row(row).begin(self.noise(), self.system.rest(chunk[0], anchor))
             state.eases[row] = Ease()
         return np.stack([self.system.condition(signal, anchor, state.eases[row]) for signal in chunk])
 

@@ -146,8 +146,7 @@ class VividPoseSteps:
 
     def clean(self, step: int, x: Tensor, answer: Tensor) -> Tensor:
         """See `Steps`."""
-        sigma = self.sigmas[step]
-        return x / (sigma**2 + 1) - answer * (sigma / (sigma**2 + 1) ** 0.5)
+        return vividpose.clean(x, answer, sigma=self.sigmas[step])
 
     def advance(self, step: int, x: Tensor, answer: Tensor) -> Tensor:
         """See `Steps`."""

@@ -46,9 +46,14 @@ def scaled(x: Tensor, sigma: float) -> Tensor:
 
 
 def advance(x: Tensor, velocity: Tensor, *, sigma: float, after: float) -> Tensor:
-    """Latents and the predicted velocity at a level -> latents at the next, an Euler step."""
-    clean = x / (sigma**2 + 1) - velocity * (sigma / (sigma**2 + 1) ** 0.5)
-    return x + (x - clean) / sigma * (after - sigma)
+    """Latents and the predicted velocity at a level -> latents at the next, an Euler step; written so that much noise loses no clean digits."""
+    found = clean(x, velocity, sigma=sigma)
+    return found + (x - found) * (after / sigma)
+
+
+def clean(x: Tensor, velocity: Tensor, *, sigma: float) -> Tensor:
+    """What the velocity says that latents of a level are without noise."""
+    return x / (sigma**2 + 1) - velocity * (sigma / (sigma**2 + 1) ** 0.5)
 
 
 def first_latents(shape: tuple[int, ...], *, seed: int = SEED) -> Tensor:
@@ -150,6 +155,7 @@ __all__ = [
     "STEPS",
     "Given",
     "advance",
+    "clean",
     "first_latents",
     "given",
     "sample",
