@@ -191,6 +191,8 @@ def _check_weights(options: argparse.Namespace) -> None:
     check_teacher(options.recipe, options.teacher)
     if options.preset is not None:
         check_ears(preset(options.preset), options.start)
+    if (options.steps or STEPS) < made.noise.least:
+        raise AvatarError(f"A frame of the preset '{made.name}' takes {made.noise.least} denoising steps or more; give such a number to --steps.")
     kept = None if options.start is None else options.start / RECOGNISER
     check_recogniser(made, kept if kept is not None and kept.is_file() else options.recogniser)
     for weights in (options.start, options.teacher):

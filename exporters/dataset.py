@@ -117,7 +117,7 @@ def collect(
     """
     tell = progress or (lambda what, done, total: None)
     paths = storage.find_videos(videos)
-    sources = condition_maps.find(maps, paths, size=size)
+    sources = condition_maps.find(maps, paths, Path(folder), size=size)
     plan = {"format": FORMAT, "size": list(size), "fps": FPS, "least": least, "videos": storage.identify(paths, tell)}
     with storage.workplace(Path(folder), plan) as whole:
         if not whole:

@@ -142,7 +142,7 @@ class Diffusion:
 
     def counts(self) -> Sequence[int]:
         """See `Lesson`."""
-        return [self.settings.steps] if self.settings.recipe == "teacher" else sorted({1, self.settings.steps})
+        return [self.settings.steps] if self.settings.recipe == "teacher" else sorted({self.networks.preset.noise.least, self.settings.steps})
 
     def make(self, networks: Networks, run: Run, steps: int) -> UInt8Array:
         """See `Lesson`."""

@@ -52,13 +52,14 @@ class Source:
         return self.files[0] if self.files[0].suffix.lower() == NETWORK else None
 
 
-def find(chosen: Sequence[str], videos: Sequence[Path], *, size: tuple[int, int]) -> list[Source]:
-    """`--maps NAME=FILE ...` for these videos, whose frames become (H, W) = `size`.
+def find(chosen: Sequence[str], videos: Sequence[Path], folder: Path, *, size: tuple[int, int]) -> list[Source]:
+    """`--maps NAME=FILE ...` for these videos, whose frames become (H, W) = `size` in the data set in `folder`, which may be there or not.
 
     FILE is a network (.onnx), a clip where there is one video, or a folder with a clip for each of them, called as it is. Raises AvatarError for
-    whatever cannot be used; that a clip has as many pictures as its video takes longer and is told when they are made.
+    whatever cannot be used. Clips whose pictures the set has already are not counted again, which takes a few ms a picture.
     """
-    found = []
+    found, pairs = list[Source](), list[tuple[Path, Path]]()
+    made = {key for each in _keys(folder).values() for key in each.values()}
     for name, file in map_files(chosen).items():
         path = Path(file)
         if path.is_dir():
@@ -75,9 +76,12 @@ def find(chosen: Sequence[str], videos: Sequence[Path], *, size: tuple[int, int]
             clips = (path,)
         source = Source(name, clips)
         if source.network is None:
-            for clip, video in zip(clips, videos, strict=True):
+            new = [(clip, video) for clip, video in zip(clips, videos, strict=True) if _digest(clip) not in made]
+            for clip, video in new:
                 _check_shape(clip, video)
+            pairs += new
         found.append(source)
+    _check_counts(pairs)
     return found
 
 
@@ -104,7 +108,6 @@ def add(folder: Path, sources: Sequence[Source], videos: Sequence[Path], named: 
         keys[source.name] = {home.name: key for home, key in zip(homes, each, strict=True)}
         wanted += [(source, k, key) for k, key in enumerate(each) if _opened(_path(homes[k], source.name, key), shapes[k]) is None]
     storage.room(folder, sum(int(np.prod(shapes[k])) for _, k, _ in wanted), what="The condition pictures need")
-    _check_counts([(source.files[k], videos[k]) for source, k, _ in wanted if source.network is None])
     for source, k, key in wanted:
         home, kept = homes[k], rests[k]["kept"]
         told = partial(tell, f"making the {source.name} pictures of {home.name}")
@@ -128,7 +131,7 @@ def read(folder: Path, clip: str, shape: tuple[int, ...]) -> dict[str, UInt8Arra
     for name, each in _keys(folder).items():
         held = _opened(path := _path(folder / "clips" / clip, name, each.get(clip, "")), shape)
         if held is None:
-            raise AvatarError(f"'{path}' is damaged; remove '{folder / INDEX}' and collect again with --maps {name}=FILE.")
+            raise AvatarError(f"'{path}' is damaged; collect again with --maps {name}=FILE.")
         found[name] = held
     return found
 

@@ -30,12 +30,12 @@ def body_of(track: Mapping[str, npt.NDArray[Any]], face: FloatArray, kept: npt.N
     height, width = (int(side) for side in track["size"])
     body = np.zeros((len(face), BODY_POINTS, 3), np.float32)
     frames = np.flatnonzero(kept)[:: max(1, int(kept.sum()) // LOOKED_AT)]
-    if not len(frames):
-        return body
     unit = np.array([width, height], np.float32)
     whole, crop = (track["face"][frames, :, :2] * unit).astype(np.float64), face[frames].astype(np.float64)
     seen = track["body"][: len(face)]
     known = np.isfinite(seen[:, :, :2]).all((1, 2))
+    if not len(frames) or not known.any():
+        return body
     for axis in range(2):
         scale, shift = np.polyfit(whole[..., axis].ravel(), crop[..., axis].ravel(), 1)
         body[known, :, axis] = seen[known][..., axis] * unit[axis] * scale + shift

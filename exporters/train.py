@@ -29,8 +29,8 @@ from exporters.settings import Recipe, Settings
 from exporters.storage import alone
 
 CHECKPOINT_SECONDS, LOOK_SECONDS = 60.0, 150.0
-CHECKPOINT_TIMES = 20.0
-"""Times as long as it takes to write a checkpoint until the next one: a large one takes minutes."""
+CHECKPOINT_TIMES, LOOK_TIMES = 20.0, 10.0
+"""Times as long as it takes to write a checkpoint, or to look, until the next one: of a large generator both take minutes."""
 WORSE, RECENT = 4.0, 40
 """A run has diverged when the mean loss of the RECENT updates is WORSE times as high as it ever was."""
 PREVIEW = "preview.jpg"
@@ -116,7 +116,7 @@ class _Run:
         self.board = _board(out, done.updates) if self.main else _silent
         self.watch, self.since, self.rate = _Watch(done), time.monotonic(), learner.settings.rate
         self.saved = self.looked = done.seconds
-        self.took = 0.0  # s to write the last checkpoint
+        self.took = self.looking = 0.0  # s to write the last checkpoint, and to look last
         self.whole = True  # whether no update is half done
 
     def until(self, budget: Budget, progress: Callable[[Report], None]) -> None:
@@ -143,9 +143,10 @@ class _Run:
                 self.whole = True
                 self.stop_clock()
                 judged = None
-                if self.main and done.seconds - self.looked > LOOK_SECONDS:
+                if self.main and done.seconds - self.looked > max(LOOK_SECONDS, LOOK_TIMES * self.looking):
                     judged, self.looked = self.look(), done.seconds
-                    self.since = time.monotonic()  # looking is not training
+                    now = time.monotonic()
+                    self.looking, self.since = now - self.since, now  # looking is not training
                 progress(Report(done.updates, budget.share(done), told["loss"], judged))
                 if done.seconds - self.saved > max(CHECKPOINT_SECONDS, CHECKPOINT_TIMES * self.took):
                     self.keep()

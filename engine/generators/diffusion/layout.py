@@ -72,6 +72,11 @@ class Noise:
     spacing: Literal["trailing", "leading"] = "trailing"
     stepper: Stepper = "euler"
 
+    @property
+    def least(self) -> int:
+        """Fewest steps a frame: a single one of leading spacing would begin where a picture is almost clean."""
+        return 2 if self.spacing == "leading" and self.prediction != "flow" else 1
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:

@@ -65,7 +65,7 @@ def levels(noise: Noise, steps: int) -> Levels:
         at = t[:-1] * LEVELS
         parts = (at, alpha[:-1], sigma[:-1], alpha[1:], sigma[1:])
     else:
-        if noise.spacing == "leading" and steps == 1:
+        if steps < noise.least:
             raise AvatarError("One step of 'leading' spacing would begin where a picture is almost clean; use trailing spacing, or more steps.")
         every = alphas(noise)
         if noise.spacing == "trailing":
