@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import math
 import shlex
 import time
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine import persona as personas
-from engine.backends.engines import WEIGHTS as WEIGHTS_FILE
 from engine.backends.engines import generator_of
 from engine.generators.diffusion.presets import Preset, preset
 from engine.generators.diffusion.taught import preset_of
@@ -139,10 +137,7 @@ def _generator(options: argparse.Namespace) -> str:
 def _made(options: argparse.Namespace) -> Preset | UniAnimate | VividPose:
     """The size that is taught. Raises AvatarError for one that there is not."""
     if _generator(options) == WHOLE:
-        name = options.preset or str(json.loads((options.start / WEIGHTS_FILE).read_text()).get("preset"))
-        if name not in whole.PRESETS:
-            raise AvatarError(f"The weights in {options.start} are for a preset '{name}' that this version does not have; import them again.")
-        return whole.PRESETS[name]
+        return whole.chosen(options.preset, [folder for folder in (options.start, options.teacher) if folder is not None])
     return preset_of(options.start) if options.start and not options.preset else preset(options.preset or "compact")
 
 
@@ -156,7 +151,7 @@ def _check_whole(options: argparse.Namespace) -> None:
         raise AvatarError(f"'{made.name}' is taught window by window: give --window instead of --longest.")
     if options.overlap is not None and options.recipe == "teacher":
         raise AvatarError("A teacher sees whole windows, with nothing past: leave --overlap out.")
-    whole.check(made.name, options.recipe, started=options.start is not None, taught=options.teacher is not None)
+    whole.check(made.name, options.recipe, started=options.start is not None or options.stage == "data", taught=options.teacher is not None)
     least = 1 if options.recipe == "teacher" else 2
     if options.window is not None and options.window < least or options.overlap is not None and options.overlap < 0:
         raise AvatarError(f"A window has at least {least} frame{'s' * (least > 1)}: give another --window or --overlap.")

@@ -253,6 +253,11 @@ REFUSED = {
     "recipe": (["--preset", "tiny_unianimate", "--recipe", "consistency"], "by --recipe teacher, appearance or matching, not 'consistency'"),
     "start": (["--preset", "unianimate"], "goes on from imported weights"),
     "teacher": (["--preset", "tiny_unianimate", "--teacher", "{weights}"], "learns from no teacher; leave --teacher out"),
+    "alone": (
+        ["--recipe", "matching", "--teacher", "{weights}", "--preset", "unianimate"],
+        "are for the preset 'tiny_unianimate', not for 'unianimate'",
+    ),
+    "other": (["--preset", "tiny_vividpose", "--start", "{weights}"], "are for the preset 'tiny_unianimate', not for 'tiny_vividpose'"),
     "none": (["--preset", "tiny_unianimate", "--recipe", "matching"], "learns from a teacher; give its weights with --teacher"),
     "two": (["--preset", "compact", "--start", "{weights}"], "is of 'diffusion' and '{weights}' is of 'video': give what belongs together"),
     "longest": (["--preset", "tiny_unianimate", "--longest", "4"], "give --window instead of --longest"),

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from engine.backends.engines import WEIGHTS
 from engine.generators.diffusion.presets import Preset
 from engine.generators.video import presets, vividpose_presets
 from engine.generators.video.presets import UniAnimate
@@ -13,6 +19,24 @@ PRESETS: dict[str, UniAnimate | VividPose] = {**presets.PRESETS, **vividpose_pre
 RECIPES = ("teacher", "appearance", "matching")
 TINY = "tiny_"
 """What the names of presets for tests begin with, which alone can begin from nothing."""
+
+
+def chosen(name: str | None, weights: Sequence[Path]) -> UniAnimate | VividPose:
+    """The size that is taught: of a name, or the first weights'. Raises AvatarError for weights that are for another."""
+    theirs = [str(json.loads((folder / WEIGHTS).read_text()).get("preset")) for folder in weights]
+    made = PRESETS.get(theirs[0] if name is None else name)
+    for other, folder in zip(theirs, weights, strict=True):
+        if made is None or other not in PRESETS or not _same(made, PRESETS[other]):
+            wanted = "a preset that there is" if made is None else f"'{made.name}'"
+            raise AvatarError(f"The weights in {folder} are for the preset '{other}', not for {wanted}; leave --preset out, or give others.")
+    assert made is not None
+    return made
+
+
+def _same(made: UniAnimate | VividPose, other: UniAnimate | VividPose) -> bool:
+    """Whether two sizes take the same weights."""
+    apart = {"name", "size", "frames"}
+    return type(made) is type(other) and all(getattr(made, one.name) == getattr(other, one.name) for one in fields(made) if one.name not in apart)
 
 
 def check(preset: str, recipe: str, *, started: bool, taught: bool) -> None:
@@ -33,4 +57,4 @@ def maps_of(made: Preset | UniAnimate | VividPose) -> tuple[str, ...]:
     return ("smplx",) if isinstance(made, VividPose) else ()
 
 
-__all__ = ["PRESETS", "RECIPES", "check", "maps_of"]
+__all__ = ["PRESETS", "RECIPES", "check", "chosen", "maps_of"]
