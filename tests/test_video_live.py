@@ -215,6 +215,10 @@ def test_published_weights_say_what_they_would_take_and_taught_ones_run_as_they_
             load("video", weights=weights(tmp_path / "wrong", TAUGHT | wrong), device="cpu")
 
 
+def test_asked_for_nothing_it_is_the_size_that_costs_nothing() -> None:
+    assert load("video", device="cpu").spec.size == presets.TINY.size
+
+
 def test_vividpose_tells_of_itself_too(tmp_path: Path) -> None:
     made = vividpose_networks.build(vividpose_presets.TINY, seed=3)
     vividpose_networks.save(made, tmp_path / "w", origin={"system": "VividPose", "steps": "25"})

@@ -108,7 +108,8 @@ class Video:
             raise AvatarError(f"Guidance is a scale of 0 or more, not {first_guidance:g}; 1 is none.")
         self.how = How(steps=steps, first_guidance=first_guidance, window=window, overlap=overlap)
         folder = None if weights is None else Path(weights)
-        make = _make_of(preset or presets.TINY.name) if folder is None else _make_of(read_manifest(folder).preset, folder)
+        preset = presets.TINY.name if preset is None and folder is None else preset
+        make = _make_of(read_manifest(folder).preset, folder) if folder is not None else _make_of(cast(str, preset))
         if preset is not None and _make_of(preset) is not make:
             raise AvatarError(f"The weights in {folder} are not for the preset '{preset}'; leave --preset out.")
         self.system: System = make(preset, folder, seed)
