@@ -118,14 +118,15 @@ def collect(
     tell = progress or (lambda what, done, total: None)
     paths = storage.find_videos(videos)
     sources = condition_maps.find(maps, paths, Path(folder), size=size)
-    plan = {"format": FORMAT, "size": list(size), "fps": FPS, "least": least, "videos": storage.identify(paths, tell)}
+    named = storage.identify(paths, tell)
+    plan = {"format": FORMAT, "size": list(size), "fps": FPS, "least": least, "videos": named}
     with storage.workplace(Path(folder), plan) as whole:
         if not whole:
             pairs.build(paths, Path(folder), plan, tell)
         else:  # one that was collected before sound was kept gets it
             for path, name in zip(paths, storage.read_index(Path(folder), version=FORMAT)["clips"], strict=True):
                 sound.keep(path, Path(folder) / "clips" / name)
-        condition_maps.add(Path(folder), sources, paths, plan["videos"], tell)
+        condition_maps.add(Path(folder), sources, paths, named, tell)
     return open_dataset(Path(folder))
 
 

@@ -116,6 +116,7 @@ def test_the_portrait_is_a_frame_at_rest_before_the_held_out_ones(made: Dataset)
     assert clip.kept[frame]
     assert frame < clip.held_out[0][0]
     assert np.array_equal(clip.frames[frame], made.portrait)
+    assert np.array_equal(storage.read_arrays(made.folder / "clips" / clip.name / "rest.npz")["rect"], held["rect"])
     assert np.abs(clip.motion[frame, :6]).max() < 0.05, "the reference is the neutral"
     assert clip.motion[frame, 12] < 0.03, "shut lips"
     picture = cv2.cvtColor(cv2.imread(str(made.folder / "scene.png")), cv2.COLOR_BGR2RGB)
@@ -503,7 +504,7 @@ def test_the_command_keeps_the_taught_puppet_as_a_persona(made: Dataset, tmp_pat
     from exporters import command
 
     monkeypatch.setenv("AVATAR_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(command, "collect", lambda videos, folder, *, size, progress: replace(made, folder=folder))
+    monkeypatch.setattr(command, "collect", lambda videos, folder, *, size, progress, maps: replace(made, folder=folder))
     shutil.copytree(made.folder, tmp_path / "me" / "data")
     words = ["train", "--video", "a.mp4", "--out", "me", "--stage", "data", "--consent", "I am the person in the video."]
     options = avatar._parser().parse_args(words)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from engine.generators.diffusion.conditions import Ease, painter
-from engine.types import AvatarError, Signal, VideoFrame
+from engine.types import AvatarError, Signal, UInt8Array, VideoFrame
 from tests.conftest import require
 from tests.test_maps import write_network
 from tests.test_train import QUICK, data  # noqa: F401
@@ -27,6 +27,7 @@ import torch  # noqa: E402
 from engine.drivers.maps import Maps, Network  # noqa: E402
 from engine.generators.diffusion import networks as weights_of  # noqa: E402
 from engine.generators.diffusion import presets, stream  # noqa: E402
+from engine.generators.diffusion.attention import Sources  # noqa: E402
 from engine.generators.diffusion.presets import Preset  # noqa: E402
 from engine.generators.diffusion.sampler import levels  # noqa: E402
 from exporters import maps, objectives, storage  # noqa: E402
@@ -83,15 +84,14 @@ def test_the_guider_sees_in_training_what_it_sees_live(data: Dataset, tmp_path: 
     (clip,) = data.clips
     paths = {name: write_network(tmp_path / f"{name}.onnx", gives=gives) for name, gives in zip(made.maps, (1, 3, 1, 3), strict=True)}
     sources = {name: Network(path, size=SIZE) for name, path in paths.items()}
-    held = {
-        name: np.stack([255 - source(VideoFrame(frame, 0.0)) // (k + 1) for frame in clip.frames[:9]])
-        for k, (name, source) in enumerate(sources.items())
-    }
+    held: dict[str, UInt8Array] = {}
+    for k, (name, source) in enumerate(sources.items()):
+        held[name] = np.stack([255 - source(VideoFrame(frame, 0.0)) // np.uint8(k + 1) for frame in clip.frames[:9]])
     taught = batches(replace(data, clips=[replace(clip, maps=dict(reversed(held.items())))]), made).take(0, 2, 9)
     live = painter(made)
     for k, frame in enumerate(clip.frames[2:9]):
         found = Maps(sources)(VideoFrame(frame, k / 25))
-        signal = Signal(k / 25, maps={name: 255 - picture // (n + 1) for n, (name, picture) in enumerate(found.items())})
+        signal = Signal(k / 25, maps={name: np.asarray(255 - picture // (n + 1), np.uint8) for n, (name, picture) in enumerate(found.items())})
         condition = torch.from_numpy(live(signal, None, Ease()))[None]
         assert torch.equal(condition[0], taught.coarse[k])
         hint, _ = stream.heard_and_seen(networks, condition, None, torch.float32)
@@ -143,7 +143,7 @@ def test_every_row_reads_its_portrait_at_its_own_level(mapped: Dataset, made: Pr
         mine = slice(2 * row, 2 * row + 2)
         alone = replace(batch, rows=1, truth=batch.truth[mine], coarse=batch.coarse[mine], speech=batch.speech[mine], corners=batch.corners[mine])
         sight = objectives.scene(networks, alone)
-        sources = objectives.Sources(2, kept.reference, kept.identity)
+        sources = Sources(2, kept.reference, kept.identity)
         wanted = networks.denoise(x[mine], t[mine], sight.hint, sources, sight.window(made.window))
         assert error(said[mine], wanted) < SAME, row
     one = objectives.answer(networks, view, x, torch.tensor(500.0))
@@ -177,11 +177,15 @@ def test_gradients_reach_the_reference_network_where_it_learns(mapped: Dataset, 
     assert gradients == {"denoiser", "guider", "controlnet", *(("reference",) if learns else ())}
 
 
-def test_what_does_not_change_is_looked_at_once(mapped: Dataset) -> None:
+def test_what_does_not_change_is_looked_at_once(mapped: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     taught = learner(seeded(MAGIC), reference=True)
-    calls = list[int]()
-    encode = taught.networks.autoencoder.encode
-    taught.networks.autoencoder.encode = lambda x: (calls.append(len(x)), encode(x))[1]
+    calls, encode = list[int](), taught.networks.encode
+
+    def counted(picture: torch.Tensor) -> torch.Tensor:
+        calls.append(len(picture))
+        return encode(picture)
+
+    monkeypatch.setattr(taught.networks, "encode", counted)
     batch = rows_of(mapped, MAGIC)
     first, second = taught._kept_of(batch), taught._kept_of(batch)
     assert calls == [1]
@@ -207,7 +211,7 @@ def test_a_teacher_reads_the_portrait_by_its_own_network(mapped: Dataset, recipe
             teacher = copy.deepcopy(student)
             teacher.reference.conv_in.weight.mul_(stronger)
             if recipe == "matching":
-                objective: objectives.Objective = objectives.Matching(teacher, steps=2, seed=0)
+                objective: Any = objectives.Matching(teacher, steps=2, seed=0)
                 objective.follower.denoiser.conv_out.weight.mul_(1.1)
             else:
                 objective = objectives.Consistency(teacher, student, seed=0)
