@@ -16,8 +16,10 @@ from engine import persona as personas
 from engine.backends.engines import generator_of
 from engine.generators.diffusion.presets import Preset, preset
 from engine.generators.diffusion.taught import preset_of
+from engine.generators.video.presets import UniAnimate
+from engine.generators.video.vividpose_presets import VividPose
 from engine.types import AvatarError
-from exporters import maps
+from exporters import maps, whole
 from exporters.crew import crew
 from exporters.dataset import Dataset, collect, open_dataset
 from exporters.keep import keep_network, keep_puppet, more_to_serve
@@ -25,7 +27,7 @@ from exporters.storage import SCENE
 
 if TYPE_CHECKING:  # PyTorch is for training: whoever only collects needs none
     from exporters.judge import Judged
-    from exporters.learner import Settings
+    from exporters.settings import Settings
     from exporters.train import Report
 
 DATA, RUN, PUPPET, WEIGHTS = "data", "run", "puppet", "weights"
@@ -33,7 +35,9 @@ MINUTES = 15.0
 MOST_STEPS = 1000
 """Denoising steps a frame: as many as there are noise levels."""
 TAUGHT, WHOLE = "diffusion", "video"
-"""The generator that is trained here, and the one of whole clips, which is not."""
+"""The generators that are trained here: frame by frame, and whole clips."""
+STEPS = 2
+"""Denoising steps a frame of what is trained."""
 QUIET = 10.0
 """s between two lines of progress."""
 
@@ -47,7 +51,7 @@ def teach(videos: Sequence[Path], out: Path, options: argparse.Namespace, *, tel
     name, source = options.name or out.resolve().name, f"avatar train {out.resolve()}"
     if options.consent is not None:
         personas.check_new(name, options.consent, source=source)
-    made = _preset(options)
+    made = _made(options)
     _check_maps(options, made, out / DATA)
     together = crew(options.device)
     tell = tell if together.main else _silent
@@ -87,14 +91,14 @@ def teach(videos: Sequence[Path], out: Path, options: argparse.Namespace, *, tel
     if options.recogniser is not None:
         tell(_recognised(judged))
     if options.consent is None:
-        _how_on(data, out, made, tell)
+        _how_on(data, out, made, options.recipe, tell)
     else:
-        keep_network(data, out / RUN / WEIGHTS, name=name, source=source, consent=options.consent, tell=tell)
+        keep_network(data, out / RUN / WEIGHTS, preset=made, name=name, source=source, consent=options.consent, tell=tell)
 
 
 def _check(options: argparse.Namespace) -> None:
     """Before an hour of work. Raises AvatarError."""
-    _check_generator(options)
+    _check_whole(options)
     if options.stage != "data" and importlib.util.find_spec("torch") is None:
         without = "--stage data needs none and keeps the puppet that the clip taught"
         raise AvatarError(f"Training networks needs PyTorch, which is not installed: make torch. Or leave them out: {without}.")
@@ -102,7 +106,7 @@ def _check(options: argparse.Namespace) -> None:
         raise AvatarError("Training takes some time: give --minutes or --updates above 0.")
     if options.rate is not None and not 0 < options.rate < math.inf:
         raise AvatarError("The learning rate must be above 0; leave --rate out to use the one that was found good.")
-    if not 1 <= options.steps <= MOST_STEPS:
+    if options.steps is not None and not 1 <= options.steps <= MOST_STEPS:
         raise AvatarError(f"A frame takes 1 to {MOST_STEPS} denoising steps; give such a number to --steps, or leave it out.")
     if options.identity is not None and (options.recogniser is None or not 0 <= options.identity < math.inf):
         raise AvatarError("The identity loss needs a recogniser and a weight of 0 or more: give --recogniser FILE, or leave --identity out.")
@@ -118,35 +122,54 @@ def _check(options: argparse.Namespace) -> None:
         raise AvatarError("An update sees at least one batch of one frame: give --accumulate and --longest 1 or more.")
 
 
-def _check_generator(options: argparse.Namespace) -> None:
-    """Raise AvatarError for a size or weights of a generator that is not taught here."""
-    from engine.generators.video import presets, vividpose_presets
-
-    whole = {*presets.PRESETS, *vividpose_presets.PRESETS}
-    told = {f"'{options.preset}'": WHOLE} if options.preset in whole else {}
+def _generator(options: argparse.Namespace) -> str:
+    """The generator that is taught. Raises AvatarError for one that is not taught here, and where two are named."""
+    told = {} if options.preset is None else {f"'{options.preset}'": WHOLE if options.preset in whole.PRESETS else TAUGHT}
     told |= {f"'{folder}'": generator_of(folder) for folder in (options.start, options.teacher) if folder is not None}
     for what, generator in told.items():
-        if generator != TAUGHT:
-            why = ", whose windows of frames and pictures of bodies it does not collect: train it elsewhere and import what comes of it"
-            raise AvatarError(f"avatar train teaches '{TAUGHT}' alone, and {what} is of '{generator}'{why if generator == WHOLE else ''}.")
+        if generator not in (TAUGHT, WHOLE):
+            raise AvatarError(f"avatar train teaches '{TAUGHT}' and '{WHOLE}' alone, and {what} is of '{generator}'.")
+    if len(set(told.values())) > 1:
+        raise AvatarError(f"{' and '.join(f'{what} is of {generator!r}' for what, generator in told.items())}: give what belongs together.")
+    return next(iter(told.values()), TAUGHT)
 
 
-def _preset(options: argparse.Namespace) -> Preset:
-    """That is trained. Raises AvatarError for a name that is none, and a folder that holds no weights."""
+def _made(options: argparse.Namespace) -> Preset | UniAnimate | VividPose:
+    """The size that is taught. Raises AvatarError for one that there is not."""
+    if _generator(options) == WHOLE:
+        return whole.chosen(options.preset, [folder for folder in (options.start, options.teacher) if folder is not None])
     return preset_of(options.start) if options.start and not options.preset else preset(options.preset or "compact")
 
 
-def _check_maps(options: argparse.Namespace, made: Preset, data: Path) -> None:
+def _check_whole(options: argparse.Namespace) -> None:
+    """What does not go with the generator that is taught. Raises AvatarError."""
+    if isinstance(made := _made(options), Preset):
+        if options.window is not None or options.overlap is not None:
+            raise AvatarError(f"'{made.name}' is taught frame by frame: leave --window and --overlap out, or give --longest.")
+        return
+    if options.longest is not None:
+        raise AvatarError(f"'{made.name}' is taught window by window: give --window instead of --longest.")
+    if options.overlap is not None and options.recipe == "teacher":
+        raise AvatarError("A teacher sees whole windows, with nothing past: leave --overlap out.")
+    whole.check(made.name, options.recipe, started=options.start is not None or options.stage == "data", taught=options.teacher is not None)
+    least = 1 if options.recipe == "teacher" else 2
+    if options.window is not None and options.window < least or options.overlap is not None and options.overlap < 0:
+        raise AvatarError(f"A window has at least {least} frame{'s' * (least > 1)}: give another --window or --overlap.")
+    if options.window is not None and options.overlap is not None and options.overlap >= options.window:
+        raise AvatarError(f"A window of {options.window} frames cannot have {options.overlap} of them past; give another --window or --overlap.")
+
+
+def _check_maps(options: argparse.Namespace, made: Preset | UniAnimate | VividPose, data: Path) -> None:
     """Raise AvatarError for condition pictures that the preset does not read, and for those that it reads and nobody makes."""
     from engine.driving import map_files
 
-    given = map_files(options.maps)
-    if unread := [name for name in given if name not in made.maps]:
-        reads = f"reads {', '.join(made.maps)}" if made.maps else "reads no condition pictures"
+    given, read = map_files(options.maps), whole.maps_of(made)
+    if unread := [name for name in given if name not in read]:
+        reads = f"reads {', '.join(read)}" if read else "reads no condition pictures"
         raise AvatarError(f"The preset '{made.name}' {reads}; leave --maps {unread[0]}=FILE out, or name another preset with --preset.")
     if given and options.stage == "train":
         raise AvatarError("Condition pictures are made with the data; leave --maps out, or leave --stage train out.")
-    maps.check(made.maps, {*given, *maps.names_in(data)}, preset=made.name)
+    maps.check(read, {*given, *maps.names_in(data)}, preset=made.name)
 
 
 def _check_weights(options: argparse.Namespace) -> None:
@@ -155,14 +178,15 @@ def _check_weights(options: argparse.Namespace) -> None:
     from engine.generators.diffusion.networks import RECOGNISER
     from exporters.grow import grows
     from exporters.hearing import check_ears
-    from exporters.learner import check_recogniser, check_teacher
+    from exporters.lesson import check_recogniser, check_teacher
 
     device(options.device)
+    if not isinstance(made := _made(options), Preset):
+        return
     check_teacher(options.recipe, options.teacher)
     if options.preset is not None:
         check_ears(preset(options.preset), options.start)
-    made = _preset(options)
-    if options.steps < made.noise.least:
+    if (options.steps or STEPS) < made.noise.least:
         raise AvatarError(f"A frame of the preset '{made.name}' takes {made.noise.least} denoising steps or more; give such a number to --steps.")
     kept = None if options.start is None else options.start / RECOGNISER
     check_recogniser(made, kept if kept is not None and kept.is_file() else options.recogniser)
@@ -172,13 +196,13 @@ def _check_weights(options: argparse.Namespace) -> None:
             raise AvatarError(f"The weights in {weights} are for the preset '{theirs}', not '{options.preset}'; leave --preset out.")
 
 
-def _settings(options: argparse.Namespace, made: Preset) -> Settings:
+def _settings(options: argparse.Namespace, made: Preset | UniAnimate | VividPose) -> Settings:
     """Of the run that the command asks for."""
-    from exporters.learner import Settings
+    from exporters.settings import Settings
 
     settings = Settings(
         recipe=options.recipe,
-        steps=options.steps,
+        steps=options.steps or STEPS,
         preset=made.name,
         precision=options.precision,
         reference=options.start is not None,
@@ -186,6 +210,10 @@ def _settings(options: argparse.Namespace, made: Preset) -> Settings:
         accumulate=options.accumulate,
         checkpointing=options.checkpointing,
     )
+    if not isinstance(made, Preset):
+        from exporters.whole.lesson import asked
+
+        settings = asked(settings, made, steps=options.steps, window=options.window, overlap=options.overlap)
     if options.rate is not None:
         settings = replace(settings, rate=options.rate)
     if options.identity is not None:
@@ -257,12 +285,16 @@ def _recognised(judged: Judged) -> str:
     return f"Held-out faces to the recogniser, 1 for the person: {', '.join(told)}."
 
 
-def _how_on(data: Dataset, out: Path, made: Preset, tell: Callable[[str], None]) -> None:
+def _how_on(data: Dataset, out: Path, made: Preset | UniAnimate | VividPose, recipe: str, tell: Callable[[str], None]) -> None:
     """What to type next."""
     portrait, weights = shlex.quote(str(data.folder / SCENE)), shlex.quote(str(out / RUN / WEIGHTS))
-    options = f"--generator diffusion --weights {weights}"
+    generator = TAUGHT if isinstance(made, Preset) else WHOLE
+    options = f"--generator {generator} --weights {weights}"
     tell(f"Keep it: avatar persona create me --portrait {portrait} {options} --consent 'I am the person in the picture'")
-    tell(f"Show it: avatar serve {options} --persona me{more_to_serve(made)}")
+    if generator == WHOLE and recipe == "teacher":
+        tell(f"Render a clip: avatar render --offline {options} --persona me --drive CLIP.mp4 -o OUT.mp4{more_to_serve(whole.maps_of(made))}")
+        return
+    tell(f"Show it: avatar serve {options} --persona me{more_to_serve(whole.maps_of(made))}")
 
 
 __all__ = ["teach"]

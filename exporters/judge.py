@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -70,9 +70,9 @@ class Judged:
         return self.made[steps].features_db - self.puppet.features_db, self.made[steps].crop_db - self.puppet.crop_db
 
 
-def held_out(batches: Batches, trust: Trust, *, all_of_it: bool = False) -> list[Run]:
-    """Runs of frames that no step trains on: some, or all of them."""
-    found = []
+def held_out(batches: Batches, trust: Trust, *, all_of_it: bool = False, most: int | None = None) -> list[Run]:
+    """Runs of frames that no step trains on: some, or all of them; `most` at most, evenly."""
+    found = list[tuple[int, int, int]]()
     pieces = spans(batches.data.clips, 2, held_out=True)
     for clip, start, stop in pieces:
         if all_of_it:
@@ -82,8 +82,10 @@ def held_out(batches: Batches, trust: Trust, *, all_of_it: bool = False) -> list
         else:
             length = min(RUN, stop - start)
             places = [(first, first + length) for first in sorted({int(x) for x in np.linspace(start, stop - length, RUNS)})]
-        found += [_run(batches, trust, clip, *place) for place in places]
-    return found
+        found += [(clip, *place) for place in places]
+    if most is not None and len(found) > most:
+        found = [found[k] for k in np.linspace(0, len(found) - 1, most).round().astype(int)]
+    return [_run(batches, trust, *place) for place in found]
 
 
 def _run(batches: Batches, trust: Trust, number: int, start: int, stop: int) -> Run:
@@ -129,10 +131,10 @@ def figures(made: Sequence[UInt8Array], runs: Sequence[Run]) -> Figures:
 
 
 def judge(
-    networks: Networks, runs: Sequence[Run], steps: Sequence[int], *, identity: IdentityLoss | None = None
+    make: Callable[[Run, int], UInt8Array], runs: Sequence[Run], steps: Sequence[int], *, identity: IdentityLoss | None = None
 ) -> tuple[Judged, dict[int, list[UInt8Array]]]:
-    """-> (figures, the pictures they are of)."""
-    made = {count: [generate(networks, run, count) for run in runs] for count in steps}
+    """`make`: a run's frames in so many steps -> (figures, the pictures they are of)."""
+    made = {count: [make(run, count) for run in runs] for count in steps}
     every = [[run.puppet for run in runs], *made.values()]
     puppet, *others = (figures(pictures, runs) for pictures in every)
     if identity is not None:

@@ -6,21 +6,22 @@ import os
 import shlex
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from engine import persona as personas
 from engine.backends import engines
 from engine.generators import load
-from engine.generators.diffusion.presets import Preset
-from engine.generators.diffusion.taught import Taught, preset_of, save_alone
+from engine.generators.diffusion.taught import Taught, save_alone
 from engine.generators.diffusion.trust import Trust
 from engine.generators.puppet.assets import pack as pack_assets
 from engine.types import AvatarError, Generator
 from exporters.dataset import Dataset
 from exporters.storage import SCENE
+from exporters.whole import maps_of
 
 Tell = Callable[[str], None]
 
@@ -30,17 +31,19 @@ def seen_by(data: Dataset) -> Trust:
     return Trust.of(np.concatenate([clip.motion[a:b] for clip in data.clips for a, b in clip.train]))
 
 
-def keep_network(data: Dataset, weights: Path, *, name: str, source: str, consent: str, tell: Tell) -> None:
-    """With the networks in `weights`. One that an earlier run of the same folder (`source`) kept is replaced."""
-    made = as_persona(load("diffusion", weights=weights), data, weights, name=name, source=source, consent=consent, tell=tell)
+def keep_network(data: Dataset, weights: Path, *, preset: Any, name: str, source: str, consent: str, tell: Tell) -> None:
+    """With the networks in `weights`, of a preset of any generator. One that an earlier run of the same folder (`source`) kept is replaced."""
+    generator = engines.generator_of(weights)
+    made = as_persona(load(generator, weights=weights), data, weights, name=name, source=source, consent=consent, tell=tell)
     tell(f"Persona '{made.name}' is ready in {made.folder}.")
-    tell(f"Faster where OpenVINO is installed: avatar export --persona {shlex.quote(made.name)} --backend openvino")
-    tell(f"Show it: avatar serve --persona {shlex.quote(made.name)}{more_to_serve(preset_of(weights))}")
+    if generator == "diffusion":
+        tell(f"Faster where OpenVINO is installed: avatar export --persona {shlex.quote(made.name)} --backend openvino")
+    tell(f"Show it: avatar serve --persona {shlex.quote(made.name)}{more_to_serve(maps_of(preset))}")
 
 
-def more_to_serve(made: Preset) -> str:
-    """Options that a preset needs live, in words; empty for most."""
-    return "".join(f" --maps {name}=FILE.onnx" for name in made.maps)
+def more_to_serve(maps: Sequence[str]) -> str:
+    """Options that weights which are driven by condition pictures need live, in words; empty for most."""
+    return "".join(f" --maps {name}=FILE.onnx" for name in maps)
 
 
 def keep_puppet(data: Dataset, weights: Path, *, name: str, source: str, consent: str, tell: Tell) -> None:

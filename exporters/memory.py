@@ -34,25 +34,30 @@ def recomputed(networks: Networks, wanted: bool | None = None) -> bool:
     if wanted is None:
         wanted = sum(one.numel() for one in networks.denoiser.parameters()) >= LARGE
     if wanted:
-        for network in (networks.denoiser, networks.reference):
-            for module in network.modules():
-                if isinstance(module, BLOCKS):
-                    setattr(module, "forward", partial(_again, module.forward))  # noqa: B010
+        recompute((networks.denoiser, networks.reference), BLOCKS)
         if networks.controlnet is not None:
             networks.controlnet.model.enable_gradient_checkpointing()
     return wanted
 
 
-def _again(forward: Callable[..., Any], *given: Any) -> Any:
+def recompute(networks: Iterable[nn.Module], blocks: tuple[type[nn.Module], ...]) -> None:
+    """Let all modules of these kinds be computed again on the way back."""
+    for network in networks:
+        for module in network.modules():
+            if isinstance(module, blocks):
+                setattr(module, "forward", partial(again, module.forward))  # noqa: B010
+
+
+def again(forward: Callable[..., Any], *given: Any, **more: Any) -> Any:
     """`forward`, with nothing kept but what it was given; without gradients there is nothing to keep anyway."""
     if not torch.is_grad_enabled():
-        return forward(*given)
-    return checkpoint(forward, *given, use_reentrant=False, preserve_rng_state=False)
+        return forward(*given, **more)
+    return checkpoint(forward, *given, use_reentrant=False, preserve_rng_state=False, **more)
 
 
 def one_by_one(run: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
     """An autoencoder's half over [N, ..], picture by picture: of many at once its halves need more memory than all the rest."""
-    return torch.cat([_again(run, pictures[k : k + 1]) for k in range(len(pictures))])
+    return torch.cat([again(run, pictures[k : k + 1]) for k in range(len(pictures))])
 
 
 class Forgetful(dict[int, Any]):
@@ -105,4 +110,4 @@ class Shrink(nn.Module):
         return small.mean(1, keepdim=True).expand(-1, self._made.unet.in_channels, -1, -1)
 
 
-__all__ = ["Forgetful", "Peak", "Shrink", "one_by_one", "recomputed"]
+__all__ = ["Forgetful", "Peak", "Shrink", "again", "one_by_one", "recompute", "recomputed"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -170,8 +170,22 @@ def seeded(seed: int, step: int) -> torch.Generator:
 class Objective(Protocol):
     """One way of teaching."""
 
-    def loss(self, networks: Networks, batch: Batch, step: int) -> tuple[Terms, Show]:
+    def loss(self, networks: Any, batch: Batch, step: int) -> tuple[Terms, Show]:
         """(terms, whose sum is minimised; the pictures for a critic, which cost a decoder: ask once, and only if there is one)."""
+        ...
+
+
+class Following(Protocol):
+    """A way of teaching that trains a network of its own beside the student."""
+
+    follower: Any  # nn.Module
+
+    def follow(self, networks: Any, batch: Batch, step: int) -> Tensor:
+        """What that network learns from."""
+        ...
+
+    def to(self, device: Any) -> Any:
+        """Moved."""
         ...
 
 
@@ -321,6 +335,7 @@ __all__ = [
     "Appearance",
     "Consistency",
     "Denoise",
+    "Following",
     "Matching",
     "Objective",
     "Scene",

@@ -126,7 +126,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, help="of training (default: 15, where --updates is not given)")
     parser.add_argument("--updates", type=int, help="of the weights, instead of minutes")
     parser.add_argument("--recipe", choices=["appearance", "teacher", "consistency", "matching"], default="appearance", help="see the README")
-    parser.add_argument("--steps", type=int, default=2, help="denoising steps a frame of what is trained (default: 2)")
+    parser.add_argument("--steps", type=int, help="denoising steps a frame of what is trained (default: 2; of a whole clip's teacher, as published)")
     parser.add_argument(
         "--preset",
         help="size of the generator (default: that of --start, else compact); NAME+faceid reads what --recogniser sees of the portrait too",
@@ -149,6 +149,8 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         "--checkpointing", action=argparse.BooleanOptionalAction, help="less memory, a third more time (default: for large generators)"
     )
     parser.add_argument("--longest", type=int, metavar="N", help="frames a batch has at most (default: 20); fewer take less memory")
+    parser.add_argument("--window", type=int, metavar="N", help="of whole clips (UniAnimate, VividPose): frames that are seen at once")
+    parser.add_argument("--overlap", type=int, metavar="N", help="of whole clips live: how many of them are past (default: three quarters)")
     parser.add_argument("--precision", choices=["no", "bf16"], default="no", help="of the arithmetic; bf16 where the hardware has it")
     parser.add_argument("--device", metavar="NAME", help="cpu or cuda (default: cuda where there is one)")
     kept = parser.add_argument_group("of the persona that is kept at the end")

@@ -9,29 +9,28 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
 from engine.backends.engines import origin_of
-from engine.generators.diffusion import networks as weights_of
-from engine.generators.diffusion.taught import Taught
-from engine.generators.puppet.assets import pack as pack_assets
 from engine.recogniser import digest
 from engine.types import AvatarError
-from exporters import hearing, maps, runs
-from exporters.batches import Batch, Batches, Pattern
+from exporters import maps, runs
+from exporters.batches import Batch, Batches
 from exporters.crew import Stop
 from exporters.dataset import Dataset
 from exporters.judge import Judged, held_out, judge, sheet
 from exporters.keep import carry_engines, seen_by
-from exporters.learner import CRITIC_AFTER, Learner, Recipe, Settings
+from exporters.learner import CRITIC_AFTER, Learner
+from exporters.settings import Recipe, Settings
 from exporters.storage import alone
 
 CHECKPOINT_SECONDS, LOOK_SECONDS = 60.0, 150.0
-CHECKPOINT_TIMES = 20.0
-"""Times as long as it takes to write a checkpoint until the next one: a large one takes minutes."""
+CHECKPOINT_TIMES, LOOK_TIMES = 20.0, 10.0
+"""Times as long as it takes to write a checkpoint, or to look, until the next one: of a large generator both take minutes."""
 WORSE, RECENT = 4.0, 40
 """A run has diverged when the mean loss of the RECENT updates is WORSE times as high as it ever was."""
 PREVIEW = "preview.jpg"
@@ -82,26 +81,14 @@ def train(
     settings = settings or Settings()
     known = _known(settings, data, start, teacher, recogniser)
     learner = Learner(settings, data.size, start=start, teacher=teacher, device=device, recogniser=recogniser)
-    made = learner.networks.preset
-    if made.maps:
+    lesson = learner.lesson
+    if lesson.maps:
         for clip in data.clips:
-            maps.check(made.maps, clip.maps, preset=made.name)
-        known["maps"] = maps.key_of(data, made.maps)
+            maps.check(lesson.maps, clip.maps, preset=settings.preset)
+        known["maps"] = maps.key_of(data, lesson.maps)
     known["batches"] = settings.accumulate * learner.crew.count
-    learner.crew.first(lambda: hearing.prepare(data, learner.networks))
-    batches = Batches(
-        data,
-        seed=settings.seed,
-        channels=made.channels,
-        depth=made.depth,
-        patterns=_patterns(settings),
-        chances=settings.chances,
-        condition=made.condition,
-        maps=made.maps,
-        hears=made.unet.speech_dim > 0,
-        heard=hearing.heard(data, learner.networks),
-        face=hearing.face_in(data, learner.networks),
-    )
+    learner.crew.first(lambda: lesson.prepare(data))
+    batches = lesson.batches(data)
     with alone(out, doing="training in") if learner.crew.main else nullcontext():
         done = runs.Progress()
         if (state := runs.load(out, settings=known)) is not None:
@@ -123,13 +110,13 @@ class _Run:
     def __init__(self, data: Dataset, out: Path, learner: Learner, batches: Batches, done: runs.Progress, known: dict[str, Any]) -> None:
         self.data, self.out, self.learner, self.batches, self.done, self.known = data, out, learner, batches, done, known
         self.trust = seen_by(data)
-        self.held = held_out(batches, self.trust)
+        self.held = held_out(batches, self.trust, most=learner.lesson.runs)
         self.main = learner.crew.main
         self.log: Callable[..., None] = runs.Log(out, updates=done.updates) if self.main else _silent
         self.board = _board(out, done.updates) if self.main else _silent
         self.watch, self.since, self.rate = _Watch(done), time.monotonic(), learner.settings.rate
         self.saved = self.looked = done.seconds
-        self.took = 0.0  # s to write the last checkpoint
+        self.took = self.looking = 0.0  # s to write the last checkpoint, and to look last
         self.whole = True  # whether no update is half done
 
     def until(self, budget: Budget, progress: Callable[[Report], None]) -> None:
@@ -156,9 +143,10 @@ class _Run:
                 self.whole = True
                 self.stop_clock()
                 judged = None
-                if self.main and done.seconds - self.looked > LOOK_SECONDS:
+                if self.main and done.seconds - self.looked > max(LOOK_SECONDS, LOOK_TIMES * self.looking):
                     judged, self.looked = self.look(), done.seconds
-                    self.since = time.monotonic()  # looking is not training
+                    now = time.monotonic()
+                    self.looking, self.since = now - self.since, now  # looking is not training
                 progress(Report(done.updates, budget.share(done), told["loss"], judged))
                 if done.seconds - self.saved > max(CHECKPOINT_SECONDS, CHECKPOINT_TIMES * self.took):
                     self.keep()
@@ -185,10 +173,9 @@ class _Run:
 
     def look(self, *, all_of_it: bool = False) -> Judged:
         """Held-out frames through the averaged weights, in figures and as a picture. Only the first process has them."""
-        settings = self.learner.settings
-        held = held_out(self.batches, self.trust, all_of_it=True) if all_of_it else self.held
-        counts = [settings.steps] if settings.recipe == "teacher" else sorted({self.learner.networks.preset.noise.least, settings.steps})
-        judged, made = judge(self.learner.average, held, counts, identity=self.learner.identity)
+        lesson = self.learner.lesson
+        held = held_out(self.batches, self.trust, all_of_it=True, most=lesson.runs) if all_of_it else self.held
+        judged, made = judge(partial(lesson.make, self.learner.average), held, lesson.counts(), identity=self.learner.identity)
         sheet(self.out / PREVIEW, held, made)
         self.board(self.done.updates, **_told(judged))
         return judged
@@ -206,11 +193,10 @@ class _Run:
         origin["steps"] = str(settings.steps)
         if settings.recipe == "teacher":
             origin["made_for"] = f"{settings.steps} steps"
+        origin |= self.learner.lesson.origin()
         origin |= {name: f"{value:.3f}" for name, value in _told(judged).items()}
-        taught = None  # a painted condition has no puppet behind it
-        if self.learner.networks.preset.condition == "puppet":
-            taught = Taught(self.data.portrait, {} if self.data.assets is None else pack_assets(self.data.assets), self.trust)
-        _publish(self.out / "weights", lambda folder: weights_of.save(self.learner.average, folder, origin=origin, taught=taught))
+        save, average = self.learner.lesson.save, self.learner.average
+        _publish(self.out / "weights", lambda folder: save(average, folder, origin=origin, data=self.data, trust=self.trust))
 
 
 def _publish(weights: Path, write: Callable[[Path], None]) -> None:
@@ -252,21 +238,12 @@ class _Watch:
 
 def _known(settings: Settings, data: Dataset, start: Path | None, teacher: Path | None, recogniser: Path | None) -> dict[str, Any]:
     """What must be the same for a run to go on."""
-    # Not what changes no number, and `accumulate` together with how many processes there are.
-    flat: dict[str, Any] = {key: repr(value) for key, value in asdict(settings).items() if key not in ("checkpointing", "accumulate")}
+    # Not what changes no number, and `accumulate` together with how many processes there are; nor what runs from before it was there cannot name.
+    apart = {"checkpointing", "accumulate"} | ({"window"} if settings.window is None else set())
+    flat: dict[str, Any] = {key: repr(value) for key, value in asdict(settings).items() if key not in apart}
     hashes = {name: origin_of(path) if path else "" for name, path in (("start", start), ("teacher", teacher))}
     hashes["recogniser"] = digest(recogniser) if recogniser else ""
     return {**flat, **hashes, "dataset": str(data.report.get("key", data.folder))}
-
-
-def _patterns(settings: Settings) -> tuple[Pattern, ...]:
-    """Those that the learning part can learn from: of single pictures nothing of how they follow each other, and that alone of runs."""
-    if settings.learn == "all":
-        return settings.patterns
-    chosen = tuple(one for one in settings.patterns if (one.frames > 1) == (settings.learn == "temporal"))
-    if not chosen:
-        raise AvatarError("What carries motion on learns from several frames: give --longest 2 or more, or leave it out.")
-    return chosen
 
 
 def _silent(update: int, **values: float) -> None:

@@ -24,7 +24,8 @@ import torch  # noqa: E402
 from benchmarks import training, training_room  # noqa: E402
 from exporters import memory  # noqa: E402
 from exporters.batches import PATTERNS, Pattern  # noqa: E402
-from exporters.learner import Learner, Settings, chosen  # noqa: E402
+from exporters.learner import Learner, Settings  # noqa: E402
+from exporters.lesson import chosen  # noqa: E402
 from exporters.objectives import Denoise  # noqa: E402
 
 ROOT = Path(__file__).parent.parent

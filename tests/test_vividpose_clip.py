@@ -341,30 +341,10 @@ def test_what_cannot_be_is_one_sentence(name: str) -> None:
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("command", ["train", "export"])
-def test_it_is_neither_trained_nor_exported(command: str, networks: Networks, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_is_not_exported(networks: Networks, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     networks_of.save(networks, tmp_path / "w", origin={})
-    weights = str(tmp_path / "w")
-    words = {
-        "train": ["--video", "x.mp4", "--out", str(tmp_path / "out"), "--start", weights],
-        "export": ["--weights", weights, "--backend", "onnxruntime"],
-    }
-    told = {"train": f"teaches 'diffusion' alone, and '{weights}' is of 'video', whose windows", "export": "are of 'video', which cannot be exported"}
-    assert avatar.main([command, *words[command]]) == 2
-    assert told[command] in capsys.readouterr().err
-    if command == "train":
-        assert avatar.main(["train", "--video", "x.mp4", "--out", str(tmp_path / "out"), "--preset", "vividpose"]) == 2
-        assert "and 'vividpose' is of 'video'" in capsys.readouterr().err
-    assert [file.name for file in tmp_path.iterdir()] == ["w"]
-
-
-def test_it_is_not_trained(networks: Networks, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    networks_of.save(networks, tmp_path / "w", origin={})
-    weights = str(tmp_path / "w")
-    assert avatar.main(["train", "--video", "x.mp4", "--out", str(tmp_path / "out"), "--start", weights]) == 2
-    assert f"teaches 'diffusion' alone, and '{weights}' is of 'video', whose windows" in capsys.readouterr().err
-    assert avatar.main(["train", "--video", "x.mp4", "--out", str(tmp_path / "out"), "--preset", "vividpose"]) == 2
-    assert "and 'vividpose' is of 'video'" in capsys.readouterr().err
+    assert avatar.main(["export", "--weights", str(tmp_path / "w"), "--backend", "onnxruntime"]) == 2
+    assert "are of 'video', which cannot be exported" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["w"]
 
 

@@ -67,9 +67,9 @@ class Networks(nn.Module):
         embedding: Tensor = self.image(((seen - mean) / deviation)[None].to(eye)).image_embeds[0]
         return Portrait(picture, latents, embedding)
 
-    @torch.no_grad()
     def given(self, portrait: Portrait, pose: UInt8Array) -> Given:
-        """A portrait and the picture of its pose, uint8 [H, W, 3] of the network's size -> what every call of the denoiser knows of them."""
+        """A portrait and the picture of its pose, uint8 [H, W, 3] of the network's size -> what every call of the denoiser knows of them, with
+        gradients to what learns."""
         weight = next(self.denoiser.parameters())
         latents, empty = portrait.latents.to(weight), self.empty.tokens.to(weight)
         picture = torch.from_numpy(pose.copy()).permute(2, 0, 1)[None].to(weight) / 255

@@ -30,6 +30,7 @@ class UniAnimate:
     tokens: int = 4  # that the image embedding becomes
     latent: int = 4  # channels of the autoencoder's latents
     condition: int = 8  # channels of the pose beside them
+    frames: int = 32  # of a window, as the weights were trained
 
     @property
     def latent_size(self) -> tuple[int, int]:

@@ -56,7 +56,7 @@ def render(
     if poses.ndim != 4 or not len(poses):
         raise AvatarError("There is nothing to render: the clip has no frames.")
     size = networks.made.size
-    pose, clip = (np.ascontiguousarray(each[..., ::-1]) for each in (resized(reference, size), np.stack([resized(each, size) for each in poses])))
+    pose, clip = (as_read(each) for each in (resized(reference, size), np.stack([resized(each, size) for each in poses])))
     key = _key(networks, portrait, pose, clip, settings)
     half = None if state is None else read_half(state, key=key)
 
@@ -83,6 +83,11 @@ def render(
     if state is not None:
         state.unlink(missing_ok=True)
     return frames
+
+
+def as_read(pictures: UInt8Array) -> UInt8Array:
+    """Skeletons [.., 3] RGB as UniAnimate reads them: red and blue change places, as in the pictures that the published weights were given."""
+    return np.ascontiguousarray(pictures[..., ::-1])
 
 
 def _key(networks: Networks, portrait: Portrait, pose: UInt8Array, clip: UInt8Array, settings: Settings) -> str:
@@ -124,4 +129,4 @@ def read_half(path: Path, *, key: str) -> Half | None:
     return half if told.get("key") == key else None
 
 
-__all__ = ["DEFAULT", "Settings", "key_of", "read_half", "render", "write_half"]
+__all__ = ["DEFAULT", "Settings", "as_read", "key_of", "read_half", "render", "write_half"]

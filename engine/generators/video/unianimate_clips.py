@@ -16,7 +16,7 @@ from engine.generators.video import networks as weights_of
 from engine.generators.video.clips import How, Known, Published, placed, placed_next
 from engine.generators.video.networks import DECODED, UNTRAINED, Portrait
 from engine.generators.video.presets import UNIANIMATE, preset
-from engine.generators.video.render import DEFAULT, Settings, render
+from engine.generators.video.render import DEFAULT, Settings, as_read, render
 from engine.generators.video.rolling import Call, UniAnimateSteps, unianimate_call
 from engine.generators.video.sampling import COLOURS, Progress, levels
 from engine.types import AvatarError, Signal, UInt8Array, still_motion
@@ -59,7 +59,7 @@ class UniAnimateClips:
 
     def render(self, made: Portrait, anchor: Anchor, signals: Sequence[Signal], *, how: How, state: Path, progress: Progress | None) -> UInt8Array:
         """See `clips.System`."""
-        poses = np.stack([_painted(each, self.size) for each in placed(signals, anchor, self.size, kind="unianimate")])
+        poses = np.stack([painted(each, self.size) for each in placed(signals, anchor, self.size, kind="unianimate")])
         size, overlap = how.windows(DEFAULT.size, DEFAULT.overlap)
         guidance = DEFAULT.guidance if how.guidance is None else how.guidance
         settings = Settings(guidance=guidance, steps=how.steps or DEFAULT.steps, size=size, overlap=overlap)
@@ -67,7 +67,7 @@ class UniAnimateClips:
 
     def _own(self, anchor: Anchor) -> UInt8Array:
         """The portrait's own pose, [H, W, 3] RGB."""
-        return _painted(place(Signal(0.0, motion=still_motion()), anchor, self.size), self.size)
+        return painted(place(Signal(0.0, motion=still_motion()), anchor, self.size), self.size)
 
     # -- live -----------------------------------------------------------------------------------------------------------
 
@@ -86,17 +86,17 @@ class UniAnimateClips:
 
     def known(self, made: Portrait, anchor: Anchor) -> Known:
         """See `clips.System`."""
-        given = self.networks.given(made, _swapped(self._own(anchor)))
+        given = self.networks.given(made, as_read(self._own(anchor)))
         held = {"portrait": made.latents[None], "tokens": given.guided, "first": given.first}
         return Known(made.latents.float().cpu(), {name: tensor.float().cpu() for name, tensor in held.items()})
 
     def condition(self, signal: Signal, anchor: Anchor, ease: Ease) -> UInt8Array:
         """See `clips.System`."""
-        return _swapped(_painted(placed_next(ease, signal, anchor, self.size, kind="unianimate"), self.size))
+        return as_read(painted(placed_next(ease, signal, anchor, self.size, kind="unianimate"), self.size))
 
     def rest(self, signal: Signal, anchor: Anchor) -> UInt8Array:
         """See `clips.System`."""
-        return _swapped(self._own(anchor))
+        return as_read(self._own(anchor))
 
     def parts(self) -> list[nn.Module]:
         """See `clips.System`."""
@@ -115,14 +115,9 @@ class UniAnimateClips:
         return torch.cat([self.networks.seen(few) for few in latents.split(DECODED)])
 
 
-def _painted(points: Placed, size: tuple[int, int]) -> UInt8Array:
-    """Body, feet and hands, without a face."""
+def painted(points: Placed, size: tuple[int, int]) -> UInt8Array:
+    """The points of a frame as UniAnimate's skeleton [H, W, 3] RGB: body, feet and hands, without a face."""
     return paint_skeleton(size, with_feet(joints_of(points.face, points.body), points.body), points.hands, None)
 
 
-def _swapped(picture: UInt8Array) -> UInt8Array:
-    """Red and blue, as the published weights were given them (see `render.render`)."""
-    return np.ascontiguousarray(picture[..., ::-1])
-
-
-__all__ = ["UniAnimateClips"]
+__all__ = ["UniAnimateClips", "painted"]

@@ -74,7 +74,7 @@ class VividPoseClips:
         """See `clips.System`."""
         dense = np.stack([stacked(signal.maps, (DENSE,), self.size) for signal in signals])
         points = placed(signals, anchor, self.size, kind="shape")
-        drawn = np.stack([self._skeleton(*both) for both in zip(signals, points, strict=True)])
+        skeletons = np.stack([self._skeleton(*both) for both in zip(signals, points, strict=True)])
         size, overlap = how.windows(self.networks.made.frames, DEFAULT.overlap)
         settings = Settings(
             guidance=DEFAULT.guidance if how.guidance is None else how.guidance,
@@ -83,16 +83,13 @@ class VividPoseClips:
             size=size,
             overlap=overlap,
         )
-        return render(self.networks, made, drawn, dense, settings=settings, state=state, progress=progress)
+        return render(self.networks, made, skeletons, dense, settings=settings, state=state, progress=progress)
 
     def _skeleton(self, signal: Signal, points: Placed) -> UInt8Array:
         """Of a frame, [H, W, 3]."""
         if signal.maps is not None and DRAWN in signal.maps:
             return stacked(signal.maps, (DRAWN,), self.size)
-        return self._painted(points)
-
-    def _painted(self, points: Placed) -> UInt8Array:
-        return paint_skeleton(self.size, joints_of(points.face, points.body), points.hands, face_68(points.face))
+        return drawn(points, self.size)
 
     # -- live -----------------------------------------------------------------------------------------------------------
 
@@ -125,7 +122,7 @@ class VividPoseClips:
 
     def rest(self, signal: Signal, anchor: Anchor) -> UInt8Array:
         """See `clips.System`. Nobody renders SMPL-X of the portrait: the driver's first body stands for it."""
-        still = self._painted(place(Signal(0.0, motion=still_motion()), anchor, self.size))
+        still = drawn(place(Signal(0.0, motion=still_motion()), anchor, self.size), self.size)
         return np.concatenate([still, stacked(signal.maps, (DENSE,), self.size)], 2)
 
     def parts(self) -> list[nn.Module]:
@@ -147,4 +144,9 @@ class VividPoseClips:
         return torch.cat([self.networks.seen(some) for some in latents.split(DECODED)])
 
 
-__all__ = ["DENSE", "DRAWN", "VividPoseClips"]
+def drawn(points: Placed, size: tuple[int, int]) -> UInt8Array:
+    """The points of a frame as DWPose draws them [H, W, 3]: body, hands and face."""
+    return paint_skeleton(size, joints_of(points.face, points.body), points.hands, face_68(points.face))
+
+
+__all__ = ["DENSE", "DRAWN", "VividPoseClips", "drawn"]

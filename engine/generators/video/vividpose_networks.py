@@ -76,12 +76,12 @@ class Networks(nn.Module):
             vector = torch.from_numpy(Recogniser(self.recogniser)(aligned(portrait, face)[None]))[0]
         return Portrait(picture, clean * SCALE, image, token, vector)
 
-    def given(self, portrait: Portrait) -> Given:
-        """What every call of the denoiser knows of a portrait."""
+    def given(self, portrait: Portrait, *, augmented: float = AUGMENTED) -> Given:
+        """What every call of the denoiser knows of a portrait, whose image is as noisy as `augmented`; with gradients to what learns."""
         weight = next(self.denoiser.parameters())
         face = None if portrait.face is None else portrait.face.to(weight)
         latents, image, token = (each.to(weight) for each in (portrait.latents, portrait.image, portrait.token))
-        found: Given = given(self.denoiser, self.reference, latents=latents, image=image, token=token, face=face)
+        found: Given = given(self.denoiser, self.reference, latents=latents, image=image, token=token, face=face, augmented=augmented)
         return found
 
     @torch.no_grad()

@@ -66,10 +66,19 @@ def scales(frames: int, *, first: float | None, last: float) -> Tensor:
     return torch.linspace(min(FIRST_GUIDANCE, last) if first is None else first, last, frames).view(-1, 1, 1, 1)
 
 
-@torch.no_grad()
-def given(denoiser: Denoiser, reference: ReferenceNet, *, latents: Tensor, image: Tensor, token: Tensor, face: Tensor | None) -> Given:
-    """Reference latents [4, h, w] (scaled) and `image` (not scaled), CLIP's embedding [D], ArcFace's vector [512] or None where no face was found."""
-    ids = torch.tensor([[FPS - 1, MOTION, AUGMENTED]], device=latents.device, dtype=latents.dtype)
+def given(
+    denoiser: Denoiser,
+    reference: ReferenceNet,
+    *,
+    latents: Tensor,
+    image: Tensor,
+    token: Tensor,
+    face: Tensor | None,
+    augmented: float = AUGMENTED,
+) -> Given:
+    """Reference latents [4, h, w] (scaled) and `image` (not scaled, of a picture as noisy as `augmented`), CLIP's embedding [D], ArcFace's vector
+    [512] or None where no face was found. With gradients to what learns."""
+    ids = torch.tensor([[FPS - 1, MOTION, augmented]], device=latents.device, dtype=latents.dtype)
     context = token[None, None]
     bank = reference(latents[None], image[None], context, ids)
     return Given(context, image[None], Read(bank, None if face is None else denoiser.face(face[None])), ids)
