@@ -38,7 +38,7 @@ FRAMES = 10
 SILENT = replace(TINY, unet=replace(TINY.unet, speech_dim=0))
 JOINED = replace(SILENT, name="joined", unet=replace(SILENT.unet, joined_norms=True))
 EACH = replace(SILENT, name="each", reference_each=True, unet=replace(SILENT.unet, bank="mid_up", reference_cut=True))
-SUMMED = replace(SILENT, name="summed", condition="maps", guider_each=True)
+SUMMED = replace(SILENT, name="summed", condition="maps", guider_each=True, guider_attends=True)
 STEERED = replace(SILENT, name="steered", condition="densepose", controlnet=True, image_encoder="text")
 MAGIC = replace(
     STEERED,
@@ -81,7 +81,8 @@ def test_every_preset_can_be_built(made: Preset) -> None:
 @pytest.mark.parametrize(
     ("made", "changes", "complaint"),
     [
-        (SUMMED, {"condition": "skeleton"}, "need a condition of maps"),
+        (SUMMED, {"condition": "skeleton"}, "need a condition of several"),
+        (SUMMED, {"guider_each": False}, "several pictures only"),
         (STEERED, {"image_encoder": "pooled"}, "tokens of a text"),
         (MUSE_POSE, {"unet": replace(MUSE_POSE.unet, positions=32)}, "longer than its motion modules"),
     ],
