@@ -1,5 +1,5 @@
-"""MagicAnimate, MusePose, Champ and Moore-AnimateAnyone's face reenactment: their published files become weights of this engine, as `import_checkpoint` does it. What else becomes part of
-them, `also`, is of `import_faceid`."""
+"""MagicAnimate, MusePose, Champ and Moore-AnimateAnyone's face reenactment: their published files become weights of this engine, as
+`import_checkpoint` does it. What else becomes part of them, `also`, is of `import_faceid`."""
 
 from __future__ import annotations
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from engine.conditions.skeleton import face_68
+from engine.pose import Float64Array
 from engine.types import FloatArray, UInt8Array
 
 PUBLISHED_SIDE, DOT = 512, 1
@@ -53,7 +53,7 @@ def paint_dots(size: tuple[int, int], points: FloatArray) -> UInt8Array:
     return np.concatenate([upper, mouth], 2)
 
 
-def _dots(canvas: UInt8Array, points: npt.NDArray[np.floating], colour: tuple[int, int, int], radius: int) -> None:
+def _dots(canvas: UInt8Array, points: FloatArray | Float64Array, colour: tuple[int, int, int], radius: int) -> None:
     for x, y in points:
         cv2.circle(canvas, (int(float(x) + 0.5), int(float(y) + 0.5)), radius, colour, thickness=-1)
 
