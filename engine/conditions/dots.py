@@ -36,7 +36,7 @@ def face_dots(face: FloatArray) -> FloatArray:
     """Face [478, 2] -> [68, 2] the points in OpenSeeFace's order: outline, brows, nose, eyes, lips, pupils."""
     first = face_68(face)[: LIPS_AT.start]
     first[CHIN_AT], first[WINGS_AT] = face[list(CHIN)], face[list(WINGS)]
-    return np.concatenate([first, face[[*LIPS, *PUPILS]]]).astype(np.float32)
+    return np.asarray(np.concatenate([first, face[[*LIPS, *PUPILS]]]), np.float32)
 
 
 def paint_dots(size: tuple[int, int], points: FloatArray) -> UInt8Array:
