@@ -178,7 +178,7 @@ def match(table: Table, held: Mapping[str, Tensor], wanted: Mapping[str, Shape],
             made.unfit.append(f"'{key}', {list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')} instead of {list(shape)}")
         else:
             made.pairs[table.prefix + table.ours(key)] = key
-    made.missing = list(open_keys)
+    made.missing = [*open_keys, *(key for key in table.marks if key not in held)]
     return made
 
 

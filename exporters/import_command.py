@@ -40,6 +40,11 @@ def _animate_anyone(args: argparse.Namespace, tell: Callable[[str], None]) -> tu
     from exporters.import_checkpoint import import_animate_anyone
 
     found = {"vae": args.vae, "image_encoder": args.image_encoder, "tiny_vae": args.tiny_vae}
+    if args.reenact:
+        from exporters.import_body import import_reenact
+
+        import_reenact(args.folder, args.out, **found, precision=args.precision, also=_also(args, tell), tell=tell)
+        return "diffusion", _decoder(args)
     if args.v1:
         from engine.generators.diffusion.presets import ANIMATE_ANYONE_V1
 

@@ -41,6 +41,7 @@ class Table:
     takes: Callable[[str], bool] = lambda key: True  # which published keys are its; others of the file are another table's
     prefix: str = ""  # of all of our keys
     drops: tuple[Drop, ...] = ()
+    marks: tuple[str, ...] = ()  # published keys that must be there though they are left out: they tell the file from another system's
     folder: str = ""  # the folder inside the published one that the file usually lies in
     config: tuple[str, ...] = ()  # fields of the folder's config.json that must be as ours are: shapes do not tell them
     system: str = SYSTEM  # who published it

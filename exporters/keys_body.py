@@ -7,12 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from engine.generators.diffusion.layout import PAINTED
 from exporters.files import read
 from exporters.keys import AUTOENCODER, DENOISER, GUIDER, IMAGE, MOTION, REFERENCE, Drop, Table, same, spatial, temporal
 
 MUSE_POSE, CHAMP, MAGIC_ANIMATE, STABLE_DIFFUSION = "MusePose", "Champ", "MagicAnimate", "Stable Diffusion 1.5"
+REENACT = "Moore-AnimateAnyone reenactment"
 MAPS = {"depth": "depth", "normal": "normal", "semantic": "semantic_map", "dwpose": "dwpose"}
 """Names of Champ's maps, here and in the names of its files."""
+TAIL = ("conv_norm_out", "conv_out")
+"""Where a UNet ends."""
 EMBEDDING = "controlnet_cond_embedding."
 """What begins the keys of a ControlNet that are the guider here."""
 GLOBAL_STEP = "global_step"
@@ -48,6 +52,23 @@ CHAMP_TABLES = (
     ),
     *(replace(table, system=CHAMP) for table in (DENOISER, MOTION, REFERENCE, AUTOENCODER, IMAGE)),
 )
+
+READ = "which nothing reads: of this network only what its attentions see"
+REENACT_TABLES = (
+    *(
+        Table((f"pose_guider{i}",), "guider", same, _within(f"encoders.{name}."), prefix=f"encoders.{name}.", system=REENACT)
+        for i, name in enumerate(PAINTED["dots"], 1)
+    ),
+    Table(("denoising_unet",), "denoiser", same, drops=MOTION.drops, system=REENACT),
+    replace(
+        REFERENCE,
+        drops=tuple(Drop("", "nothing", READ, prefix=f"{tail}.") for tail in TAIL),
+        marks=tuple(f"{tail}.{kind}" for tail in TAIL for kind in ("weight", "bias")),
+        system=REENACT,
+    ),
+    *(replace(table, system=REENACT) for table in (AUTOENCODER, IMAGE)),
+)
+"""Of its face reenactment: one file holds all of the denoiser, and the reference network is a whole one."""
 
 WEIGHTS = ("diffusion_pytorch_model",)
 CONTROL_FOLDER = "densepose_controlnet"
@@ -97,6 +118,8 @@ __all__ = [
     "MAGIC_ANIMATE",
     "MUSE_POSE",
     "MUSE_POSE_TABLES",
+    "REENACT",
+    "REENACT_TABLES",
     "TEMPORAL",
     "UNET_OPTION",
     "magic_animate",

@@ -12,7 +12,9 @@ def add_import(parser: argparse.ArgumentParser) -> None:
     """`avatar import`."""
     systems = parser.add_subparsers(dest="system", required=True)
     anyone = systems.add_parser("animate-anyone", help="Moore-AnimateAnyone's four files, the autoencoder and the image encoder")
-    anyone.add_argument("--v1", action="store_true", help="files for its first configuration: no motion module in the middle, 24 positions")
+    which = anyone.add_mutually_exclusive_group()
+    which.add_argument("--v1", action="store_true", help="files for its first configuration: no motion module in the middle, 24 positions")
+    which.add_argument("--reenact", action="store_true", help="its face reenactment (DIR/reenact), which dots of a face and of its mouth drive")
     muse = systems.add_parser("musepose", help="MusePose's four files, the autoencoder and the image encoder")
     champ = systems.add_parser("champ", help="Champ's seven files, the autoencoder and the image encoder")
     magic = systems.add_parser("magicanimate", help="MagicAnimate's three files, the autoencoder and Stable Diffusion 1.5's text encoder")

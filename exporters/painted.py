@@ -1,4 +1,4 @@
-"""Painted conditions of a data set: a skeleton or a landmark map over every real picture, of the points that were tracked in it.
+"""Painted conditions of a data set: a skeleton, a landmark map or dots over every real picture, of the points that were tracked in it.
 
 A live session brings the driver's points into the portrait's frame (`conditions.place`, rule 1). A clip's crop is chosen so that its neutral head
 lies where the portrait's does and is as large, so that the clip's own points in its own crop are the same, and lie on the picture to the pixel.
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from engine.conditions.place import visibility
 from engine.generators.diffusion.conditions import Placed, draw
-from engine.generators.diffusion.layout import Condition
+from engine.generators.diffusion.layout import PAINTED, Condition
 from engine.types import BODY_POINTS, FloatArray, UInt8Array
 
 LOOKED_AT = 32
@@ -44,9 +44,9 @@ def body_of(track: Mapping[str, npt.NDArray[Any]], face: FloatArray, kept: npt.N
 
 
 def painted(condition: Condition, face: FloatArray, body: FloatArray | None, size: tuple[int, int]) -> UInt8Array:
-    """Points [F, 478, 2] and pose landmarks [F, 33, 3] (None: nobody looked) in px -> condition pictures [F, H, W, 3], black without a face."""
+    """Points [F, 478, 2] and pose landmarks [F, 33, 3] (None: nobody looked) in px -> condition pictures [F, H, W, K], black without a face."""
     unseen = np.zeros((BODY_POINTS, 3), np.float32)
-    pictures = np.zeros((len(face), *size, 3), np.uint8)
+    pictures = np.zeros((len(face), *size, 3 * len(PAINTED.get(condition, ("",)))), np.uint8)
     for k, points in enumerate(face):
         if np.isfinite(points).all():
             placed = Placed(points, unseen if body is None else body[k], (), "driver", "head")

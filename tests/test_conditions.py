@@ -440,7 +440,7 @@ def test_the_landmark_groups_are_mediapipes() -> None:
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("condition", ["skeleton", "landmarks"])
+@pytest.mark.parametrize("condition", ["skeleton", "landmarks", "dots"])
 def test_the_generator_paints_its_conditions_and_keeps_the_anchor(anchor: Anchor, condition: Condition, monkeypatch: pytest.MonkeyPatch) -> None:
     require_for("diffusion")
     from engine.generators import load

@@ -1,4 +1,5 @@
-"""Importing MagicAnimate, MusePose and Champ: every published key and shape finds its place, in every form, and what does not fit is said."""
+"""Importing MagicAnimate, MusePose, Champ and Moore-AnimateAnyone's reenactment: every published key and shape finds its place, in every form,
+and what does not fit is said."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ import pytest
 
 import avatar
 from engine.generators import load
-from engine.generators.diffusion.presets import ANIMATE_ANYONE_V1, CHAMP, MAGIC_ANIMATE, MUSE_POSE, PRESETS, Preset
+from engine.generators.diffusion.presets import ANIMATE_ANYONE_FACE, ANIMATE_ANYONE_V1, CHAMP, MAGIC_ANIMATE, MUSE_POSE, PRESETS, Preset
 from engine.persona import demo_portrait
 from engine.types import AvatarError, Signal
 from tests.conftest import found, require
@@ -41,7 +42,7 @@ def small(made: Preset, **changes: Any) -> Preset:
     return replace(made, size=(64, 64), unet=replace(made.unet, channels=WIDTHS, groups=GROUPS, image_dim=16), window=4, **changes)
 
 
-SMALL = {made.name: small(made) for made in (ANIMATE_ANYONE_V1, CHAMP, MAGIC_ANIMATE, MUSE_POSE)}
+SMALL = {made.name: small(made) for made in (ANIMATE_ANYONE_FACE, ANIMATE_ANYONE_V1, CHAMP, MAGIC_ANIMATE, MUSE_POSE)}
 FULL = MAGIC_ANIMATE.unet.channels
 SMALL_TEXT = {
     "vocab_size": 100,
@@ -181,6 +182,11 @@ def _once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     put(root / "MusePose" / "pose_guider.pth", guider(WIDTHS[0]), 4)
     for i, name in enumerate(("depth", "normal", "semantic_map", "dwpose")):
         put(root / "champ" / f"guidance_encoder_{name}.pth", guidance(WIDTHS[0], spare=i == 0), 10 + i)
+    face = root / "reenact"
+    put(face / "denoising_unet.pth", unet(WIDTHS, 16) | motion(WIDTHS), 1)
+    put(face / "reference_unet.pth", unet(WIDTHS, 16), 2)
+    for i in (1, 2):
+        put(face / f"pose_guider{i}.pth", guider(WIDTHS[0]), 20 + i)
     magic = root / "MagicAnimate"
     put(magic / "appearance_encoder" / "diffusion_pytorch_model.safetensors", appearance(WIDTHS, 16), 2, {})
     put(magic / "densepose_controlnet" / "diffusion_pytorch_model.safetensors", controlnet(WIDTHS, 16), 4, CONTROL_CONFIG)
@@ -221,6 +227,10 @@ def champ(source: Path, place: Path, **options: Any) -> None:
     import_body.import_champ(source, place, made=SMALL["champ"], **options)
 
 
+def reenact(source: Path, place: Path, **options: Any) -> None:
+    import_body.import_reenact(source, place, made=SMALL["animate_anyone_face"], **options)
+
+
 def magicanimate(source: Path, place: Path, **options: Any) -> None:
     import_body.import_magicanimate(source, place, made=SMALL["magic_animate"], **options)
 
@@ -246,6 +256,11 @@ def test_every_key_of_the_full_size_files_is_one_of_ours() -> None:
     for made, tables, lists in (
         (MUSE_POSE, keys_body.MUSE_POSE_TABLES, named | {"motion_module": motion(FULL, 128)}),
         (CHAMP, keys_body.CHAMP_TABLES, named | {"motion_module": motion(FULL)} | spare),
+        (
+            ANIMATE_ANYONE_FACE,
+            keys_body.REENACT_TABLES,
+            {"denoising_unet": plain | motion(FULL), "reference_unet": plain, "pose_guider1": guider(320), "pose_guider2": guider(320)},
+        ),
         (MAGIC_ANIMATE, keys_body.magic_animate(plain | moving), magic | {"temporal_attention": plain | moving}),
         (MAGIC_ANIMATE, keys_body.magic_animate(moving), magic | {"temporal_attention": moving}),
         (ANIMATE_ANYONE_V1, keys.ANIMATE_ANYONE, named | {"motion_module": moving}),
@@ -272,9 +287,10 @@ def test_every_key_of_the_full_size_files_is_one_of_ours() -> None:
     [
         (musepose, "MusePose", {"autoencoder", "denoiser", "guider", "image", "reference"}),
         (champ, "champ", {"autoencoder", "denoiser", "guider", "image", "reference"}),
+        (reenact, "reenact", {"autoencoder", "denoiser", "guider", "image", "reference"}),
         (magicanimate, "MagicAnimate", {"autoencoder", "controlnet", "denoiser", "guider", "image", "reference"}),
     ],
-    ids=["musepose", "champ", "magicanimate"],
+    ids=["musepose", "champ", "reenact", "magicanimate"],
 )
 def test_imported_weights_load_and_make_a_frame(run: Any, folder: str, parts: set[str], published: Path, out: Path) -> None:
     told: list[str] = []
@@ -326,6 +342,20 @@ def test_the_first_configuration_is_imported_by_name(published: Path, out: Path,
         (published / name).rename(published / "MusePose" / name)
     assert avatar.main(["import", "animate-anyone", "--v1", str(published / "MusePose"), "-o", str(out)]) == 0
     assert networks.load(out).preset.unet.joined_norms
+
+
+def test_the_face_reenactment_is_imported_by_name(
+    published: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(import_body, "import_reenact", partial(import_body.import_reenact, made=SMALL["animate_anyone_face"]))
+    assert avatar.main(["import", "animate-anyone", "--reenact", str(published), "-o", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "pose_guider2.pth: 16 tensors -> guider" in shown
+    assert f"avatar serve --generator diffusion --weights {out}\n" in shown
+    held = torch.load(published / "reenact" / "pose_guider2.pth", weights_only=True)
+    assert torch.equal(load_file(out / "guider.safetensors")["encoders.mouth.conv_in.weight"], held["conv_in.weight"])
+    with pytest.raises(SystemExit):
+        avatar.main(["import", "animate-anyone", "--reenact", "--v1", str(published), "-o", str(out)])
 
 
 # -- MagicAnimate's denoiser, in every form -------------------------------------------------------------------------------
@@ -450,6 +480,11 @@ def _motion_alone(root: Path) -> None:
         (champ, _without("champ/guidance_encoder_normal.pth"), "has no file guidance_encoder_normal"),
         (champ, _swap("champ/guidance_encoder_normal.pth", "MusePose/pose_guider.pth"), "is not Champ's guidance_encoder_normal: .* 19 missing"),
         (champ, _swap("champ/motion_module.pth", "MusePose/motion_module.pth"), "of another kind .*sinusoids of 32 positions"),
+        (reenact, _without("reenact/pose_guider2.pth"), "has no file pose_guider2"),
+        (reenact, _cut("reenact/pose_guider1.pth"), "is damaged, not complete or no checkpoint"),
+        (reenact, _swap("reenact/denoising_unet.pth", "MusePose/denoising_unet.pth"), "is not Moore-.* reenactment's denoising_unet: .* 546 missing"),
+        (reenact, _swap("reenact/reference_unet.pth", "MusePose/reference_unet.pth"), "reference_unet: .* 4 missing .first 'conv_norm_out.weight'"),
+        (reenact, _swap("reenact/pose_guider2.pth", "champ/guidance_encoder_normal.pth"), "pose_guider2: .* 114 unexpected"),
         (magicanimate, _edit(str(TEMPORAL), _few), "is not MagicAnimate's temporal_attention: .* 1 missing .* 1 unexpected"),
         (magicanimate, _swap(str(TEMPORAL), "MusePose/motion_module.pth"), "is not MagicAnimate's temporal_attention: .* 26 unexpected"),
         (magicanimate, _cut("MagicAnimate/appearance_encoder/diffusion_pytorch_model.safetensors"), "is damaged"),

@@ -85,6 +85,9 @@ def test_a_painted_condition_lies_on_the_picture_it_belongs_to(data: Dataset) ->
     marks = batches(data, "landmarks").take(0, 2, 6).coarse
     assert marks.any()
     assert not torch.equal(marks, made.coarse)
+    dots = batches(data, "dots").take(0, 2, 6).coarse
+    assert tuple(dots.shape) == (4, SIDE, SIDE, 6)
+    assert dots[..., 3:].any(), "the mouth"
 
 
 def test_without_speech_no_condition_is_taken_away(data: Dataset) -> None:
@@ -119,7 +122,11 @@ def test_training_paints_where_a_live_session_does(data: Dataset) -> None:
 
 
 def test_a_frame_without_a_face_is_black() -> None:
-    assert not painted("skeleton", np.full((1, 478, 2), np.nan, np.float32), None, (16, 16)).any()
+    cases: list[tuple[Condition, int]] = [("skeleton", 3), ("dots", 6)]
+    for condition, channels in cases:
+        picture = painted(condition, np.full((1, 478, 2), np.nan, np.float32), None, (16, 16))
+        assert picture.shape == (1, 16, 16, channels)
+        assert not picture.any()
 
 
 # -- from published weights to a live student -------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ FRAMES = 10
 SILENT = replace(TINY, unet=replace(TINY.unet, speech_dim=0))
 JOINED = replace(SILENT, name="joined", unet=replace(SILENT.unet, joined_norms=True))
 EACH = replace(SILENT, name="each", reference_each=True, unet=replace(SILENT.unet, bank="mid_up", reference_cut=True))
-SUMMED = replace(SILENT, name="summed", condition="maps", guider_each=True)
+SUMMED = replace(SILENT, name="summed", condition="maps", guider_each=True, guider_attends=True)
 STEERED = replace(SILENT, name="steered", condition="densepose", controlnet=True, image_encoder="text")
 MAGIC = replace(
     STEERED,
@@ -49,7 +49,9 @@ MAGIC = replace(
     sampling=Sampling(guidance=7.5, window=6, overlap=2, tokens_unguided=True, padding="multiple", noise_frames=6),
 )
 """All switches that MagicAnimate has."""
-EVERY = [JOINED, EACH, SUMMED, STEERED, MAGIC]
+FACED = replace(SILENT, name="faced", condition="dots", guider_each=True, sampling=Sampling(guidance=3.5, window=6, overlap=2, zeros_unguided=True))
+"""All switches that Moore-AnimateAnyone's face reenactment has."""
+EVERY = [JOINED, EACH, SUMMED, STEERED, MAGIC, FACED]
 NAMES = [made.name for made in EVERY]
 
 
@@ -81,8 +83,10 @@ def test_every_preset_can_be_built(made: Preset) -> None:
 @pytest.mark.parametrize(
     ("made", "changes", "complaint"),
     [
-        (SUMMED, {"condition": "skeleton"}, "need a condition of maps"),
+        (SUMMED, {"condition": "skeleton"}, "need a condition of several"),
+        (SUMMED, {"guider_each": False}, "several pictures only"),
         (STEERED, {"image_encoder": "pooled"}, "tokens of a text"),
+        (EACH, {"sampling": Sampling(zeros_unguided=True)}, "read once"),
         (MUSE_POSE, {"unet": replace(MUSE_POSE.unet, positions=32)}, "longer than its motion modules"),
     ],
 )
@@ -270,6 +274,30 @@ def test_the_unguided_half_knows_the_text_but_not_the_portrait() -> None:
     assert torch.equal(at(portrait, 0.0), at(-portrait, 0.0))
     assert error(at(portrait, 0.0), at(portrait, 0.0, tokens=False)) > 1e-3
     assert error(at(portrait, 1.0), at(-portrait, 1.0)) > 1e-4
+
+
+def test_the_unguided_half_reads_a_picture_of_nothing_where_it_was_trained_so() -> None:
+    networks = seeded(FACED)
+    portrait, condition = clip(FACED)
+    how = recipe(networks)
+
+    def at(picture: Any, guidance: float, *, zeros: bool = True) -> Any:
+        return sample(how, how.remember(picture), condition, sampling=replace(FACED.sampling, guidance=guidance, zeros_unguided=zeros))
+
+    assert torch.equal(at(portrait, 0.0), at(-portrait, 0.0)), "all of the unguided half, none of the portrait"
+    assert error(at(portrait, 0.0), at(portrait, 0.0, zeros=False)) > 1e-3
+    # A portrait whose latents are zero, with tokens that are zero, says what the unguided half is told.
+    h, w = FACED.latent_size
+    nobody = torch.zeros(1, 1, FACED.unet.image_dim)
+    nothing = networks.cached(networks.reread(torch.zeros(1, FACED.unet.in_channels, h, w), nobody), nobody)
+    assert error(sample(how, nothing, condition, sampling=replace(FACED.sampling, guidance=1.0)), at(portrait, 0.0)) < SAME
+
+
+def test_two_guiders_are_summed_each_over_its_own_picture() -> None:
+    networks = seeded(FACED)
+    pictures = torch.rand(2, 6, *FACED.size)
+    upper, mouth = (networks.guider.encoders[name](part) for name, part in zip(("upper", "mouth"), pictures.split(3, 1), strict=True))
+    assert error(networks.guider(pictures), upper + mouth) < SAME
 
 
 @pytest.mark.parametrize("steps", [3, 25])

@@ -28,6 +28,7 @@ from collections.abc import Callable
 import numpy as np
 
 from engine.conditions.align import aligned
+from engine.conditions.dots import face_dots, paint_dots
 from engine.conditions.ease import Ease, eased
 from engine.conditions.landmarks import paint_features, paint_landmarks
 from engine.conditions.maps import stacked
@@ -43,7 +44,7 @@ Painter = Callable[[Signal, Anchor | None, Ease], UInt8Array]
 
 
 def painter(made: Preset) -> Painter:
-    """The painter of a preset's condition: of its skeleton, of its landmarks or features, of the face's place, which never changes, or of what
+    """The painter of a preset's condition: of its skeleton, of its landmarks, dots or features, of the face's place, which never changes, or of what
     the signal brings, which knows no portrait."""
     if made.maps:
         return lambda signal, anchor, ease: stacked(signal.maps, made.maps, made.size)
@@ -74,9 +75,11 @@ def mask_of(anchor: Anchor, made: Preset) -> UInt8Array:
 
 
 def draw(condition: Condition, placed: Placed, size: tuple[int, int], *, face: bool = True) -> UInt8Array:
-    """The condition picture [H, W, 3] of points that lie in a frame of `size` (H, W). `face`: whether a skeleton shows its face's points."""
+    """The condition picture [H, W, K] of points that lie in a frame of `size` (H, W). `face`: whether a skeleton shows its face's points."""
     if condition == "landmarks":
         return paint_landmarks(size, placed.face)
+    if condition == "dots":
+        return paint_dots(size, face_dots(placed.face))
     if condition == "features":
         return paint_features(size, placed.face)
     assert condition == "skeleton"

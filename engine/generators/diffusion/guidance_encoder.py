@@ -1,5 +1,5 @@
-"""Guiders of several maps of one body: each its own, with an attention over the picture at its end, and their products summed (Champ, Zhu et al.
-2024, arXiv 2403.14781, section 3.3)."""
+"""Guiders of several pictures of one frame: each its own, and what they make is summed. Those of a body's maps have an attention over the picture at
+their end (Champ, Zhu et al. 2024, arXiv 2403.14781, section 3.3)."""
 
 from __future__ import annotations
 
@@ -28,15 +28,17 @@ class GuidanceEncoder(PoseGuider):
         return made
 
 
-class GuidanceEncoders(nn.Module):
-    """One for every map of the condition."""
+class Guiders(nn.Module):
+    """One for every picture of the condition."""
 
     def __init__(self, made: Preset) -> None:
         super().__init__()
-        self.encoders = nn.ModuleDict({name: GuidanceEncoder(made) for name in made.maps})
+        self.encoders = nn.ModuleDict(
+            {name: GuidanceEncoder(made) if made.guider_attends else PoseGuider(made, channels=3) for name in made.pictures}
+        )
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """[N, 3 maps, H, W] 0..1, in the order of the preset's maps -> [N, C0, h, w]"""
+        """[N, 3 pictures, H, W] 0..1, in the order of the preset's pictures -> [N, C0, h, w]"""
         each = zip(self.encoders.values(), pictures.split(3, 1), strict=True)
         return torch.stack([encoder(picture) for encoder, picture in each]).sum(0)
 
@@ -45,9 +47,9 @@ class GuidanceEncoders(nn.Module):
         return [layer for encoder in self.encoders.values() for layer in encoder.last()]
 
 
-def guider(made: Preset) -> PoseGuider | GuidanceEncoders:
+def guider(made: Preset) -> PoseGuider | Guiders:
     """The one of a preset."""
-    return GuidanceEncoders(made) if made.guider_each else PoseGuider(made)
+    return Guiders(made) if made.guider_each else PoseGuider(made)
 
 
-__all__ = ["GuidanceEncoder", "GuidanceEncoders", "guider"]
+__all__ = ["GuidanceEncoder", "Guiders", "guider"]

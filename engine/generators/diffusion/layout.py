@@ -11,11 +11,14 @@ Latent = Literal["pixel", "kl", "tiny"]
 """What the denoiser works on: pixels folded into channels (space-to-depth), or the latents of a KL or a tiny autoencoder."""
 Decoder = Literal["kl", "tiny"]
 """What makes pictures of a KL autoencoder's latents: its own decoder, or a tiny one that was distilled from it (TAESD)."""
-Condition = Literal["puppet", "skeleton", "landmarks", "densepose", "maps", "mask", "features"]
-"""What tells a frame its motion: the puppet's own coarse frame, a painted skeleton (DWPose convention), face landmarks, or pictures that come with
-the signal (`Signal.maps`, those of `MAPS`); where sound is to move the face, only where it is (a mask), or its eyes, brows and nose."""
+Condition = Literal["puppet", "skeleton", "landmarks", "dots", "densepose", "maps", "mask", "features"]
+"""What tells a frame its motion: the puppet's own coarse frame, a painted skeleton (DWPose convention), face landmarks, the dots of a face and of its
+mouth apart, or pictures that come with the signal (`Signal.maps`, those of `MAPS`); where sound is to move the face, only where it is (a mask), or
+its eyes, brows and nose."""
 MAPS: dict[str, tuple[str, ...]] = {"densepose": ("densepose",), "maps": ("depth", "normal", "semantic", "dwpose")}
 """Condition -> names of the pictures it is made of, in the order of its channels."""
+PAINTED: dict[str, tuple[str, ...]] = {"dots": ("upper", "mouth")}
+"""Likewise, where several are painted here."""
 TEXT_TOKENS = 77
 """Of CLIP's text encoder."""
 FACE_TOKENS = 4
@@ -89,6 +92,7 @@ class Sampling:
     closed: bool = True  # the last windows go on at the clip's start; else they end before it
     hint_unguided: bool = True  # whether the unguided half is told the motion too
     tokens_unguided: bool = False  # whether it reads the tokens: those of an empty text say nothing of a portrait
+    zeros_unguided: bool = False  # whether it reads, in the portrait's place, what the reference network makes of latents that are zero; else nothing
     padding: Literal["none", "windows", "multiple"] = "none"  # the last frame is repeated until windows come out even, or fill the clip
     noise_frames: int = 0  # frames that have a noise of their own, which then repeats; 0 for all
     speech_unguided: bool = True  # whether it hears the speech
@@ -145,7 +149,8 @@ class Preset:
     image_encoder: Literal["none", "pooled", "clip", "text", "face"] = "none"  # what makes the identity's tokens; text: constant ones, of no word
     reference_each: bool = False  # whether the reference is read anew at every step, at that step's level; else once, at level 0
     controlnet: bool = False  # whether the guider's picture goes through a ControlNet, instead of being added after the first convolution
-    guider_each: bool = False  # whether every map has a guider of its own, with an attention at its end; they are summed
+    guider_each: bool = False  # whether every picture of the condition has a guider of its own; they are summed
+    guider_attends: bool = False  # whether each of these has an attention at its end
     face: bool = True  # whether a painted skeleton has a face
     planes: int = 3  # channels of a condition that is painted
     ears: Ears = Ears()
@@ -172,18 +177,23 @@ class Preset:
             return ("maps",)
         if self.condition == "mask":
             return ("pcm",)
-        painted = () if self.condition == "puppet" else ("face", "body", "hands")
+        painted = {"puppet": (), "dots": ("face",)}.get(self.condition, ("face", "body", "hands"))
         return ("motion", "speech" if self.ears.kind == "mel" else "pcm", *painted)
 
     @property
     def channels(self) -> int:
         """Of the condition picture; the first three are what is seen."""
-        return 6 if self.guide else self.planes * max(1, len(self.maps))
+        return 6 if self.guide else self.planes * max(1, len(self.pictures))
 
     @property
     def maps(self) -> tuple[str, ...]:
         """Names of the signal's pictures that the condition is made of; empty for a condition that is painted here."""
         return MAPS.get(self.condition, ())
+
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        """Names of all pictures that the condition is made of; empty where it is a single one without a name."""
+        return self.maps or PAINTED.get(self.condition, ())
 
     @property
     def tokens(self) -> int:
@@ -250,7 +260,9 @@ def check(made: Preset) -> None:
         (1 <= made.chunk <= made.ring, "a chunk must fit into the window"),
         (made.patch == made.fold * 2 ** (len(made.guider) - 1), "the guider must come down to the latents' size"),
         (not made.guide or made.condition == "puppet", "a guide needs the puppet's frame"),
-        (not made.guider_each or bool(made.maps), "guiders of its maps need a condition of maps"),
+        (not made.guider_each or bool(made.pictures), "guiders of its pictures need a condition of several"),
+        (not (made.reference_each and made.sampling.zeros_unguided), "a picture of nothing is read once, not at every step"),
+        (made.guider_each or not made.guider_attends, "an attention ends the guiders of several pictures only"),
         (not made.controlnet or made.image_encoder == "text", "a ControlNet reads the tokens of a text"),
         (not unet.plain or not (unet.joined_norms or made.controlnet), "a plain trunk has neither norms nor room for a ControlNet"),
         (not made.residual or (made.condition == "puppet" and made.latent == "pixel"), "a residual needs the puppet's frame and pixels"),
@@ -288,6 +300,7 @@ def _carries(unet: UNet) -> bool:
 __all__ = [
     "FACE_TOKENS",
     "MAPS",
+    "PAINTED",
     "TEXT_TOKENS",
     "Alignment",
     "Condition",

@@ -162,6 +162,12 @@ class Networks(nn.Module):
         bank: list[Tensor] = self.reference(latents, self._read(self.reference, tokens), t)
         return bank
 
+    def nothing(self) -> list[KeyValue]:
+        """What the denoiser's blocks read of latents that are all zero, and were read with a token that is zero."""
+        made, weight = self.preset, next(self.denoiser.parameters())
+        tokens = weight.new_zeros(1, 1, made.unet.image_dim) if made.unet.image_dim else None
+        return self.project(self.reread(weight.new_zeros(1, made.unet.in_channels, *made.latent_size), tokens))
+
     def identity(self, tokens: Tensor | None, known: Tensor | None = None) -> list[KeyValue]:
         """The identity's tokens as keys and values for the denoiser's blocks, and with them those of a face, by default nobody's."""
         return self._with_face(self._read(self.denoiser, tokens), known)

@@ -1,7 +1,8 @@
 """A clip at leisure: many steps, real guidance, every frame sees every other of its window. For teachers, and to judge weights by.
 
 Windows overlap; what they say of a frame is averaged, then guided: unguided + scale · (guided - unguided), where the unguided half knows
-neither the reference nor, by default, the identity's tokens (Hu et al. 2023; the windows are those of the published inference).
+neither the reference (or a picture of nothing in its place) nor, by default, the identity's tokens (Hu et al. 2023; the windows are those of the
+published inference).
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class _Half:
         unknown = silent if nobody is None else networks.identity(nobody)
         return replace(
             self,
-            reference=[],
+            reference=networks.nothing() if how.zeros_unguided else [],
             identity=networks.unknown(self.identity if how.tokens_unguided else unknown),
             hint=self.hint if how.hint_unguided else torch.zeros_like(self.hint),
             speech=self.speech if how.speech_unguided or self.speech is None else torch.zeros_like(self.speech),

@@ -99,6 +99,16 @@ ANIMATE_ANYONE_V1 = replace(
 )
 """Moore-AnimateAnyone's first configuration. Its norms see all frames of a window: at leisure as published, live each frame by itself."""
 
+ANIMATE_ANYONE_FACE = replace(
+    ANIMATE_ANYONE,
+    name="animate_anyone_face",
+    condition="dots",
+    guider_each=True,
+    sampling=Sampling(steps=20, zeros_unguided=True),
+)
+"""Moore-AnimateAnyone's face reenactment (`lmks2vid`): a guider for how the head is held and one for the mouth. Its script drops what is left of a
+clip after every 24th frame and renders 320 frames at a time; here no frame is dropped and a clip is one."""
+
 MUSE_POSE = replace(
     ANIMATE_ANYONE,
     name="muse_pose",
@@ -112,7 +122,7 @@ MUSE_POSE = replace(
 )
 """MusePose (github.com/TMElyralab/MusePose): every second frame of a clip, and a skeleton without a face."""
 
-CHAMP = replace(ANIMATE_ANYONE, name="champ", condition="maps", guider_each=True, sampling=Sampling(steps=20))
+CHAMP = replace(ANIMATE_ANYONE, name="champ", condition="maps", guider_each=True, guider_attends=True, sampling=Sampling(steps=20))
 """Champ (Zhu et al. 2024, arXiv 2403.14781): driven by pictures of a body model's depth, normals and parts, and of a skeleton."""
 
 MAGIC_ANIMATE = replace(
@@ -164,7 +174,7 @@ At leisure its clips of 16 frames read the last two of the clip before; live, th
 """
 
 AUDIO = (ECHOMIMIC, ECHOMIMIC_ACC, ECHOMIMIC_POSE, ECHOMIMIC_POSE_ACC, HALLO)
-PUBLISHED = (ANIMATE_ANYONE, ANIMATE_ANYONE_V1, MAGIC_ANIMATE, MUSE_POSE, CHAMP)
+PUBLISHED = (ANIMATE_ANYONE, ANIMATE_ANYONE_V1, ANIMATE_ANYONE_FACE, MAGIC_ANIMATE, MUSE_POSE, CHAMP)
 PRESETS = {preset.name: preset for preset in (TINY, COMPACT, *PUBLISHED, *AUDIO)}
 
 
@@ -219,6 +229,7 @@ def preset_in(manifest: Mapping[str, Any], weights: Path) -> Preset:
 
 __all__ = [
     "ANIMATE_ANYONE",
+    "ANIMATE_ANYONE_FACE",
     "ANIMATE_ANYONE_V1",
     "AUDIO",
     "CHAMP",
