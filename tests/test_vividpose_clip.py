@@ -201,7 +201,7 @@ def test_weights_come_back_and_what_was_changed_is_refused(networks: Networks, t
 @pytest.fixture(scope="module")
 def tiny() -> Any:
     require_for("diffusion")
-    made = load("video", preset="tiny_vividpose", device="cpu")
+    made: Any = load("video", preset="tiny_vividpose", device="cpu")
     seeded(made.system.networks.denoiser, 5)
     return made
 
@@ -233,7 +233,7 @@ def test_the_driver_s_pose_the_map_and_a_drawn_skeleton_change_the_clip(tiny: An
 def test_the_face_reaches_the_network_by_the_user_s_recogniser(tmp_path: Path) -> None:
     require_for("diffusion")
     require("onnxruntime")
-    generator = load("video", preset="tiny_vividpose", device="cpu")
+    generator: Any = load("video", preset="tiny_vividpose", device="cpu")
     assert generator.prepare(demo_portrait()).features.made.face is None
     generator.system.networks.recogniser = path = onnx_file(tmp_path / "faces.onnx", length=512)
     features = generator.prepare(demo_portrait()).features
