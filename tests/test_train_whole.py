@@ -125,7 +125,7 @@ def test_what_is_judged_is_what_streams(data: Dataset, tmp_path: Path, system: s
     step, conditions = live.Row(row, state.runner, served.graph, arrays=False), run.batch.coarse.numpy()
     new = window - past
     shown = [step(conditions[k : k + new]) for k in range(0, 2 * new, new)]
-    assert np.abs(np.concatenate(shown).astype(int) - judged[: 2 * new]).max() <= 1  # type: ignore[arg-type]
+    assert np.abs(np.concatenate(shown).astype(int) - judged[: 2 * new]).max() <= 1
 
 
 def _known(system: Any, portrait: Any, reference: Reference) -> clips.Known:

@@ -136,7 +136,8 @@ class Whole:
             return rendered
         past, new = self.window
         latents = streamed(self.desk, networks, batch, steps=steps, past=past, new=new)
-        return np.concatenate([networks.decode(chunk) for chunk in latents.split(new)])[: batch.frames]
+        frames: UInt8Array = np.concatenate([networks.decode(chunk) for chunk in latents.split(new)])[: batch.frames]
+        return frames
 
     def origin(self) -> dict[str, str]:
         """How a stream asks a student."""
