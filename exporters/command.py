@@ -114,8 +114,8 @@ def _check(options: argparse.Namespace) -> None:
         from exporters import identity
 
         identity.load(options.recogniser)
-    if options.learn == "temporal" and options.longest == 1:
-        raise AvatarError("What carries motion on learns from several frames: give --longest 2 or more, or leave it out.")
+    if options.learn == "temporal" and (alone := next((name for name in ("longest", "window") if getattr(options, name) == 1), None)):
+        raise AvatarError(f"What carries motion on learns from several frames: give --{alone} 2 or more, or leave it out.")
     if options.stage != "data":
         _check_weights(options)
     if options.accumulate < 1 or (options.longest is not None and options.longest < 1):

@@ -6,6 +6,7 @@ once, for the generator, the critic and the follower, each with an optimiser of 
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import threading
@@ -44,6 +45,7 @@ class Crew:
             self._ring = ring
             # On the host, whatever the devices are: a launcher's own gives up after minutes.
             self._waiting = ring.new_group(backend="gloo", timeout=WAIT_LONGEST)
+            atexit.register(self._leave)
 
     @property
     def main(self) -> bool:
@@ -124,6 +126,16 @@ class Crew:
         if self.count > 1:
             self._ring.destroy_process_group()
             crew.cache_clear()
+
+    def _leave(self) -> None:
+        """However this process ends: gloo's threads let go of tensors, for which they need Python's lock. One that asks for it when Python has gone
+        already aborts the process, and its exit status says nothing of what was wrong. Here they are waited for."""
+        if not self._ring.is_initialized():
+            return
+        if self._ring.get_backend() == "gloo":
+            self._ring.destroy_process_group()
+        else:  # NCCL's may wait for one that is lost
+            self._ring.destroy_process_group(self._waiting)
 
 
 def _buckets(grads: Sequence[Any]) -> Iterator[list[Any]]:

@@ -263,6 +263,7 @@ REFUSED = {
     "longest": (["--preset", "tiny_unianimate", "--longest", "4"], "give --window instead of --longest"),
     "window": (["--preset", "tiny_unianimate", "--window", "4", "--overlap", "4"], "cannot have 4 of them past"),
     "short": (["--preset", "tiny_unianimate", "--window", "1"], "A window has at least 2 frames"),
+    "single": (["--preset", "tiny_unianimate", "--recipe", "teacher", "--learn", "temporal", "--window", "1"], "give --window 2 or more"),
     "maps": (["--preset", "tiny_vividpose"], "there is no smplx; give what makes each with --maps"),
     "past": (["--preset", "tiny_unianimate", "--recipe", "teacher", "--overlap", "2"], "nothing past: leave --overlap out"),
     "frames": (["--preset", "compact", "--window", "4"], "taught frame by frame: leave --window and --overlap out"),
@@ -290,6 +291,16 @@ def test_what_is_not_offered_is_one_sentence(name: str, weights: Path, tmp_path:
 def test_a_window_that_no_clip_is_long_enough_for_says_so(data: Dataset, tmp_path: Path) -> None:
     with pytest.raises(AvatarError, match="has 36 of them at about 15 a second, and 40 are taught at a time: film longer"):
         run(data, tmp_path, 1, window=(40, 30))
+
+
+@pytest.mark.parametrize("recipe", ["appearance", "matching"])
+def test_a_stream_without_a_past_is_taught_too(data: Dataset, weights: Path, tmp_path: Path, recipe: Any) -> None:
+    """Nothing lies behind its windows, so that there is no chunk to make before the one that is learnt from."""
+    settings = replace(QUICK, recipe=recipe, steps=2, window=(2, 0))
+    teacher = weights if recipe == "matching" else None
+    train(data, tmp_path / "run", budget=Budget(updates=2), settings=settings, start=weights, teacher=teacher, device="cpu")
+    log = [json.loads(line) for line in (tmp_path / "run" / runs.LOG).read_text().splitlines()]
+    assert all(one["loss"] > 0 for one in log)
 
 
 def test_a_teacher_draws_a_student(data: Dataset, weights: Path, tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ class Rolls:
         generator, pupil, past, new = seeded(self.seed, step), self.desk.pupil, self.past, self.new
         drawn = int(torch.randint(self.steps, (), generator=generator))
         begins = float(torch.rand((), generator=generator)) < BEGINNING
-        own = 0 if begins else 1 + int(torch.randint(max(1, self.chunks), (), generator=generator))
+        own = min(self.chunks, 1 + int(torch.randint(max(1, self.chunks), (), generator=generator))) if not begins else 0
         steps, told = pupil.few(self.steps), self.desk.told(networks, batch)
         truth, conditions = self.desk.truth(networks, batch), _conditions(batch)
         portrait = self.desk.kept[batch.view].latents.to(truth)
