@@ -41,6 +41,8 @@ QUIET_SHARE = 0.06
 """... or below this share of the recent speech level (-24 dB): the pause between two words."""
 QUEUE_SECONDS = 0.5
 """Rendered pictures that may wait for their sound; older ones go."""
+SLOWEST = 3.0
+"""Times its usual length that a frame of a chunk may last: a camera in poor light or a session that was slowed; what is longer is a stall."""
 LAG_SAMPLES = 45
 """Pictures over which the lag is measured: 1.5 s."""
 SOUND_SAMPLES = 150
@@ -256,7 +258,8 @@ class Pacer:
             self._lags.append(now - output.sound_time)
             self._aim()
         for k, frame in enumerate(output.frames):
-            later = k / self.fps
+            # As far apart as their motion was, where that is slower than the generator's own rate: even frames, and in step with their sound.
+            later = float(np.clip(frame.time - output.frames[0].time, k / self.fps, SLOWEST * k / self.fps))
             picture = Picture(None if raw is not None else frame.rgb, frame.id, frame.time, output.sound_time + later, now, output.grid, raw)
             self._queue.append((picture, now + later))
         while len(self._queue) > max(self.chunk, QUEUE_SECONDS * self.fps):

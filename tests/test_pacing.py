@@ -153,6 +153,28 @@ def test_chunks_are_spread_over_their_time() -> None:
     assert np.abs(np.diff([left for left, _ in stage.left]) - 1 / 30).max() < 0.004
 
 
+@pytest.mark.parametrize("grid", ["camera", "voice"])
+def test_a_chunk_of_slower_frames_leaves_as_evenly_and_with_its_sound(grid: Grid) -> None:
+    """A camera in poor light, or a session that was slowed: 10 frames a second for a generator of 15."""
+    stage = Stage(pacer=Pacer(Stats(started=START), fps=15.0, chunk=4))
+    outputs = []
+    for k in range(0, 40, 4):
+        at = [START + (k + j) / 10 for j in range(4)]
+        outputs.append((at[-1] + 0.15, Output([VideoFrame(PIXEL, time, id=1) for time in at], [], grid, at[0])))
+    stage.run(6.0, outputs=outputs)
+    left = stage.left[-24:]  # the lag has been measured
+    assert len(left) == 24
+    assert np.abs(np.diff([now for now, _ in left]) - 1 / 10).max() < 0.01
+    assert np.allclose([picture.sound_time for _, picture in left], [picture.motion_time for _, picture in left])
+
+
+def test_a_stall_within_a_chunk_is_not_played_again() -> None:
+    pacer = Pacer(Stats(started=START), fps=15.0, chunk=2)
+    pacer.put(Output([VideoFrame(PIXEL, time, id=1) for time in (START, START + 5.0)], [], "camera", START), now=START + 5.0)
+    assert pacer.picture(now=START + 5.0) is not None
+    assert 0.0 < (pacer.wait(now=START + 5.0) or 0.0) <= 0.2 + 1e-6
+
+
 def test_the_queue_is_bounded_and_its_drops_are_counted() -> None:
     pacer = Pacer(Stats())
     pacer.playhead.target = 5.0  # nothing becomes due
