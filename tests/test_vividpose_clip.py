@@ -341,11 +341,13 @@ def test_what_cannot_be_is_one_sentence(name: str) -> None:
     assert "\n" not in str(refused.value)
 
 
-def test_it_is_not_exported(networks: Networks, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    networks_of.save(networks, tmp_path / "w", origin={})
-    assert avatar.main(["export", "--weights", str(tmp_path / "w"), "--backend", "onnxruntime"]) == 2
-    assert "are of 'video', which cannot be exported" in capsys.readouterr().err
-    assert [file.name for file in tmp_path.iterdir()] == ["w"]
+def test_its_live_step_is_exported(
+    networks: Networks, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exporters.export_command.WINDOWS", 4)
+    networks_of.save(networks, tmp_path / "w", origin={"steps": "1", "window": "2", "overlap": "1"})
+    assert avatar.main(["export", "--weights", str(tmp_path / "w"), "--backend", "onnxruntime"]) == 0
+    assert "tiny_vividpose, 1-step, windows of 2 with 1 past" in capsys.readouterr().out
 
 
 def test_weights_and_preset_of_two_systems_are_refused(networks: Networks, tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ def test_a_clip_is_asked_for_as_live_and_shown_frame_by_frame(tiny: tuple[Genera
 
     class Counting:
         spec = generator.spec
+        notice = ""
 
         def at_leisure(self, identity: Any, signals: Sequence[Signal], **how: Any) -> Any:
             asked.append(signals)
@@ -200,6 +201,7 @@ def test_the_front_door_renders_at_leisure(clip: Path, tmp_path: Path, capsys: p
 def test_what_cannot_be_rendered_leaves_nothing(tiny: tuple[Generator, Persona], clip: Path, tmp_path: Path) -> None:
     class Refusing:
         spec = tiny[0].spec
+        notice = ""
 
         def at_leisure(self, identity: Any, signals: Sequence[Signal], *, kept: Path, **how: Any) -> Any:
             kept.mkdir()
