@@ -272,7 +272,9 @@ def _label(row: Row) -> str:
     if row.made["preset"] is None:
         return row.generator
     batch = f", {row.rows} sessions" if row.rows > 1 else ""
-    return f"{row.made['preset']} {row.steps} step{'s' if row.steps > 1 else ''}, {row.made['backend']} {row.made['precision']} {row.device}{batch}"
+    chunk = f", {row.chunk} frames at once" if row.chunk > 1 else ""
+    what = f"{row.made['preset']} {row.steps} step{'s' if row.steps > 1 else ''}{chunk}"
+    return f"{what}, {row.made['backend']} {row.made['precision']} {row.device}{batch}"
 
 
 def _tables(rows: Sequence[Row], drivers: Mapping[str, Laps], chains: Mapping[str, Chain], notes: Sequence[str]) -> list[Table]:

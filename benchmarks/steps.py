@@ -40,6 +40,7 @@ class Row:
     made: dict[str, str | None]  # preset, backend, precision
     size: tuple[int, int]
     steps: int  # network evaluations a frame
+    chunk: int  # frames that a step makes
     rows: int  # sessions that a step serves
     device: str
     laps: Laps
@@ -59,6 +60,7 @@ class Row:
             **self.made,
             "size": list(self.size),
             "steps": self.steps,
+            "chunk": self.chunk,
             "rows": self.rows,
             "device": self.device,
             "laps": len(self.laps.wall_ms),
@@ -124,7 +126,7 @@ def step_time(running: Running, *, name: str, frames: int, seconds: float = ROW_
     # A generator without networks names none of these: it is compiled by numba and works on bytes.
     made = {word: getattr(generator, word, default) for word, default in (("preset", None), ("backend", "numba"), ("precision", "uint8"))}
     steps = int(getattr(generator, "steps", 1))
-    return Row(name, made, generator.spec.size, steps, running.rows, running.device, laps, running.prepare_s, floor_of(running))
+    return Row(name, made, generator.spec.size, steps, generator.spec.chunk, running.rows, running.device, laps, running.prepare_s, floor_of(running))
 
 
 def floor_of(running: Running) -> Floor:

@@ -63,6 +63,16 @@ class Look:
     worked: Mapping[str, float] = field(default_factory=dict)  # thread or stage -> s of work so far
 
 
+def overrun(took: float, *, chunk: int, fps: float) -> str:
+    """A sentence for whoever watches where making `chunk` pictures takes longer, `took` s, than they last; "" where it does not. No rung helps
+    there: each asks for fewer or smaller pictures, and it is the network that is too large for this machine."""
+    lasts = chunk / fps
+    if took <= lasts:
+        return ""
+    what = f"{chunk} pictures takes {took:.2g} s here, and they last" if chunk > 1 else f"a picture takes {took:.2g} s here, and it lasts"
+    return f"Making {what} {lasts:.2g} s. Fewer steps, a smaller network, an exported engine or a GPU would be quicker."
+
+
 @dataclass(slots=True)
 class Ladder:
     """One session's place; `observe` once a second."""

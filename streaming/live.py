@@ -11,6 +11,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from engine.session import Session
 from engine.types import AudioChunk, Drive, FloatArray, Output, VideoFrame
 from engine.window import Cadence
 from streaming.chat import Chat
-from streaming.ladder import Ladder, Look
+from streaming.ladder import Ladder, Look, overrun
 from streaming.outlet import Outlet
 from streaming.pacing import RATE, Pacer
 from streaming.rtc import ReceivedVideo
@@ -41,6 +42,8 @@ FACE_LOST = 0.5
 """s of pictures without a face after which the page is told."""
 CAMERA_LOST = 2.0
 """s without a picture after which it is told as well; a busy machine looks at one now and then."""
+RECENT_STEPS = 15
+"""Steps of the generator that say what one takes now."""
 CAPTURE_JUMP = 1.0
 """s between capture and arrival that is not believed (a sender's clock that jumped)."""
 
@@ -281,6 +284,14 @@ class Live:
         for cause, total in totals.items():
             self.stats.drop_total(cause, total)
 
+    def _overrun(self) -> str:
+        """What the ladder cannot mend, in words, once it has tried."""
+        times = list(self.stats.stages["step"])[-RECENT_STEPS:]
+        if not self.ladder.index or not times:
+            return ""
+        spec = self.stepper.generator.spec
+        return overrun(median(times) / 1000, chunk=spec.chunk, fps=spec.fps)
+
     def snapshot(self) -> dict[str, Any]:
         """For /stats and the page."""
         now, link = time.monotonic(), self.link()
@@ -290,6 +301,7 @@ class Live:
             **self.stats.snapshot(now),
             "link": link,
             "ladder": {"rung": self.ladder.index, "name": self.ladder.rung.name, "why": self.ladder.why, "steps": self.ladder.steps},
+            "overrun": self._overrun(),
             "persona": self.persona.name,
             "generator": "echo" if self.echo else self.stepper.generator.spec.name,
             "ai_generated": True,

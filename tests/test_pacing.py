@@ -18,7 +18,7 @@ from engine.config import SessionSettings
 from engine.session import Session, render
 from engine.types import AudioChunk, FloatArray, Grid, Output, VideoFrame
 from engine.window import Window
-from streaming.ladder import DOWN_AFTER, RUNGS, UP_AFTER, WARM_UP, Ladder, Look
+from streaming.ladder import DOWN_AFTER, RUNGS, UP_AFTER, WARM_UP, Ladder, Look, overrun
 from streaming.pacing import BLOCK, BLOCK_SECONDS, RATE, Pacer, Picture, Playhead, SoundRing
 from streaming.sound import MIC_LATEST, Microphone, Phase, SoundStream, Utterance
 from streaming.stats import Stats, prometheus, quantiles
@@ -430,6 +430,13 @@ def test_no_rung_gives_back_what_one_before_it_took() -> None:
         fps = min(before.fps, 30.0), min(after.fps, 30.0)
         assert fps[1] / after.track_every <= fps[0] / before.track_every, f"{after.name}: faces a second"
         assert fps[1] / after.body_every <= fps[0] / before.body_every, f"{after.name}: shoulders a second"
+
+
+def test_what_no_rung_mends_is_said_in_words() -> None:
+    assert not overrun(0.26, chunk=4, fps=15.0)
+    told = overrun(0.943, chunk=4, fps=15.0)
+    assert told.startswith("Making 4 pictures takes 0.94 s here, and they last 0.27 s. Fewer steps, ")
+    assert overrun(0.2, chunk=1, fps=24.0).startswith("Making a picture takes 0.2 s here, and it lasts 0.042 s. ")
 
 
 def test_an_encoder_that_is_too_slow_is_seen() -> None:

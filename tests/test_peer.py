@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
 from collections.abc import AsyncGenerator
@@ -223,10 +224,13 @@ def test_a_session_that_falls_behind_steps_down_and_up_again(monkeypatch: pytest
             figures = await caller.stats()
             assert figures["ladder"]["rung"] >= 3
             assert "frames a second" in figures["ladder"]["why"]
+            assert re.fullmatch(r"Making a picture takes 0\.\d+ s here, and it lasts 0\.033 s\. Fewer steps, .*", figures["overrun"])
             generator.work = 0.0
             home.app[DESK].live(caller.session).ladder._patience = 1
             await until(lambda: caller.pictures[-1].width == 64, seconds=15.0)
-            assert (await caller.stats())["ladder"]["rung"] < 3
+            figures = await caller.stats()
+            assert figures["ladder"]["rung"] < 3
+            assert not figures["overrun"]
 
     live(story)
 

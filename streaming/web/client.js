@@ -294,6 +294,12 @@ addEventListener("beforeunload", (event) => {
   if (app.recording) event.preventDefault(); // the browser asks whether to leave
 });
 
+/** A sentence under the picture, for as long as it is true. */
+function tellOf(id, text) {
+  $(id).textContent = text || "";
+  $(id).hidden = !text;
+}
+
 const tell = (name, value) => link.send({ type: "set", [name]: value });
 
 // -- what the server says ---------------------------------------------------------------------------------------------------------
@@ -303,12 +309,13 @@ const heard = {
   frames: ({ pairs }) => meter.pair(pairs),
   stats: (message) => {
     app.stats = message;
+    tellOf("overrun", message.overrun);
     if (message.speaking !== undefined) showSpeaking(message.speaking);
   },
   hello: ({ limits, notice, view, sessionid }) => {
     meter.meet();
-    $("about").textContent = notice || "";
-    $("about").hidden = !notice;
+    tellOf("about", notice);
+    tellOf("overrun", "");
     if (limits?.text) $("words").maxLength = limits.text;
     app.face = app.neutral = undefined; // of the session before
     if (app.recording && sessionid !== app.recorded) endRecording().catch(report); // the session that was recorded is over

@@ -115,7 +115,8 @@ class Video:
         self.system: System = make(preset, folder, seed)
         self.system.check(self.how)
         self.plan: Plan = self.how.plan(self.system.taught, self.system.frames)
-        self._steps = self.system.steps(self.plan.steps)
+        self.steps = self.plan.steps
+        self._steps = self.system.steps(self.steps)
         within_memory("hold the weights", lambda: self.system.place(asked.device, KINDS[asked.precision]), ways="a smaller preset or --device cpu")
         self.device, self.mode, self.backend, self._arrays = asked.device, asked.mode, asked.told, asked.arrays
         self.graph, self._runner, self.precision = asked.runner(self.system, self.plan)
