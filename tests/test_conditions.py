@@ -446,7 +446,7 @@ def test_the_generator_paints_its_conditions_and_keeps_the_anchor(anchor: Anchor
     from engine.generators import load
 
     monkeypatch.setitem(PRESETS, "painted", replace(TINY, name="painted", condition=condition))
-    generator: Any = load("diffusion", preset="painted")
+    generator: Any = load("diffusion", preset="painted", mode="eager")
     identity = generator.prepare(portrait())
     for name in ("face", "body"):
         np.testing.assert_array_equal(getattr(identity.features.anchor, name), getattr(anchor, name))

@@ -147,7 +147,7 @@ def test_a_generator_eases_each_row_and_forgets_with_it(anchor: Anchor, monkeypa
 
     made = replace(TINY, name="painted", condition="landmarks", size=(96, 64))
     monkeypatch.setitem(PRESETS, "painted", made)
-    generator: Any = load("diffusion", preset="painted")
+    generator: Any = load("diffusion", preset="painted", mode="eager")
     identity = generator.prepare(portrait())
     own = identity.features.anchor
     state = generator.allocate(2)

@@ -52,7 +52,7 @@ def test_camera_and_voice_drive_a_session(tmp_path: Path) -> None:
 def test_a_change_of_the_drive_gives_up_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the stream batch still holds is shown in the new grid's time; the portrait at rest does not flash up in between."""
     monkeypatch.setitem(PRESETS, "painted", replace(TINY, name="painted", condition="landmarks", size=(96, 64)))
-    generator = load("diffusion", preset="painted", steps=3, stream_batch=True)
+    generator = load("diffusion", preset="painted", steps=3, stream_batch=True, mode="eager")
     assert generator.spec.delay == 2
     session = Session(Batch(generator, rows=1), make_persona(generator, demo_portrait(), name="me"))
     for k in range(5):
@@ -71,7 +71,7 @@ def test_a_change_of_the_drive_gives_up_no_picture(monkeypatch: pytest.MonkeyPat
 def test_a_tall_painted_generator_lives_in_the_same_persona_session_and_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As high as (768, 512) is: from the picture to the composite and from the disk back."""
     monkeypatch.setitem(PRESETS, "painted", replace(TINY, name="painted", condition="skeleton", size=(96, 64)))
-    generator: Any = load("diffusion", preset="painted")
+    generator: Any = load("diffusion", preset="painted", mode="eager")
     picture = tmp_path / "p.png"
     cv2.imwrite(str(picture), demo_portrait()[..., ::-1])
     made = create(generator, picture, name="tall", consent="mine", folder=tmp_path / "personas")
@@ -93,7 +93,7 @@ def test_a_tall_painted_generator_lives_in_the_same_persona_session_and_page(tmp
 def test_a_persona_keeps_the_cached_reference_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     picture = tmp_path / "p.png"
     cv2.imwrite(str(picture), demo_portrait()[..., ::-1])
-    generator: Any = load("diffusion", preset="tiny")
+    generator: Any = load("diffusion", preset="tiny", mode="eager")
     made = create(generator, picture, name="kept", consent="mine", folder=tmp_path / "personas")
     calls = []
     monkeypatch.setattr(type(generator), "prepare", lambda *_: calls.append(1))

@@ -498,7 +498,7 @@ def test_a_painted_skeleton_shows_the_recorded_hands(tmp_path: Path, monkeypatch
         return paint_skeleton(size, joints, hands, face)
 
     monkeypatch.setattr("engine.generators.diffusion.conditions.paint_skeleton", spy)
-    generator = load("diffusion", preset="painted")
+    generator = load("diffusion", preset="painted", mode="eager")
     assert {"hands", "body"} <= set(generator.spec.needs)
     signals = []
     for k in range(6):

@@ -113,7 +113,7 @@ def test_it_learns_and_its_weights_listen_as_before_and_speak(
     moved = {name.split(".")[0] for name, value in after.state_dict().items() if not torch.equal(value, before.state_dict()[name])}
     assert moved == ({"denoiser", "guider"} | ({"speech"} if made is HALLO_TINY else set()))
     assert (after.recogniser is not None) is (made is HALLO_TINY)
-    generator: Any = load("diffusion", weights=student)
+    generator: Any = load("diffusion", weights=student, mode="eager")
     state = generator.allocate(1)
     generator.admit(state, 0, generator.prepare(portrait()))
     frames = [generator.step(state, [[one]])[0][0] for one in signals(babble(0.4, rate=16_000).pcm, 8, made.fps)]

@@ -46,7 +46,7 @@ def _installed() -> None:
 
 @pytest.fixture(scope="module", params=PRESETS)
 def made(request: pytest.FixtureRequest) -> tuple[Any, Identity]:
-    generator = cast(Any, load("video", preset=request.param, device="cpu", steps=2, window=WINDOW, overlap=PAST))
+    generator = cast(Any, load("video", preset=request.param, device="cpu", mode="eager", steps=2, window=WINDOW, overlap=PAST))
     if request.param == "tiny_vividpose":
         seeded(generator.system.networks.denoiser, 5)  # whose pose and face are silent otherwise
     return generator, generator.prepare(demo_portrait())
@@ -157,7 +157,7 @@ def test_a_reset_forgets_and_memory_is_where_it_was(made: tuple[Any, Identity]) 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_still_drive_stays_bounded(preset: str) -> None:
-    generator = cast(Any, load("video", preset=preset, device="cpu", steps=1, window=3, overlap=3 - NEW))
+    generator = cast(Any, load("video", preset=preset, device="cpu", mode="eager", steps=1, window=3, overlap=3 - NEW))
     identity = generator.prepare(demo_portrait())
     state = generator.allocate(1)
     generator.admit(state, 0, identity)
@@ -222,7 +222,7 @@ def test_asked_for_nothing_it_is_the_size_that_costs_nothing() -> None:
 def test_vividpose_tells_of_itself_too(tmp_path: Path) -> None:
     made = vividpose_networks.build(vividpose_presets.TINY, seed=3)
     vividpose_networks.save(made, tmp_path / "w", origin={"system": "VividPose", "steps": "25"})
-    generator = cast(Any, load("video", weights=tmp_path / "w", device="cpu"))
+    generator = cast(Any, load("video", weights=tmp_path / "w", device="cpu", mode="eager"))
     assert "know no pose" in generator.notice
     told = "made for 25 steps with guidance, and nobody has taught them to run live: in 4 steps without guidance the picture is soft. As published "
     assert told + "a picture leaves 0.2 s after its motion at the earliest, since 4 frames" in generator.spec.notice
@@ -259,7 +259,7 @@ def test_numbers_that_are_none_are_given_up_and_not_shown(made: tuple[Any, Ident
 
 
 def test_a_body_that_nobody_renders_is_asked_for() -> None:
-    generator = cast(Any, load("video", preset="tiny_vividpose", device="cpu", steps=1))
+    generator = cast(Any, load("video", preset="tiny_vividpose", device="cpu", mode="eager", steps=1))
     state = generator.allocate(1)
     generator.admit(state, 0, generator.prepare(demo_portrait()))
     for _ in range(2):
@@ -307,7 +307,7 @@ def test_an_export_is_found_compared_and_served(tmp_path: Path, capsys: pytest.C
     (engine,) = (folder / engines.HOME).iterdir()
     assert f"Serve it: avatar serve --generator video --weights {folder} --steps 1 --backend onnxruntime --graphs {engine}" in said
     run = cast(Any, load("video", weights=folder, backend="onnxruntime", graphs=engine))
-    plain = cast(Any, load("video", weights=folder, device="cpu"))
+    plain = cast(Any, load("video", weights=folder, device="cpu", mode="eager"))
     identity = plain.prepare(demo_portrait())
     mine, theirs = streamed(run, identity, 4), streamed(plain, identity, 4)
     assert max(np.abs(a.astype(int) - b.astype(int)).max() for a, b in zip(mine, theirs, strict=True)) <= 1

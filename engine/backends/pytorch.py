@@ -63,13 +63,17 @@ def scripted(module: Any, tensors: Sequence[Any]) -> Any:
     """The module as a graph that runs in one call, without the interpreter.
 
     A step of a thousand operations lets go of the interpreter's lock a thousand times, and beside busy Python threads waits for it as
-    often: five times its time was measured. Tracing runs the module once, on copies.
+    often: five times its time was measured. Tracing runs the module once, on copies. Its parameters need no gradients: they become constants.
     """
     import torch
 
+    def call(*given: Any) -> Any:
+        return module(*given)
+
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # tracing warns of every shape it takes as fixed, which is what it is for
-        return torch.jit.freeze(torch.jit.trace(module, tuple(x.clone() for x in tensors), check_trace=False))
+        # Of a function, not of the module: else each of its parts is made into a module of TorchScript first, which takes twice as long again.
+        return torch.jit.trace(call, tuple(x.clone() for x in tensors), check_trace=False)
 
 
 def prepared(module: Any, tensors: Sequence[Any], *, mode: Mode, pool: Any = None) -> Callable[[], None]:

@@ -45,8 +45,7 @@ class Asked:
             raise AvatarError(f"The generator 'video' has no precision '{kind}' on {on.type}; use fp32, or on a GPU fp16.")
         if name != "pytorch" and (missing := backend(name).available()):
             raise AvatarError(missing)
-        # Beside networks of this size the interpreter costs nothing, and a trace of all steps takes half a minute.
-        how = mode or ("eager" if on.type == "cpu" else pytorch.best_mode(on))
+        how = mode or pytorch.best_mode(on)
         pytorch.check_mode(how, on)
         if on.type == "cpu":
             torch.set_num_threads(half_the_cores())
