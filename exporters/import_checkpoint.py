@@ -7,12 +7,14 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from engine.types import AvatarError
 from exporters import keys
 from exporters.files import absent, find, fresh_folder, read, read_config, sha256
 from exporters.keys import Drop, Table
+from exporters.layouts import LAYOUTS, WEIGHTS
 
 try:
     import torch
@@ -21,15 +23,13 @@ try:
 
     from engine.generators.diffusion.autoencoder import Tiny
     from engine.generators.diffusion.networks import MANIFEST, RECOGNISER, empty
-    from engine.generators.diffusion.presets import ANIMATE_ANYONE, Preset
+    from engine.generators.diffusion.presets import PRESETS, Preset
     from engine.generators.diffusion.temporal import sinusoids
 except ImportError as error:
     raise AvatarError(f"Importing weights needs PyTorch and diffusers ({error}); pip install 'avatar-engine[torch]'.") from error
 
 Precision = Literal["fp32", "fp16"]
 KINDS = {"fp32": torch.float32, "fp16": torch.float16}
-PUBLISHED = "pretrained_weights"
-"""The folder that the published download script makes, looked into as well."""
 SHOWN = 3
 """Names of each kind that a report spells out."""
 NOTICE = "They were made for {}; with the few steps of a live stream, which has no guidance, expect a soft picture."
@@ -73,28 +73,6 @@ class Checked:
         return {ours: self.held[theirs] for ours, theirs in self.match.pairs.items()}
 
 
-def import_animate_anyone(
-    source: Path,
-    out: Path,
-    *,
-    vae: Path | None = None,
-    image_encoder: Path | None = None,
-    tiny_vae: Path | None = None,
-    precision: Precision = "fp32",
-    made: Preset = ANIMATE_ANYONE,
-    also: Also = lambda found: found,
-    tell: Callable[[str], None] = lambda line: None,
-) -> None:
-    """Moore-AnimateAnyone's files in `source`, with the autoencoder and CLIP's image encoder, -> weights of `made` in a new folder `out`.
-
-    `tiny_vae`: a folder of TAESD in diffusers' format, whose decoder `--decoder tiny` will take; `also`: of `import_faceid`. Everything is
-    checked before anything is written. Raises AvatarError, one sentence, for whatever does not fit.
-    """
-    elsewhere = {keys.AUTOENCODER.option: vae, keys.IMAGE.option: image_encoder, keys.TINY.option: tiny_vae}
-    found = also(Published(keys.SYSTEM, keys.ANIMATE_ANYONE, made))
-    import_published(source, out, found, elsewhere=elsewhere, precision=precision, tell=tell)
-
-
 @dataclass(frozen=True, slots=True)
 class Published:
     """What somebody published, and what becomes of it."""
@@ -114,6 +92,25 @@ Also = Callable[[Published], Published]
 """What somebody published -> the same with what somebody else did."""
 
 
+def import_layout(
+    name: str,
+    source: Path,
+    out: Path,
+    *,
+    elsewhere: Mapping[str, Path | None] = MappingProxyType({}),
+    precision: Precision = "fp32",
+    also: Also = lambda found: found,
+    tell: Callable[[str], None] = lambda line: None,
+) -> None:
+    """The files in `source` of one of LAYOUTS -> weights of its preset in a new folder `out`. As `import_published`.
+
+    `also`: of `import_faceid`.
+    """
+    layout = LAYOUTS[name]
+    found = also(Published(layout.system, layout.tables, PRESETS[layout.preset], layout.beside))
+    import_published(source, out, found, elsewhere=elsewhere, precision=precision, tell=tell)
+
+
 def import_published(
     source: Path,
     out: Path,
@@ -125,7 +122,8 @@ def import_published(
 ) -> None:
     """The files in `source`, or in the folders `elsewhere` (option of the command line -> folder), -> weights in a new folder `out`.
 
-    Everything is checked before anything is written. Raises AvatarError, one sentence, for whatever does not fit.
+    A folder for `--tiny-vae` holds TAESD in diffusers' format, whose decoder `--decoder tiny` will take. Everything is checked before anything
+    is written. Raises AvatarError, one sentence, for whatever does not fit.
     """
     if precision not in KINDS:
         raise AvatarError(f"Weights are kept as one of: {', '.join(KINDS)}; not as '{precision}'.")
@@ -222,7 +220,7 @@ def places_of(source: Path, beside: Sequence[str], folder: str) -> list[Path]:
     """Where a file with a folder of its own (or, with "", without one) may lie."""
     inside = [source / name for name in beside if name != ".."]
     above = [source.resolve().parent] if ".." in beside and folder else []
-    return [place / folder for place in (*inside, source, source / PUBLISHED, *above)]
+    return [place / folder for place in (*inside, source, source / WEIGHTS, *above)]
 
 
 def _checked(source: Source, module: Any, preset: Preset, tell: Callable[[str], None]) -> Match:
@@ -327,7 +325,7 @@ __all__ = [
     "Source",
     "check_config",
     "check_room",
-    "import_animate_anyone",
+    "import_layout",
     "import_published",
     "match",
     "places_of",

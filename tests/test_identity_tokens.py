@@ -424,11 +424,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Any:
     return made
 
 
-def bring_in(files: Path, out: Path, made: Any, asked: Any, told: list[str] | None = None) -> Any:
-    from exporters.import_body import import_musepose
-
+def bring_in(files: Path, out: Path, asked: Any, told: list[str] | None = None) -> Any:
     tell = (lambda line: None) if told is None else told.append
-    import_musepose(files, out, made=made, also=adding(asked, tell), tell=tell)
+    import_checkpoint.import_layout("musepose", files, out, also=adding(asked, tell), tell=tell)
     return weights_of.load(out)
 
 
@@ -436,7 +434,7 @@ def test_an_imported_file_is_in_the_denoiser(files: Path, small: Any, recogniser
     """Every tensor in its place, with and without the LoRA; the reference network and everything else as without."""
     told: list[str] = []
     path = files / "ip-adapter-faceid_sd15.bin"
-    made = bring_in(files, tmp_path / "plain", small, FaceId(path, recogniser=recogniser), told)
+    made = bring_in(files, tmp_path / "plain", FaceId(path, recogniser=recogniser), told)
     assert any("32 tensors -> denoiser" in line for line in told)
     assert any("6 tensors -> face" in line for line in told)
     assert any("256 tensors of its LoRA left out; --faceid-lora adds it" in line for line in told)
@@ -449,7 +447,7 @@ def test_an_imported_file_is_in_the_denoiser(files: Path, small: Any, recogniser
         assert torch.equal(get(f"{place}.transformer_blocks.0.attn2.to_v_ip.weight"), held[f"ip_adapter.{number}.to_v_ip.weight"])
     flat = {key: value.clone() for key, value in held.items()}
     save_file(flat, tmp_path / "it.safetensors")
-    lora = bring_in(files, tmp_path / "lora", small, FaceId(tmp_path / "it.safetensors", lora=True), told)
+    lora = bring_in(files, tmp_path / "lora", FaceId(tmp_path / "it.safetensors", lora=True), told)
     assert any("No --recogniser: only personas" in line for line in told)
     key = "up_blocks.2.attentions.1.transformer_blocks.0.attn1.to_out.0.weight"
     up, down = (held[f"ip_adapter.{2 * (6 + 4)}.to_out_lora.{side}.weight"] for side in ("up", "down"))
@@ -470,7 +468,7 @@ def test_files_that_do_not_fit_are_told(files: Path, small: Any, tmp_path: Path)
             change(held)
         torch.save(held, tmp_path / "ip-adapter-faceid_sd15.bin")
         with pytest.raises(AvatarError, match=match_):
-            bring_in(files, tmp_path / "out", small, FaceId(tmp_path / "ip-adapter-faceid_sd15.bin", **(asked or {})), told)
+            bring_in(files, tmp_path / "out", FaceId(tmp_path / "ip-adapter-faceid_sd15.bin", **(asked or {})), told)
         assert not (tmp_path / "out").exists()
 
     refused(
@@ -493,8 +491,8 @@ def test_files_that_do_not_fit_are_told(files: Path, small: Any, tmp_path: Path)
     short = recognisers.onnx_file(tmp_path / "short.onnx")
     refused("gives 16 numbers for a face", asked={"recogniser": short})
     with pytest.raises(AvatarError, match="cannot be read"):
-        bring_in(files, tmp_path / "out", small, FaceId(tmp_path / "nothing.bin"))
-    assert bring_in(files, tmp_path / "bare", small, FaceId(_stripped(tmp_path))).face is not None, "who has no use for the LoRA may have left it out"
+        bring_in(files, tmp_path / "out", FaceId(tmp_path / "nothing.bin"))
+    assert bring_in(files, tmp_path / "bare", FaceId(_stripped(tmp_path))).face is not None, "who has no use for the LoRA may have left it out"
 
 
 def _stripped(folder: Path) -> Path:

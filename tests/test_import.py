@@ -32,13 +32,12 @@ if found("torch") and found("diffusers"):
 
     from engine.generators.diffusion import autoencoder, networks, tokens
     from exporters import files, import_checkpoint, keys
-    from exporters.import_checkpoint import import_animate_anyone
+    from exporters.import_checkpoint import import_layout
 
 pytestmark = pytest.mark.torch
 Shapes = dict[str, tuple[int, ...]]
 SMALL = replace(
     ANIMATE_ANYONE,
-    name="small_anyone",
     size=(64, 64),
     unet=replace(ANIMATE_ANYONE.unet, channels=(32, 64, 128, 128), image_dim=16),
     window=4,
@@ -313,8 +312,8 @@ def changed(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     torch.save(held, path)
 
 
-def run(source: Path, place: Path, **options: Any) -> None:
-    import_animate_anyone(source, place, made=SMALL, **options)
+def run(source: Path, place: Path, *, vae: Path | None = None, tiny_vae: Path | None = None, **options: Any) -> None:
+    import_layout("animate-anyone", source, place, elsewhere={"--vae": vae, "--tiny-vae": tiny_vae}, **options)
 
 
 @pytest.fixture(name="imported")
@@ -455,21 +454,15 @@ def test_half_precision_halves_and_is_read_as_it_is(published: Path, out: Path, 
         run(published, tmp_path / "no", precision="int4")
 
 
-def test_the_command_imports_and_says_how_to_serve(
-    published: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_imports_and_says_how_to_serve(published: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     published.rename(published.with_name("pretrained_weights"))  # the folder above is given
-    monkeypatch.setattr(import_checkpoint, "import_animate_anyone", partial(import_animate_anyone, made=SMALL))
     assert avatar.main(["import", "animate-anyone", str(published.parent), "-o", str(out)]) == 0
     shown = capsys.readouterr().out
     assert "denoising_unet.pth: 686 tensors -> denoiser" in shown
     assert f"avatar serve --generator diffusion --weights {out}\n" in shown
 
 
-def test_the_command_imports_a_tiny_decoder(
-    published: Path, tiny_vae: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(import_checkpoint, "import_animate_anyone", partial(import_animate_anyone, made=SMALL))
+def test_the_command_imports_a_tiny_decoder(published: Path, tiny_vae: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert avatar.main(["import", "animate-anyone", str(published), "--tiny-vae", str(tiny_vae), "-o", str(out)]) == 0
     assert f"avatar serve --generator diffusion --weights {out} --decoder tiny\n" in capsys.readouterr().out
     words = ["render", "--generator", "diffusion", "--weights", str(out), "--decoder", "tiny"]
