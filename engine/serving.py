@@ -23,8 +23,8 @@ from engine.types import AvatarError
 DEFAULT = "puppet"
 TAUGHT = "diffusion"
 """The generator that weights are for whose manifest names no other."""
-MOVED = "reenact"
-"""The one that moves a portrait by weights which were imported, not taught."""
+OTHERS = ("reenact", "video")
+"""Those whose weights a persona may have instead, told by their manifests."""
 LIPS, LIGHT = "lipsync", "wav2lip"
 """The lips generator, and its model that a CPU is enough for: without a GPU that runs on OpenVINO, which converts it in seconds."""
 PYTORCH_OWN = ("mode", "stream_batch")
@@ -48,11 +48,11 @@ def choose(
     Raises AvatarError for a persona or weights that are not whole.
     """
     chosen, asked = dict(options), generator is not None
-    if persona is not None and generator in (None, TAUGHT, MOVED) and "weights" not in chosen and "preset" not in chosen:
+    if persona is not None and generator in (None, TAUGHT, *OTHERS) and "weights" not in chosen and "preset" not in chosen:
         own = weights_of(persona, folder=folder)
-        if own is not None and _whose(own) == MOVED:
-            generator, chosen["weights"] = generator or MOVED, own
-        elif own is not None and generator != MOVED and (generator == TAUGHT or has_networks(own)):
+        if own is not None and (whose := _whose(own)) in OTHERS:
+            generator, chosen["weights"] = generator or whose, own
+        elif own is not None and generator not in OTHERS and (generator == TAUGHT or has_networks(own)):
             generator, chosen["weights"] = TAUGHT, own
     if generator == TAUGHT and persona is not None and not asked and importlib.util.find_spec("torch") is None:
         instead = "The persona's weights need PyTorch, which is not installed (make torch): the puppet that its clip taught is shown instead."

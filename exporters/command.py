@@ -22,7 +22,7 @@ from engine.types import AvatarError
 from exporters import maps, whole
 from exporters.crew import crew
 from exporters.dataset import Dataset, collect, open_dataset
-from exporters.keep import keep_network, keep_puppet, more_to_serve
+from exporters.keep import keep_network, keep_puppet, shown_by
 from exporters.storage import SCENE
 
 if TYPE_CHECKING:  # PyTorch is for training: whoever only collects needs none
@@ -93,7 +93,7 @@ def teach(videos: Sequence[Path], out: Path, options: argparse.Namespace, *, tel
     if options.consent is None:
         _how_on(data, out, made, options.recipe, tell)
     else:
-        keep_network(data, out / RUN / WEIGHTS, preset=made, name=name, source=source, consent=options.consent, tell=tell)
+        keep_network(data, out / RUN / WEIGHTS, preset=made, recipe=options.recipe, name=name, source=source, consent=options.consent, tell=tell)
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -291,10 +291,7 @@ def _how_on(data: Dataset, out: Path, made: Preset | UniAnimate | VividPose, rec
     generator = TAUGHT if isinstance(made, Preset) else WHOLE
     options = f"--generator {generator} --weights {weights}"
     tell(f"Keep it: avatar persona create me --portrait {portrait} {options} --consent 'I am the person in the picture'")
-    if generator == WHOLE and recipe == "teacher":
-        tell(f"Render a clip: avatar render --offline {options} --persona me --drive CLIP.mp4 -o OUT.mp4{more_to_serve(whole.maps_of(made))}")
-        return
-    tell(f"Show it: avatar serve {options} --persona me{more_to_serve(whole.maps_of(made))}")
+    tell(shown_by(f"{options} --persona me", made, recipe=recipe))
 
 
 __all__ = ["teach"]

@@ -95,6 +95,16 @@ def test_a_persona_of_the_taught_puppet_needs_no_network(tmp_path: Path, weights
     assert choose(None, {}, persona="taught", folder=tmp_path / "home") == serving.Choice("puppet", {}, ())
 
 
+@pytest.mark.parametrize("name", serving.OTHERS)
+def test_a_persona_with_weights_of_another_generator_brings_that_one(name: str, tmp_path: Path, weights: Path) -> None:
+    (weights / "weights.json").write_text(f'{{"generator": "{name}", "preset": "x", "sha256": {{"denoiser": "0"}}, "origin": {{}}}}')
+    make_persona(Stamp(), demo_portrait(), name="moved", folder=tmp_path / "home", weights=weights)
+    own = {"weights": tmp_path / "home" / "moved" / WEIGHTS}
+    for asked in (None, name):
+        assert choose(asked, {}, persona="moved", folder=tmp_path / "home") == serving.Choice(name, own, ())
+    assert choose("puppet", {}, persona="moved", folder=tmp_path / "home").options == {}
+
+
 def test_weights_that_are_lost_or_swapped_are_refused(tmp_path: Path, weights: Path) -> None:
     make_persona(Stamp(), demo_portrait(), name="taught", folder=tmp_path / "home", weights=weights)
     manifest = tmp_path / "home" / "taught" / WEIGHTS / "weights.json"
