@@ -95,12 +95,15 @@ class Whole:
 
     @property
     def patterns(self) -> tuple[Pattern, ...]:
-        """Of a batch: a window for a teacher, and some chunks more for a student."""
+        """Of a batch: a window for a teacher, and some chunks more for a student. Raises AvatarError for others of a student."""
         settings, student = self.settings, self.settings.recipe != "teacher"
         frames = self.rolls.frames if student else self.pupil.frames if settings.window is None else settings.window[0]
         if settings.patterns is PATTERNS:  # those are of another generator
             return (Pattern(1, frames),)
-        assert all(one.frames == frames or not student for one in settings.patterns)
+        if student and (other := next((one.frames for one in settings.patterns if one.frames != frames), None)):
+            raise AvatarError(
+                f"A student of whole clips learns from {frames} frames at a time, not from {other}; give such patterns, or another window."
+            )
         return settings.patterns
 
     def recompute(self, networks: Any, wanted: bool | None) -> None:
