@@ -107,7 +107,7 @@ def live_maps(chosen: Sequence[str], spec: GeneratorSpec) -> Maps | None:
         lacking = f", and there is no {' and no '.join(missing)}" if given else ""
         how = "give a network for each with --maps NAME=FILE.onnx, or use `avatar render`, which takes clips of them too"
         raise AvatarError(f"{what}{lacking}; {how}.")
-    if spec.maps and (unread := [name for name in given if name not in spec.maps]):
+    if spec.maps and (unread := [name for name in given if name not in (*spec.maps, *spec.more_maps)]):
         raise AvatarError(f"These weights are driven by {told} and read no {' and no '.join(unread)}; leave that --maps out.")
     from engine.drivers.maps import Maps, Network
 

@@ -16,7 +16,11 @@ from typing import Any
 
 from engine.backends import backend, engines
 from engine.built_in import BUILT_IN
+from engine.generators.diffusion import presets as diffusion
 from engine.generators.diffusion.taught import has_networks, preset_of
+from engine.generators.reenact import presets as reenact
+from engine.generators.video import presets as video
+from engine.generators.video import vividpose_presets
 from engine.persona import own_weights
 from engine.types import AvatarError
 
@@ -45,9 +49,10 @@ def choose(
 ) -> Choice:
     """What a person asked for, and the rest by the rule. `folder`: of the personas; `offline`: of a whole clip, which PyTorch renders.
 
-    Raises AvatarError for a persona or weights that are not whole.
+    Raises AvatarError for a persona or weights that are not whole, and for a preset of another generator.
     """
     chosen, asked = dict(options), generator is not None
+    check_preset(generator or DEFAULT, chosen.get("preset"))
     if persona is not None and generator in (None, TAUGHT, *OTHERS) and "weights" not in chosen and "preset" not in chosen:
         own = weights_of(persona, folder=folder)
         if own is not None and (whose := _whose(own)) in OTHERS:
@@ -66,6 +71,16 @@ def choose(
         return Choice(generator, chosen, ())
     found, why = _backend(Path(chosen["weights"]), chosen)
     return Choice(generator, chosen | found, why)
+
+
+def check_preset(generator: str, preset: str | None) -> None:
+    """Raise AvatarError for a preset that is of other generators alone, which are named."""
+    named = {"diffusion": diffusion.PRESETS, "reenact": reenact.PRESETS, "video": {**video.PRESETS, **vividpose_presets.PRESETS}}
+    plain = "" if preset is None else diffusion.plain_name(preset)
+    owners = [name for name, presets in named.items() if plain in presets]
+    if owners and generator not in owners:
+        whose = f"the generator{'s' * (len(owners) > 1)} {' and '.join(f'{name!r}' for name in owners)}"
+        raise AvatarError(f"'{preset}' is a preset of {whose}, not of '{generator}'; give --generator {' or '.join(owners)}.")
 
 
 def _whose(weights: Path) -> str:
@@ -135,4 +150,4 @@ def _cuda() -> bool:
     return bool(torch.cuda.is_available())
 
 
-__all__ = ["Choice", "choose", "weights_of"]
+__all__ = ["Choice", "check_preset", "choose", "weights_of"]

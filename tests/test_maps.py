@@ -267,6 +267,14 @@ def test_maps_that_are_not_those_of_the_weights_are_told_before_the_server_start
     assert not generator.read
 
 
+def test_maps_that_a_generator_may_read_are_let_through(tmp_path: Path) -> None:
+    generator = Reading()
+    generator.spec = replace(generator.spec, maps=("smplx",), more_maps=("dwpose",))
+    network = write_network(tmp_path / "n.onnx")
+    asyncio.run(opened(live(generator, maps=(f"smplx={network}", f"dwpose={network}"))))
+    assert set(generator.read[0]) == {"smplx", "dwpose"}
+
+
 def test_closing_lets_go_of_the_files() -> None:
     closed: list[bool] = []
 

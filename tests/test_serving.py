@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -93,6 +94,21 @@ def test_a_persona_of_the_taught_puppet_needs_no_network(tmp_path: Path, weights
     (weights / "weights.json").write_text('{"preset": null, "sha256": {}, "origin": {}}')
     make_persona(Stamp(), demo_portrait(), name="taught", folder=tmp_path / "home", weights=weights)
     assert choose(None, {}, persona="taught", folder=tmp_path / "home") == serving.Choice("puppet", {}, ())
+
+
+@pytest.mark.parametrize(
+    ("generator", "preset", "sentence"),
+    [
+        ("diffusion", "unianimate", "'unianimate' is a preset of the generator 'video', not of 'diffusion'; give --generator video."),
+        ("video", "champ+faceid", "'champ+faceid' is a preset of the generator 'diffusion', not of 'video'; give --generator diffusion."),
+        ("video", "tiny", "of the generators 'diffusion' and 'reenact', not of 'video'; give --generator diffusion or reenact."),
+        (None, "liveportrait", "of the generator 'reenact', not of 'puppet'; give --generator reenact."),
+    ],
+)
+def test_a_preset_of_another_generator_names_that_one(generator: str | None, preset: str, sentence: str) -> None:
+    with pytest.raises(AvatarError, match=re.escape(sentence)):
+        choose(generator, {"preset": preset})
+    assert choose("video", {"preset": "tiny_vividpose"}).generator == "video"
 
 
 @pytest.mark.parametrize("name", serving.OTHERS)
