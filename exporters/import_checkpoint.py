@@ -14,7 +14,7 @@ from engine.types import AvatarError
 from exporters import keys
 from exporters.files import absent, find, fresh_folder, read, read_config, sha256
 from exporters.keys import Drop, Table
-from exporters.layouts import LAYOUTS, WEIGHTS
+from exporters.layouts import LAYOUTS, WEIGHTS, Layout, variants
 
 try:
     import torch
@@ -58,6 +58,14 @@ class Source:
     table: Table
     path: Path
     name: str  # in reports and in the manifest
+
+
+class Unfit(AvatarError):
+    """A file's tensors are not those of its table."""
+
+    def __init__(self, source: Source, told: str) -> None:
+        super().__init__(told)
+        self.source = source
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +116,26 @@ def import_layout(
     """
     layout = LAYOUTS[name]
     found = also(Published(layout.system, layout.tables, PRESETS[layout.preset], layout.beside))
-    import_published(source, out, found, elsewhere=elsewhere, precision=precision, tell=tell)
+    try:
+        import_published(source, out, found, elsewhere=elsewhere, precision=precision, tell=tell)
+    except Unfit as error:
+        alike = [other for other in variants(name) if LAYOUTS[other].tables == layout.tables]  # files of the same names
+        if (meant := next((other for other in alike if _fits(error.source, LAYOUTS[other])), None)) is None:
+            raise
+        given, wanted = (each.partition(" ")[2] for each in (name, meant))
+        how = f"give {wanted}" if wanted else f"leave {given} out"
+        raise AvatarError(f"{error.source.path} is of another configuration of {layout.system}; {how}.") from error
+
+
+def _fits(source: Source, layout: Layout) -> bool:
+    """Whether a file is whole where another layout has one of its name."""
+    for table in layout.tables:
+        if (table.stems, table.folder) == (source.table.stems, source.table.folder):
+            made = PRESETS[layout.preset]
+            shapes = {key: tuple(value.shape) for key, value in empty(made).parts()[table.part].state_dict().items()}
+            found = match(table, (table.read or read)(source.path), shapes, positions=made.unet.positions)
+            return not (found.missing or found.unexpected or found.unfit)
+    return False
 
 
 def import_published(
@@ -245,7 +272,7 @@ def check_config(folder: Path, table: Table, ours: Any) -> None:
 
 
 def report(source: Source, made: Match, held: Mapping[str, Tensor], tell: Callable[[str], None]) -> None:
-    """A few lines of what a file gives, and AvatarError for what it lacks or has too much."""
+    """A few lines of what a file gives, and Unfit for what it lacks or has too much."""
     values = sum(held[key].numel() for key in made.pairs.values())
     tell(f"{source.name}: {len(made.pairs)} tensors -> {source.table.part}, {values / 1e6:,.1f} million values")
     for drop in source.table.drops:
@@ -263,7 +290,7 @@ def report(source: Source, made: Match, held: Mapping[str, Tensor], tell: Callab
     told += [f"{len(made.unfit)} of another kind (first {made.unfit[0]})"] if made.unfit else []
     if told:
         what = source.table.folder or source.table.stems[0]
-        raise AvatarError(f"{source.path} is not {source.table.system}'s {what}: of its tensors, {', '.join(told)}; give the published file.")
+        raise Unfit(source, f"{source.path} is not {source.table.system}'s {what}: of its tensors, {', '.join(told)}; give the published file.")
 
 
 def _few(names: list[str]) -> str:
@@ -323,6 +350,7 @@ __all__ = [
     "Precision",
     "Published",
     "Source",
+    "Unfit",
     "check_config",
     "check_room",
     "import_layout",

@@ -54,9 +54,14 @@ LAYOUTS: dict[str, Layout] = {
 """As it follows `avatar import`, of a system without an option first."""
 
 
+def variants(name: str) -> tuple[str, ...]:
+    """The other rows of the same command."""
+    return tuple(other for other in LAYOUTS if other != name and other.split()[0] == name.split()[0])
+
+
 def elsewhere(name: str) -> tuple[str, ...]:
     """Options of the command line that name a folder of some of a row's files."""
     return (*dict.fromkeys(table.option for table in LAYOUTS[name].tables if table.option), keys.TINY.option)
 
 
-__all__ = ["LAYOUTS", "MODELS", "WEIGHTS", "Layout", "elsewhere"]
+__all__ = ["LAYOUTS", "MODELS", "WEIGHTS", "Layout", "elsewhere", "variants"]

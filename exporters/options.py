@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from exporters.layouts import LAYOUTS
+from exporters.layouts import LAYOUTS, variants
 from exporters.portraits.options import add_identity
 
 
@@ -16,9 +16,8 @@ def add_import(parser: argparse.ArgumentParser) -> None:
     for name, body in bodies.items():
         which = body.add_mutually_exclusive_group()
         body.set_defaults(layout=name)
-        for variant in LAYOUTS:
-            if variant.startswith(f"{name} "):
-                which.add_argument(variant.split()[1], dest="layout", action="store_const", const=variant, help=LAYOUTS[variant].told)
+        for variant in variants(name):
+            which.add_argument(variant.split()[1], dest="layout", action="store_const", const=variant, help=LAYOUTS[variant].told)
     magic = systems.add_parser("magicanimate", help="MagicAnimate's three files, the autoencoder and Stable Diffusion 1.5's text encoder")
     magic.add_argument(
         "--text-encoder", type=Path, metavar="DIR", help="config.json and weights of it (default: DIR/stable-diffusion-v1-5/text_encoder)"

@@ -18,7 +18,16 @@ import pytest
 
 import avatar
 from engine.generators import load
-from engine.generators.diffusion.presets import ANIMATE_ANYONE_FACE, ANIMATE_ANYONE_V1, CHAMP, MAGIC_ANIMATE, MUSE_POSE, PRESETS, Preset
+from engine.generators.diffusion.presets import (
+    ANIMATE_ANYONE,
+    ANIMATE_ANYONE_FACE,
+    ANIMATE_ANYONE_V1,
+    CHAMP,
+    MAGIC_ANIMATE,
+    MUSE_POSE,
+    PRESETS,
+    Preset,
+)
 from engine.persona import demo_portrait
 from engine.types import AvatarError, Signal
 from tests.conftest import found, require
@@ -43,7 +52,7 @@ def small(made: Preset, **changes: Any) -> Preset:
     return replace(made, size=(64, 64), unet=replace(made.unet, channels=WIDTHS, groups=GROUPS, image_dim=16), window=4, **changes)
 
 
-SMALL = {made.name: small(made) for made in (ANIMATE_ANYONE_FACE, ANIMATE_ANYONE_V1, CHAMP, MAGIC_ANIMATE, MUSE_POSE)}
+SMALL = {made.name: small(made) for made in (ANIMATE_ANYONE, ANIMATE_ANYONE_FACE, ANIMATE_ANYONE_V1, CHAMP, MAGIC_ANIMATE, MUSE_POSE)}
 FULL = MAGIC_ANIMATE.unet.channels
 SMALL_TEXT = {
     "vocab_size": 100,
@@ -340,6 +349,24 @@ def test_the_first_configuration_is_imported_by_name(published: Path, out: Path)
         (published / name).rename(published / "MusePose" / name)
     assert avatar.main(["import", "animate-anyone", "--v1", str(published / "MusePose"), "-o", str(out)]) == 0
     assert networks.load(out).preset.unet.joined_norms
+
+
+def test_an_option_that_is_missing_or_too_much_is_named(published: Path, out: Path) -> None:
+    root = published / "MusePose"
+    for name in ("sd-vae-ft-mse", "image_encoder"):
+        (published / name).rename(root / name)
+    for shapes, given, sentence in (
+        (motion_v1(WIDTHS), "", "motion_module.pth is of another configuration of Moore-AnimateAnyone; give --v1."),
+        (motion(WIDTHS, 32), " --v1", "motion_module.pth is of another configuration of Moore-AnimateAnyone; leave --v1 out."),
+    ):
+        (root / "motion_module.pth").unlink()
+        put(root / "motion_module.pth", shapes, 3)
+        with pytest.raises(AvatarError, match=sentence):
+            import_layout(f"animate-anyone{given}", root, out)
+    changed(root / "motion_module.pth", lambda held: {key: value for key, value in held.items() if "up_blocks" not in key})
+    for given in ("", " --v1"):
+        with pytest.raises(AvatarError, match="motion_module: of its tensors, .* missing .*; give the published file"):
+            import_layout(f"animate-anyone{given}", root, out)
 
 
 def test_the_face_reenactment_is_imported_by_name(published: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
