@@ -23,7 +23,7 @@ from exporters.losses import sharpness
 from exporters.objectives import rollout, scene, seen
 from exporters.regions import mouth
 
-RUN, RUNS = 17, 6
+RUN_FRAMES, RUNS_EACH = 17, 6
 """Frames of a run that is judged now and then, just longer than the window, and how many runs of each clip: evenly spread over what was held
 out, as three places may all be hard ones."""
 PIECE, PIECES = 25, 24
@@ -81,8 +81,8 @@ def held_out(batches: Batches, trust: Trust, *, all_of_it: bool = False, most: i
             every = max(1, -(-len(places) * len(pieces) // PIECES))
             places = places[::every]
         else:
-            length = min(RUN, stop - start)
-            places = [(first, first + length) for first in sorted({int(x) for x in np.linspace(start, stop - length, RUNS)})]
+            length = min(RUN_FRAMES, stop - start)
+            places = [(first, first + length) for first in sorted({int(x) for x in np.linspace(start, stop - length, RUNS_EACH)})]
         found += [(clip, *place) for place in places]
     if most is not None and len(found) > most:
         found = [found[k] for k in np.linspace(0, len(found) - 1, most).round().astype(int)]
