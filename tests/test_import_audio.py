@@ -18,8 +18,8 @@ from engine.generators.diffusion.presets import HALLO, PRESETS, Ears
 from engine.persona import demo_portrait
 from engine.types import AvatarError, Signal
 from tests import recognisers
+from tests.checkpoints import SMALL_VAE, Shapes, attend, dense, forward, motion, norm, size, tensors, unet, vae
 from tests.conftest import found, require
-from tests.test_import import SMALL_VAE, Shapes, attend, dense, forward, motion, norm, size, tensors, unet, vae
 
 if found("torch") and found("diffusers") and found("transformers"):
     import torch

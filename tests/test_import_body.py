@@ -30,8 +30,8 @@ from engine.generators.diffusion.presets import (
 )
 from engine.persona import demo_portrait
 from engine.types import AvatarError, Signal
+from tests.checkpoints import SMALL_CLIP, SMALL_VAE, Shapes, attend, clip, dense, forward, guider, motion, norm, size, unet, vae
 from tests.conftest import found, require
-from tests.test_import import SMALL_CLIP, SMALL_VAE, Shapes, attend, clip, dense, forward, guider, motion, norm, size, unet, vae
 
 if found("torch") and found("diffusers"):
     import torch
@@ -40,7 +40,7 @@ if found("torch") and found("diffusers"):
     from engine.generators.diffusion import autoencoder, networks, tokens
     from exporters import import_checkpoint, import_magicanimate, keys, keys_body
     from exporters.import_checkpoint import import_layout
-    from tests.test_import import tensors
+    from tests.checkpoints import tensors
 
 pytestmark = pytest.mark.torch
 WIDTHS = (8, 16, 16, 16)
