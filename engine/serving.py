@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,11 @@ def choose(
 
 def check_preset(generator: str, preset: str | None) -> None:
     """Raise AvatarError for a preset that is of other generators alone, which are named."""
-    named = {"diffusion": diffusion.PRESETS, "reenact": reenact.PRESETS, "video": {**video.PRESETS, **vividpose_presets.PRESETS}}
+    named: dict[str, Collection[str]] = {
+        "diffusion": diffusion.PRESETS,
+        "reenact": reenact.PRESETS,
+        "video": {**video.PRESETS, **vividpose_presets.PRESETS},
+    }
     plain = "" if preset is None else diffusion.plain_name(preset)
     owners = [name for name, presets in named.items() if plain in presets]
     if owners and generator not in owners:

@@ -295,9 +295,9 @@ def test_a_window_that_no_clip_is_long_enough_for_says_so(data: Dataset, tmp_pat
 
 
 def test_patterns_of_another_length_than_a_student_s_are_told(data: Dataset) -> None:
-    made, _ = learner(data, recipe="appearance", steps=2)
-    frames = made.lesson.patterns[0].frames
-    lesson: Any = learner(data, recipe="appearance", steps=2, patterns=(Pattern(2, frames),))[0].lesson
+    lesson: Any = learner(data, recipe="appearance", steps=2)[0].lesson
+    frames = lesson.patterns[0].frames
+    lesson = learner(data, recipe="appearance", steps=2, patterns=(Pattern(2, frames),))[0].lesson
     assert lesson.patterns == (Pattern(2, frames),)
     with pytest.raises(AvatarError, match=f"learns from {frames} frames at a time, not from {frames + 1}; give such patterns"):
         learner(data, recipe="appearance", steps=2, patterns=(Pattern(2, frames), Pattern(1, frames + 1)))
