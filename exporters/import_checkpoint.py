@@ -143,7 +143,7 @@ def import_published(
     out: Path,
     found: Published,
     *,
-    elsewhere: Mapping[str, Path | None],
+    elsewhere: Mapping[str, Path | None] = MappingProxyType({}),
     precision: Precision = "fp32",
     tell: Callable[[str], None] = lambda line: None,
 ) -> None:
@@ -172,7 +172,9 @@ def import_published(
             tell(f"{part}: written")
         tell("Hashing what was read ...")
         origin = {"system": found.system, "precision": precision, "made_for": made.sampling.told, "steps": str(made.sampling.steps)}
-        origin |= {name: sha256(path) for name, path in ({each.name: each.path for each in sources} | dict(found.read)).items()}
+        files = {each.name: each.path for each in sources} | dict(found.read)
+        known = {path: sha256(path) for path in dict.fromkeys(files.values())}  # several networks may lie in one
+        origin |= {name: known[path] for name, path in files.items()}
         manifest: dict[str, Any] = {"preset": made.name, "sha256": hashes, "origin": origin}
         if found.recogniser is not None:
             shutil.copyfile(found.recogniser, folder / RECOGNISER)
@@ -275,8 +277,10 @@ def report(source: Source, made: Match, held: Mapping[str, Tensor], tell: Callab
     """A few lines of what a file gives, and Unfit for what it lacks or has too much."""
     values = sum(held[key].numel() for key in made.pairs.values())
     tell(f"{source.name}: {len(made.pairs)} tensors -> {source.table.part}, {values / 1e6:,.1f} million values")
+    left = list(made.dropped)
     for drop in source.table.drops:
-        if names := [key for key in made.dropped if drop.takes(key)]:
+        names, left = [key for key in left if drop.takes(key)], [key for key in left if not drop.takes(key)]
+        if names:
             tell(f"  {len(names)} left out, {drop.reason.format(made.positions)}: {_few(names)}")
             if drop.any_length and (count := held[names[0]].shape[1]) != made.positions:
                 system = source.table.system
