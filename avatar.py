@@ -120,12 +120,14 @@ def persona(args: argparse.Namespace) -> int:
     """Create, judge photos for, list, show or remove personas."""
     from engine import persona as personas
     from engine.generators import load
+    from engine.serving import check_preset
     from streaming.options import generator_options
 
     if args.action == "create":
         from exporters.portraits.options import about_photos
 
         options = generator_options(args)
+        check_preset(args.generator or "puppet", options.get("preset"))
         listener = _Listener(child=args.child)
         kept: Persona | None
         if about_photos(args):

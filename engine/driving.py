@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from engine.config import Background
     from engine.drivers.dwpose import DWPose
     from engine.drivers.maps import Maps
+    from engine.types import GeneratorSpec
 
 Maker = Callable[[], Any]
 NETWORK = ".onnx"
@@ -87,13 +88,30 @@ def open_maps(chosen: Sequence[str], *, size: tuple[int, int], drive: str | Path
     return Maps(sources)
 
 
-def live_maps(chosen: Sequence[str], *, size: tuple[int, int]) -> Maps | None:
-    """The same for live sessions, which share the networks. Raises AvatarError for a clip, which a camera has not beside it, and a damaged file."""
-    if not chosen:
+def live_maps(chosen: Sequence[str], spec: GeneratorSpec) -> Maps | None:
+    """The same for live sessions, which share the networks; None for a generator that is not driven by condition pictures.
+
+    Raises AvatarError for a clip, which a camera has not beside it, a damaged file, a name that the generator needs and is not there, and one
+    that it does not read.
+    """
+    from engine.types import AvatarError
+
+    given = live_map_files(chosen)
+    told = ", ".join(spec.maps)
+    if "maps" not in spec.needs:
+        if given:
+            raise AvatarError(f"The generator '{spec.name}' reads no condition pictures with these weights; leave --maps out.")
         return None
+    if not given or (missing := [name for name in spec.maps if name not in given]):
+        what = f"These weights are driven by condition pictures{f' ({told})' if told else ''}"
+        lacking = f", and there is no {' and no '.join(missing)}" if given else ""
+        how = "give a network for each with --maps NAME=FILE.onnx, or use `avatar render`, which takes clips of them too"
+        raise AvatarError(f"{what}{lacking}; {how}.")
+    if spec.maps and (unread := [name for name in given if name not in (*spec.maps, *spec.more_maps)]):
+        raise AvatarError(f"These weights are driven by {told} and read no {' and no '.join(unread)}; leave that --maps out.")
     from engine.drivers.maps import Maps, Network
 
-    return Maps({name: Network(file, size=size, threads=1) for name, file in live_map_files(chosen).items()})
+    return Maps({name: Network(file, size=spec.size, threads=1) for name, file in given.items()})
 
 
 def live_map_files(chosen: Sequence[str]) -> dict[str, str]:

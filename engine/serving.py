@@ -9,22 +9,26 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engine.backends import backend, engines
 from engine.built_in import BUILT_IN
+from engine.generators.diffusion import presets as diffusion
 from engine.generators.diffusion.taught import has_networks, preset_of
+from engine.generators.reenact import presets as reenact
+from engine.generators.video import presets as video
+from engine.generators.video import vividpose_presets
 from engine.persona import own_weights
 from engine.types import AvatarError
 
 DEFAULT = "puppet"
 TAUGHT = "diffusion"
 """The generator that weights are for whose manifest names no other."""
-MOVED = "reenact"
-"""The one that moves a portrait by weights which were imported, not taught."""
+OTHERS = ("reenact", "video")
+"""Those whose weights a persona may have instead, told by their manifests."""
 LIPS, LIGHT = "lipsync", "wav2lip"
 """The lips generator, and its model that a CPU is enough for: without a GPU that runs on OpenVINO, which converts it in seconds."""
 PYTORCH_OWN = ("mode", "stream_batch")
@@ -45,14 +49,15 @@ def choose(
 ) -> Choice:
     """What a person asked for, and the rest by the rule. `folder`: of the personas; `offline`: of a whole clip, which PyTorch renders.
 
-    Raises AvatarError for a persona or weights that are not whole.
+    Raises AvatarError for a persona or weights that are not whole, and for a preset of another generator.
     """
     chosen, asked = dict(options), generator is not None
-    if persona is not None and generator in (None, TAUGHT, MOVED) and "weights" not in chosen and "preset" not in chosen:
+    check_preset(generator or DEFAULT, chosen.get("preset"))
+    if persona is not None and generator in (None, TAUGHT, *OTHERS) and "weights" not in chosen and "preset" not in chosen:
         own = weights_of(persona, folder=folder)
-        if own is not None and _whose(own) == MOVED:
-            generator, chosen["weights"] = generator or MOVED, own
-        elif own is not None and generator != MOVED and (generator == TAUGHT or has_networks(own)):
+        if own is not None and (whose := _whose(own)) in OTHERS:
+            generator, chosen["weights"] = generator or whose, own
+        elif own is not None and generator not in OTHERS and (generator == TAUGHT or has_networks(own)):
             generator, chosen["weights"] = TAUGHT, own
     if generator == TAUGHT and persona is not None and not asked and importlib.util.find_spec("torch") is None:
         instead = "The persona's weights need PyTorch, which is not installed (make torch): the puppet that its clip taught is shown instead."
@@ -66,6 +71,20 @@ def choose(
         return Choice(generator, chosen, ())
     found, why = _backend(Path(chosen["weights"]), chosen)
     return Choice(generator, chosen | found, why)
+
+
+def check_preset(generator: str, preset: str | None) -> None:
+    """Raise AvatarError for a preset that is of other generators alone, which are named."""
+    named: dict[str, Collection[str]] = {
+        "diffusion": diffusion.PRESETS,
+        "reenact": reenact.PRESETS,
+        "video": {**video.PRESETS, **vividpose_presets.PRESETS},
+    }
+    plain = "" if preset is None else diffusion.plain_name(preset)
+    owners = [name for name, presets in named.items() if plain in presets]
+    if owners and generator not in owners:
+        whose = f"the generator{'s' * (len(owners) > 1)} {' and '.join(f'{name!r}' for name in owners)}"
+        raise AvatarError(f"'{preset}' is a preset of {whose}, not of '{generator}'; give --generator {' or '.join(owners)}.")
 
 
 def _whose(weights: Path) -> str:
@@ -135,4 +154,4 @@ def _cuda() -> bool:
     return bool(torch.cuda.is_available())
 
 
-__all__ = ["Choice", "choose", "weights_of"]
+__all__ = ["Choice", "check_preset", "choose", "weights_of"]

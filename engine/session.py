@@ -179,14 +179,14 @@ class Session:
         start = done[0].time  # the sound of what is shown, not of what was asked
         if due.grid == "camera":
             return Output(done, [], "camera", sound_time=start)
-        span = len(done) / spec.fps
-        return Output(done, self.speech.sound(start, start + span), "voice", sound_time=start)
+        end = done[-1].time + 1.0 / self.window.fps  # not the generator's rate: a session may be told to make fewer
+        return Output(done, self.speech.sound(start, end), "voice", sound_time=start)
 
     def _timed(self, due: Due, frames: Sequence[VideoFrame]) -> list[VideoFrame]:
         """The frames; those of another grid, which the picture goes through on its way to this one, as if this one had asked for them in time."""
         spec = self.batch.generator.spec
         held, self._held = min(self._held, len(frames)), max(0, self._held - len(frames))
-        early = [replace(f, time=signal.time - spec.delay / spec.fps) for f, signal in zip(frames[:held], due.signals, strict=False)]
+        early = [replace(f, time=signal.time - spec.delay / self.window.fps) for f, signal in zip(frames[:held], due.signals, strict=False)]
         return [*early, *frames[held:]]
 
     def _matted(self, frame: VideoFrame) -> VideoFrame:

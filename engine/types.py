@@ -137,6 +137,7 @@ class GeneratorSpec:
     warm_up: int = 1  # steps of the same rows until one takes no longer than all that follow: kernels are chosen, graphs captured
     notice: str = ""  # a sentence that whoever watches must be told
     maps: tuple[str, ...] = ()  # names in Signal.maps that it cannot do without
+    more_maps: tuple[str, ...] = ()  # and those that it reads where they are there
 
 
 @runtime_checkable

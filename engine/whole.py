@@ -30,6 +30,10 @@ class Leisurely(Protocol):
 
     notice: str  # a sentence that whoever watches such a clip must be told; that of the spec is of how it runs live
 
+    def check_leisure(self, *, steps: int | None, guidance: float | None) -> None:
+        """Raise AvatarError for what `at_leisure` would not do, whatever the drive is."""
+        ...
+
     def at_leisure(
         self,
         identity: Identity,
@@ -72,6 +76,7 @@ def render_whole(
         raise AvatarError(f"Guidance is a scale of 0 or more, not {guidance:g}; 1 is none.")
     if steps is not None and steps < 1:
         raise AvatarError(f"A clip takes at least 1 denoising step, not {steps}; give another --steps, or leave it out.")
+    generator.check_leisure(steps=steps, guidance=guidance)
     if generator.spec.maps:
         from engine.conditions.maps import check_names
 

@@ -22,7 +22,7 @@ from engine.types import AvatarError
 from exporters import maps, whole
 from exporters.crew import crew
 from exporters.dataset import Dataset, collect, open_dataset
-from exporters.keep import keep_network, keep_puppet, more_to_serve
+from exporters.keep import keep_network, keep_puppet, shown_by
 from exporters.storage import SCENE
 
 if TYPE_CHECKING:  # PyTorch is for training: whoever only collects needs none
@@ -34,9 +34,9 @@ DATA, RUN, PUPPET, WEIGHTS = "data", "run", "puppet", "weights"
 MINUTES = 15.0
 MOST_STEPS = 1000
 """Denoising steps a frame: as many as there are noise levels."""
-TAUGHT, WHOLE = "diffusion", "video"
+DIFFUSION, VIDEO = "diffusion", "video"
 """The generators that are trained here: frame by frame, and whole clips."""
-STEPS = 2
+STUDENT_STEPS = 2
 """Denoising steps a frame of what is trained."""
 QUIET = 10.0
 """s between two lines of progress."""
@@ -93,7 +93,7 @@ def teach(videos: Sequence[Path], out: Path, options: argparse.Namespace, *, tel
     if options.consent is None:
         _how_on(data, out, made, options.recipe, tell)
     else:
-        keep_network(data, out / RUN / WEIGHTS, preset=made, name=name, source=source, consent=options.consent, tell=tell)
+        keep_network(data, out / RUN / WEIGHTS, preset=made, recipe=options.recipe, name=name, source=source, consent=options.consent, tell=tell)
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -124,19 +124,19 @@ def _check(options: argparse.Namespace) -> None:
 
 def _generator(options: argparse.Namespace) -> str:
     """The generator that is taught. Raises AvatarError for one that is not taught here, and where two are named."""
-    told = {} if options.preset is None else {f"'{options.preset}'": WHOLE if options.preset in whole.PRESETS else TAUGHT}
+    told = {} if options.preset is None else {f"'{options.preset}'": VIDEO if options.preset in whole.PRESETS else DIFFUSION}
     told |= {f"'{folder}'": generator_of(folder) for folder in (options.start, options.teacher) if folder is not None}
     for what, generator in told.items():
-        if generator not in (TAUGHT, WHOLE):
-            raise AvatarError(f"avatar train teaches '{TAUGHT}' and '{WHOLE}' alone, and {what} is of '{generator}'.")
+        if generator not in (DIFFUSION, VIDEO):
+            raise AvatarError(f"avatar train teaches '{DIFFUSION}' and '{VIDEO}' alone, and {what} is of '{generator}'.")
     if len(set(told.values())) > 1:
         raise AvatarError(f"{' and '.join(f'{what} is of {generator!r}' for what, generator in told.items())}: give what belongs together.")
-    return next(iter(told.values()), TAUGHT)
+    return next(iter(told.values()), DIFFUSION)
 
 
 def _made(options: argparse.Namespace) -> Preset | UniAnimate | VividPose:
     """The size that is taught. Raises AvatarError for one that there is not."""
-    if _generator(options) == WHOLE:
+    if _generator(options) == VIDEO:
         return whole.chosen(options.preset, [folder for folder in (options.start, options.teacher) if folder is not None])
     return preset_of(options.start) if options.start and not options.preset else preset(options.preset or "compact")
 
@@ -186,7 +186,7 @@ def _check_weights(options: argparse.Namespace) -> None:
     check_teacher(options.recipe, options.teacher)
     if options.preset is not None:
         check_ears(preset(options.preset), options.start)
-    if (options.steps or STEPS) < made.noise.least:
+    if (options.steps or STUDENT_STEPS) < made.noise.least:
         raise AvatarError(f"A frame of the preset '{made.name}' takes {made.noise.least} denoising steps or more; give such a number to --steps.")
     kept = None if options.start is None else options.start / RECOGNISER
     check_recogniser(made, kept if kept is not None and kept.is_file() else options.recogniser)
@@ -202,7 +202,7 @@ def _settings(options: argparse.Namespace, made: Preset | UniAnimate | VividPose
 
     settings = Settings(
         recipe=options.recipe,
-        steps=options.steps or STEPS,
+        steps=options.steps or STUDENT_STEPS,
         preset=made.name,
         precision=options.precision,
         reference=options.start is not None,
@@ -288,13 +288,10 @@ def _recognised(judged: Judged) -> str:
 def _how_on(data: Dataset, out: Path, made: Preset | UniAnimate | VividPose, recipe: str, tell: Callable[[str], None]) -> None:
     """What to type next."""
     portrait, weights = shlex.quote(str(data.folder / SCENE)), shlex.quote(str(out / RUN / WEIGHTS))
-    generator = TAUGHT if isinstance(made, Preset) else WHOLE
+    generator = DIFFUSION if isinstance(made, Preset) else VIDEO
     options = f"--generator {generator} --weights {weights}"
     tell(f"Keep it: avatar persona create me --portrait {portrait} {options} --consent 'I am the person in the picture'")
-    if generator == WHOLE and recipe == "teacher":
-        tell(f"Render a clip: avatar render --offline {options} --persona me --drive CLIP.mp4 -o OUT.mp4{more_to_serve(whole.maps_of(made))}")
-        return
-    tell(f"Show it: avatar serve {options} --persona me{more_to_serve(whole.maps_of(made))}")
+    tell(shown_by(f"{options} --persona me", made, recipe=recipe))
 
 
 __all__ = ["teach"]

@@ -7,12 +7,14 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from engine.types import AvatarError
 from exporters import keys
 from exporters.files import absent, find, fresh_folder, read, read_config, sha256
 from exporters.keys import Drop, Table
+from exporters.layouts import LAYOUTS, WEIGHTS, Layout, variants
 
 try:
     import torch
@@ -21,15 +23,13 @@ try:
 
     from engine.generators.diffusion.autoencoder import Tiny
     from engine.generators.diffusion.networks import MANIFEST, RECOGNISER, empty
-    from engine.generators.diffusion.presets import ANIMATE_ANYONE, Preset
+    from engine.generators.diffusion.presets import PRESETS, Preset
     from engine.generators.diffusion.temporal import sinusoids
 except ImportError as error:
     raise AvatarError(f"Importing weights needs PyTorch and diffusers ({error}); pip install 'avatar-engine[torch]'.") from error
 
 Precision = Literal["fp32", "fp16"]
 KINDS = {"fp32": torch.float32, "fp16": torch.float16}
-PUBLISHED = "pretrained_weights"
-"""The folder that the published download script makes, looked into as well."""
 SHOWN = 3
 """Names of each kind that a report spells out."""
 NOTICE = "They were made for {}; with the few steps of a live stream, which has no guidance, expect a soft picture."
@@ -60,6 +60,14 @@ class Source:
     name: str  # in reports and in the manifest
 
 
+class Unfit(AvatarError):
+    """A file's tensors are not those of its table."""
+
+    def __init__(self, source: Source, told: str) -> None:
+        super().__init__(told)
+        self.source = source
+
+
 @dataclass(frozen=True, slots=True)
 class Checked:
     """A file whose every tensor has its place."""
@@ -71,28 +79,6 @@ class Checked:
     def ours(self) -> dict[str, Tensor]:
         """Its tensors by our keys."""
         return {ours: self.held[theirs] for ours, theirs in self.match.pairs.items()}
-
-
-def import_animate_anyone(
-    source: Path,
-    out: Path,
-    *,
-    vae: Path | None = None,
-    image_encoder: Path | None = None,
-    tiny_vae: Path | None = None,
-    precision: Precision = "fp32",
-    made: Preset = ANIMATE_ANYONE,
-    also: Also = lambda found: found,
-    tell: Callable[[str], None] = lambda line: None,
-) -> None:
-    """Moore-AnimateAnyone's files in `source`, with the autoencoder and CLIP's image encoder, -> weights of `made` in a new folder `out`.
-
-    `tiny_vae`: a folder of TAESD in diffusers' format, whose decoder `--decoder tiny` will take; `also`: of `import_faceid`. Everything is
-    checked before anything is written. Raises AvatarError, one sentence, for whatever does not fit.
-    """
-    elsewhere = {keys.AUTOENCODER.option: vae, keys.IMAGE.option: image_encoder, keys.TINY.option: tiny_vae}
-    found = also(Published(keys.SYSTEM, keys.ANIMATE_ANYONE, made))
-    import_published(source, out, found, elsewhere=elsewhere, precision=precision, tell=tell)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,18 +100,57 @@ Also = Callable[[Published], Published]
 """What somebody published -> the same with what somebody else did."""
 
 
+def import_layout(
+    name: str,
+    source: Path,
+    out: Path,
+    *,
+    elsewhere: Mapping[str, Path | None] = MappingProxyType({}),
+    precision: Precision = "fp32",
+    also: Also = lambda found: found,
+    tell: Callable[[str], None] = lambda line: None,
+) -> None:
+    """The files in `source` of one of LAYOUTS -> weights of its preset in a new folder `out`. As `import_published`.
+
+    `also`: of `import_faceid`.
+    """
+    layout = LAYOUTS[name]
+    found = also(Published(layout.system, layout.tables, PRESETS[layout.preset], layout.beside))
+    try:
+        import_published(source, out, found, elsewhere=elsewhere, precision=precision, tell=tell)
+    except Unfit as error:
+        alike = [other for other in variants(name) if LAYOUTS[other].tables == layout.tables]  # files of the same names
+        if (meant := next((other for other in alike if _fits(error.source, LAYOUTS[other])), None)) is None:
+            raise
+        given, wanted = (each.partition(" ")[2] for each in (name, meant))
+        how = f"give {wanted}" if wanted else f"leave {given} out"
+        raise AvatarError(f"{error.source.path} is of another configuration of {layout.system}; {how}.") from error
+
+
+def _fits(source: Source, layout: Layout) -> bool:
+    """Whether a file is whole where another layout has one of its name."""
+    for table in layout.tables:
+        if (table.stems, table.folder) == (source.table.stems, source.table.folder):
+            made = PRESETS[layout.preset]
+            shapes = {key: tuple(value.shape) for key, value in empty(made).parts()[table.part].state_dict().items()}
+            found = match(table, (table.read or read)(source.path), shapes, positions=made.unet.positions)
+            return not (found.missing or found.unexpected or found.unfit)
+    return False
+
+
 def import_published(
     source: Path,
     out: Path,
     found: Published,
     *,
-    elsewhere: Mapping[str, Path | None],
+    elsewhere: Mapping[str, Path | None] = MappingProxyType({}),
     precision: Precision = "fp32",
     tell: Callable[[str], None] = lambda line: None,
 ) -> None:
     """The files in `source`, or in the folders `elsewhere` (option of the command line -> folder), -> weights in a new folder `out`.
 
-    Everything is checked before anything is written. Raises AvatarError, one sentence, for whatever does not fit.
+    A folder for `--tiny-vae` holds TAESD in diffusers' format, whose decoder `--decoder tiny` will take. Everything is checked before anything
+    is written. Raises AvatarError, one sentence, for whatever does not fit.
     """
     if precision not in KINDS:
         raise AvatarError(f"Weights are kept as one of: {', '.join(KINDS)}; not as '{precision}'.")
@@ -147,7 +172,9 @@ def import_published(
             tell(f"{part}: written")
         tell("Hashing what was read ...")
         origin = {"system": found.system, "precision": precision, "made_for": made.sampling.told, "steps": str(made.sampling.steps)}
-        origin |= {name: sha256(path) for name, path in ({each.name: each.path for each in sources} | dict(found.read)).items()}
+        files = {each.name: each.path for each in sources} | dict(found.read)
+        known = {path: sha256(path) for path in dict.fromkeys(files.values())}  # several networks may lie in one
+        origin |= {name: known[path] for name, path in files.items()}
         manifest: dict[str, Any] = {"preset": made.name, "sha256": hashes, "origin": origin}
         if found.recogniser is not None:
             shutil.copyfile(found.recogniser, folder / RECOGNISER)
@@ -222,7 +249,7 @@ def places_of(source: Path, beside: Sequence[str], folder: str) -> list[Path]:
     """Where a file with a folder of its own (or, with "", without one) may lie."""
     inside = [source / name for name in beside if name != ".."]
     above = [source.resolve().parent] if ".." in beside and folder else []
-    return [place / folder for place in (*inside, source, source / PUBLISHED, *above)]
+    return [place / folder for place in (*inside, source, source / WEIGHTS, *above)]
 
 
 def _checked(source: Source, module: Any, preset: Preset, tell: Callable[[str], None]) -> Match:
@@ -247,11 +274,13 @@ def check_config(folder: Path, table: Table, ours: Any) -> None:
 
 
 def report(source: Source, made: Match, held: Mapping[str, Tensor], tell: Callable[[str], None]) -> None:
-    """A few lines of what a file gives, and AvatarError for what it lacks or has too much."""
+    """A few lines of what a file gives, and Unfit for what it lacks or has too much."""
     values = sum(held[key].numel() for key in made.pairs.values())
     tell(f"{source.name}: {len(made.pairs)} tensors -> {source.table.part}, {values / 1e6:,.1f} million values")
+    left = list(made.dropped)
     for drop in source.table.drops:
-        if names := [key for key in made.dropped if drop.takes(key)]:
+        names, left = [key for key in left if drop.takes(key)], [key for key in left if not drop.takes(key)]
+        if names:
             tell(f"  {len(names)} left out, {drop.reason.format(made.positions)}: {_few(names)}")
             if drop.any_length and (count := held[names[0]].shape[1]) != made.positions:
                 system = source.table.system
@@ -265,7 +294,7 @@ def report(source: Source, made: Match, held: Mapping[str, Tensor], tell: Callab
     told += [f"{len(made.unfit)} of another kind (first {made.unfit[0]})"] if made.unfit else []
     if told:
         what = source.table.folder or source.table.stems[0]
-        raise AvatarError(f"{source.path} is not {source.table.system}'s {what}: of its tensors, {', '.join(told)}; give the published file.")
+        raise Unfit(source, f"{source.path} is not {source.table.system}'s {what}: of its tensors, {', '.join(told)}; give the published file.")
 
 
 def _few(names: list[str]) -> str:
@@ -325,9 +354,10 @@ __all__ = [
     "Precision",
     "Published",
     "Source",
+    "Unfit",
     "check_config",
     "check_room",
-    "import_animate_anyone",
+    "import_layout",
     "import_published",
     "match",
     "places_of",

@@ -8,11 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 from engine.generators.diffusion.layout import MAPS
+from engine.generators.diffusion.presets import PRESETS
 from engine.types import AvatarError
+from exporters.layouts import LAYOUTS, elsewhere
 from exporters.portraits.options import FILES
 
-RENDERED = {"champ": MAPS["maps"], "magicanimate": MAPS["densepose"], "unianimate": (), "vividpose": ("smplx",)}
-"""Systems that no camera alone can drive, or that are best at leisure as they were published, and the pictures beside a clip that drive them."""
+RENDERED = {"magicanimate": MAPS["densepose"], "unianimate": (), "vividpose": ("smplx",)}
+"""Systems beside LAYOUTS that no camera alone can drive, or that are best at leisure as they were published, and the pictures beside a clip that
+drive them."""
 
 
 def run(args: argparse.Namespace, *, tell: Callable[[str], None]) -> None:
@@ -26,9 +29,9 @@ def run(args: argparse.Namespace, *, tell: Callable[[str], None]) -> None:
         return
     generator, more = SYSTEMS[args.system](args, tell)
     how = f"--generator {generator} --weights {shlex.quote(str(args.out))}{more}"
-    if args.system in RENDERED:
-        maps = "".join(f" --maps {name}={name}.mp4" for name in RENDERED[args.system])
-        networks = "".join(f" --maps {name}={name}.onnx" for name in RENDERED[args.system])
+    if (pictures := _pictures(args)) is not None:
+        maps = "".join(f" --maps {name}={name}.mp4" for name in pictures)
+        networks = "".join(f" --maps {name}={name}.onnx" for name in pictures)
         why = "Live it needs a network of yours for each of its pictures" if networks else "Live it is soft until it is distilled"
         tell(f"{why}: avatar serve {how}{networks}")
         tell(f"Wrote {args.out}. Render with it: avatar render {how}{' --offline' if generator == 'video' else ''} --drive clip.mp4{maps} -o out.mp4")
@@ -36,20 +39,18 @@ def run(args: argparse.Namespace, *, tell: Callable[[str], None]) -> None:
     tell(f"Wrote {args.out}. Serve it: avatar serve {how}")
 
 
-def _animate_anyone(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[str, str]:
-    from exporters.import_checkpoint import import_animate_anyone
+def _pictures(args: argparse.Namespace) -> tuple[str, ...] | None:
+    """What beside a clip drives what was imported; None where a camera alone can."""
+    if args.system in LAYOUTS:
+        return PRESETS[LAYOUTS[args.layout].preset].maps or None
+    return RENDERED.get(args.system)
 
-    found = {"vae": args.vae, "image_encoder": args.image_encoder, "tiny_vae": args.tiny_vae}
-    if args.reenact:
-        from exporters.import_body import import_reenact
 
-        import_reenact(args.folder, args.out, **found, precision=args.precision, also=_also(args, tell), tell=tell)
-        return "diffusion", _decoder(args)
-    if args.v1:
-        from engine.generators.diffusion.presets import ANIMATE_ANYONE_V1
+def _layout(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[str, str]:
+    from exporters.import_checkpoint import import_layout
 
-        found["made"] = ANIMATE_ANYONE_V1
-    import_animate_anyone(args.folder, args.out, **found, precision=args.precision, also=_also(args, tell), tell=tell)
+    folders = {option: getattr(args, option.strip("-").replace("-", "_")) for option in elsewhere(args.layout)}
+    import_layout(args.layout, args.folder, args.out, elsewhere=folders, precision=args.precision, also=_also(args, tell), tell=tell)
     return "diffusion", _decoder(args)
 
 
@@ -68,24 +69,8 @@ def _decoder(args: argparse.Namespace) -> str:
     return " --decoder tiny" if args.tiny_vae else ""
 
 
-def _musepose(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[str, str]:
-    from exporters.import_body import import_musepose
-
-    found = {"vae": args.vae, "image_encoder": args.image_encoder, "tiny_vae": args.tiny_vae}
-    import_musepose(args.folder, args.out, **found, precision=args.precision, also=_also(args, tell), tell=tell)
-    return "diffusion", _decoder(args)
-
-
-def _champ(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[str, str]:
-    from exporters.import_body import import_champ
-
-    found = {"vae": args.vae, "image_encoder": args.image_encoder, "tiny_vae": args.tiny_vae}
-    import_champ(args.folder, args.out, **found, precision=args.precision, also=_also(args, tell), tell=tell)
-    return "diffusion", _decoder(args)
-
-
 def _magicanimate(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[str, str]:
-    from exporters.import_body import import_magicanimate
+    from exporters.import_magicanimate import import_magicanimate
 
     found = {"vae": args.vae, "unet": args.unet, "text_encoder": args.text_encoder, "tiny_vae": args.tiny_vae}
     import_magicanimate(args.folder, args.out, **found, precision=args.precision, also=_also(args, tell), tell=tell)
@@ -144,13 +129,11 @@ def _hallo(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[str, 
 
 
 SYSTEMS: dict[str, Callable[[argparse.Namespace, Callable[[str], None]], tuple[str, str]]] = {
-    "animate-anyone": _animate_anyone,
-    "champ": _champ,
+    **dict.fromkeys((name for name in LAYOUTS if " " not in name), _layout),
     "echomimic": _echomimic,
     "hallo": _hallo,
     "liveportrait": _liveportrait,
     "magicanimate": _magicanimate,
-    "musepose": _musepose,
     "musetalk": _musetalk,
     "unianimate": _unianimate,
     "vividpose": _vividpose,

@@ -76,7 +76,7 @@ def import_unianimate(
             hashes[part] = write(folder / f"{part}.safetensors", tensors, KINDS[precision])
             tell(f"{part}: written")
         tell("Hashing what was read ...")
-        origin = {"system": keys.SYSTEM, "precision": precision, "made_for": keys.MADE_FOR, "steps": str(keys.STEPS)}
+        origin = {"system": keys.SYSTEM, "precision": precision, "made_for": keys.MADE_FOR, "steps": str(keys.PUBLISHED_STEPS)}
         origin |= {path.name: sha256(path) for path in paths.values()}
         write_manifest(folder, preset=made.name, hashes=hashes, origin=origin)
     tell(f"{count / 1e6:,.1f} million values in {precision}. They render whole clips, {keys.MADE_FOR}; they are no live generator.")

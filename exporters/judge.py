@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from exporters.losses import sharpness
 from exporters.objectives import rollout, scene, seen
 from exporters.regions import mouth
 
-RUN, RUNS = 17, 6
+RUN_FRAMES, RUNS_EACH = 17, 6
 """Frames of a run that is judged now and then, just longer than the window, and how many runs of each clip: evenly spread over what was held
 out, as three places may all be hard ones."""
 PIECE, PIECES = 25, 24
@@ -80,8 +81,8 @@ def held_out(batches: Batches, trust: Trust, *, all_of_it: bool = False, most: i
             every = max(1, -(-len(places) * len(pieces) // PIECES))
             places = places[::every]
         else:
-            length = min(RUN, stop - start)
-            places = [(first, first + length) for first in sorted({int(x) for x in np.linspace(start, stop - length, RUNS)})]
+            length = min(RUN_FRAMES, stop - start)
+            places = [(first, first + length) for first in sorted({int(x) for x in np.linspace(start, stop - length, RUNS_EACH)})]
         found += [(clip, *place) for place in places]
     if most is not None and len(found) > most:
         found = [found[k] for k in np.linspace(0, len(found) - 1, most).round().astype(int)]
@@ -153,12 +154,28 @@ def alikeness(every: Sequence[Sequence[UInt8Array]], runs: Sequence[Run], identi
     return [sum(cosines) / len(cosines) if cosines else None for cosines in found]
 
 
+def tiled(condition: UInt8Array) -> UInt8Array:
+    """All pictures of a condition [N, H, W, K], small, in as many rows as columns -> [N, H, W, 3]; a single one, or a mask, as it is."""
+    count, height, width, channels = condition.shape
+    side = math.ceil(math.sqrt(channels // 3))
+    if side <= 1:
+        return np.broadcast_to(condition[..., :3], (count, height, width, 3))
+    made, h, w = np.zeros((count, height, width, 3), np.uint8), height // side, width // side
+    for k in range(channels // 3):
+        y, x = h * (k // side), w * (k % side)
+        for frame, picture in zip(made, condition[..., 3 * k : 3 * k + 3], strict=True):
+            frame[y : y + h, x : x + w] = cv2.resize(picture, (w, h), interpolation=cv2.INTER_AREA)
+    return made
+
+
 def sheet(path: Path, runs: Sequence[Run], made: dict[int, list[UInt8Array]], *, columns: int = 8) -> None:
     """A picture for people: rows puppet, condition where that is another, every number of steps, truth; columns evenly over the runs."""
     truth, puppet = real(runs), np.concatenate([run.puppet for run in runs])
     asked = np.concatenate([run.batch.seen.cpu().numpy() for run in runs])
     picks = np.linspace(0, len(truth) - 1, min(columns, len(truth))).astype(int)
-    rows: list[tuple[str, npt.NDArray[np.uint8]]] = [("puppet", puppet)] + [("condition", asked)] * (not np.array_equal(asked, puppet))
+    rows: list[tuple[str, npt.NDArray[np.uint8]]] = [("puppet", puppet)]
+    if not np.array_equal(asked, puppet):
+        rows.append(("condition", tiled(np.concatenate([run.batch.coarse.cpu().numpy() for run in runs]))))
     rows += [(f"{count} step{'s' * (count > 1)}", np.concatenate(pictures)) for count, pictures in sorted(made.items())]
     rows.append(("truth", truth))
     lines = []
@@ -173,4 +190,4 @@ def sheet(path: Path, runs: Sequence[Run], made: dict[int, list[UInt8Array]], *,
     beside.replace(path)
 
 
-__all__ = ["Figures", "Judged", "Run", "alikeness", "figures", "generate", "held_out", "judge", "real", "sheet"]
+__all__ = ["Figures", "Judged", "Run", "alikeness", "figures", "generate", "held_out", "judge", "real", "sheet", "tiled"]

@@ -6,7 +6,7 @@ import os
 import shlex
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from engine import persona as personas
 from engine.backends import engines
 from engine.generators import load
+from engine.generators.diffusion.presets import Preset
 from engine.generators.diffusion.taught import Taught, save_alone
 from engine.generators.diffusion.trust import Trust
 from engine.generators.puppet.assets import pack as pack_assets
@@ -31,19 +32,22 @@ def seen_by(data: Dataset) -> Trust:
     return Trust.of(np.concatenate([clip.motion[a:b] for clip in data.clips for a, b in clip.train]))
 
 
-def keep_network(data: Dataset, weights: Path, *, preset: Any, name: str, source: str, consent: str, tell: Tell) -> None:
+def keep_network(data: Dataset, weights: Path, *, preset: Any, recipe: str, name: str, source: str, consent: str, tell: Tell) -> None:
     """With the networks in `weights`, of a preset of any generator. One that an earlier run of the same folder (`source`) kept is replaced."""
     generator = engines.generator_of(weights)
     made = as_persona(load(generator, weights=weights), data, weights, name=name, source=source, consent=consent, tell=tell)
     tell(f"Persona '{made.name}' is ready in {made.folder}.")
     if generator == "diffusion":
         tell(f"Faster where OpenVINO is installed: avatar export --persona {shlex.quote(made.name)} --backend openvino")
-    tell(f"Show it: avatar serve --persona {shlex.quote(made.name)}{more_to_serve(maps_of(preset))}")
+    tell(shown_by(f"--persona {shlex.quote(made.name)}", preset, recipe=recipe))
 
 
-def more_to_serve(maps: Sequence[str]) -> str:
-    """Options that weights which are driven by condition pictures need live, in words; empty for most."""
-    return "".join(f" --maps {name}=FILE.onnx" for name in maps)
+def shown_by(who: str, preset: Any, *, recipe: str) -> str:
+    """How what was trained is looked at: `who` in words of a command line, of a preset of any generator. A whole clip's teacher is not live."""
+    maps = "".join(f" --maps {name}=FILE.onnx" for name in maps_of(preset))
+    if recipe == "teacher" and not isinstance(preset, Preset):
+        return f"Render a clip: avatar render --offline {who} --drive CLIP.mp4 -o OUT.mp4{maps}"
+    return f"Show it: avatar serve {who}{maps}"
 
 
 def keep_puppet(data: Dataset, weights: Path, *, name: str, source: str, consent: str, tell: Tell) -> None:
@@ -115,4 +119,4 @@ def _linked(source: str, target: str) -> str:
     return target
 
 
-__all__ = ["as_persona", "carry_engines", "keep_network", "keep_puppet", "more_to_serve", "seen_by"]
+__all__ = ["as_persona", "carry_engines", "keep_network", "keep_puppet", "seen_by", "shown_by"]

@@ -24,10 +24,11 @@ class Drop:
     reason: str  # {} stands for the number of positions
     prefix: str = ""  # of the keys
     any_length: bool = False  # whether sinusoids may be of another number of positions
+    among: Callable[[str], bool] = lambda key: True  # which of these keys
 
     def takes(self, key: str) -> bool:
         """Whether a published key is one of them."""
-        return key.startswith(self.prefix) and key.endswith(self.suffix)
+        return key.startswith(self.prefix) and key.endswith(self.suffix) and self.among(key)
 
 
 @dataclass(frozen=True, slots=True)

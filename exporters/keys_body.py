@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engine.generators.diffusion.layout import PAINTED
-from exporters.files import read
 from exporters.keys import AUTOENCODER, DENOISER, GUIDER, IMAGE, MOTION, REFERENCE, Drop, Table, same, spatial, temporal
 
 MUSE_POSE, CHAMP, MAGIC_ANIMATE, STABLE_DIFFUSION = "MusePose", "Champ", "MagicAnimate", "Stable Diffusion 1.5"
@@ -53,11 +51,13 @@ CHAMP_TABLES = (
     *(replace(table, system=CHAMP) for table in (DENOISER, MOTION, REFERENCE, AUTOENCODER, IMAGE)),
 )
 
+DOTS = ("upper", "mouth")
+"""As the generator names its two pictures of dots."""
 READ = "which nothing reads: of this network only what its attentions see"
 REENACT_TABLES = (
     *(
         Table((f"pose_guider{i}",), "guider", same, _within(f"encoders.{name}."), prefix=f"encoders.{name}.", system=REENACT)
-        for i, name in enumerate(PAINTED["dots"], 1)
+        for i, name in enumerate(DOTS, 1)
     ),
     Table(("denoising_unet",), "denoiser", same, drops=MOTION.drops, system=REENACT),
     replace(
@@ -98,6 +98,8 @@ BASE_FOLDER = "stable-diffusion-v1-5"
 
 def read_temporal(path: Path) -> Mapping[str, Any]:
     """MagicAnimate's denoiser, or its motion modules alone, in any of the forms that its own loader takes."""
+    from exporters.files import read
+
     held = {key.removeprefix("module."): value for key, value in read(path, aside=(GLOBAL_STEP,)).items()}
     if not any(key.startswith(OUTER) for key in held):
         return held

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SYSTEM = "UniAnimate"
-STEPS = 31
+PUBLISHED_STEPS = 31
 MADE_FOR = "31 steps with guidance 2.5"
 FIRST_STAGE = "first_stage_model."
 """What an autoencoder's keys begin with inside a checkpoint of Stable Diffusion."""
@@ -112,7 +112,7 @@ __all__ = [
     "FIRST_STAGE",
     "IMAGE",
     "MADE_FOR",
-    "STEPS",
+    "PUBLISHED_STEPS",
     "SYSTEM",
     "TEXT",
     "UNUSED",

@@ -16,7 +16,7 @@ from exporters.lesson import Diffusion, Lesson
 from exporters.losses import Critic, Weights
 from exporters.objectives import CRITIC_EVERY, Following, Objective
 from exporters.settings import Learnt, Recipe, Settings
-from exporters.whole import PRESETS as WHOLE
+from exporters.whole import PRESETS as WHOLE_PRESETS
 
 import torch  # isort: skip
 from torch import Tensor, nn  # isort: skip
@@ -217,7 +217,7 @@ def _blend(average: nn.Module, networks: nn.Module, keep: float) -> None:
 
 def _lesson(settings: Settings, size: tuple[int, int], *, start: Any, teacher: Path | None, recogniser: Path | None) -> Lesson:
     """By the preset's name: that of the diffusion generator, or of whole clips."""
-    if settings.preset in WHOLE:
+    if settings.preset in WHOLE_PRESETS:
         from exporters.whole.lesson import Whole  # whose libraries a benchmark of training does without
 
         return Whole(settings, size, start=start, teacher=teacher, recogniser=recogniser)

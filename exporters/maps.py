@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from exporters.dataset import Dataset
     from exporters.pairs import Progress
 
-INDEX, PREFIX = "maps.json", "map-"
+INDEX, PREFIX = storage.MAPS, "map-"
 WAY = 1
 """Of making them: another number makes them anew."""
 Keys = dict[str, dict[str, str]]
@@ -137,8 +137,8 @@ def read(folder: Path, clip: str, shape: tuple[int, ...]) -> dict[str, UInt8Arra
 
 
 def names_in(folder: Path) -> tuple[str, ...]:
-    """Of those that a data set has; none where there is no set."""
-    return tuple(_keys(folder))
+    """Of those that a data set has; none where there is no set, or one that is not whole, which may yet be begun anew with other videos."""
+    return tuple(_keys(folder)) if (folder / storage.INDEX).exists() else ()
 
 
 def key_of(data: Dataset, names: Sequence[str]) -> str:

@@ -5,24 +5,25 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from exporters.layouts import LAYOUTS, variants
 from exporters.portraits.options import add_identity
 
 
 def add_import(parser: argparse.ArgumentParser) -> None:
     """`avatar import`."""
     systems = parser.add_subparsers(dest="system", required=True)
-    anyone = systems.add_parser("animate-anyone", help="Moore-AnimateAnyone's four files, the autoencoder and the image encoder")
-    which = anyone.add_mutually_exclusive_group()
-    which.add_argument("--v1", action="store_true", help="files for its first configuration: no motion module in the middle, 24 positions")
-    which.add_argument("--reenact", action="store_true", help="its face reenactment (DIR/reenact), which dots of a face and of its mouth drive")
-    muse = systems.add_parser("musepose", help="MusePose's four files, the autoencoder and the image encoder")
-    champ = systems.add_parser("champ", help="Champ's seven files, the autoencoder and the image encoder")
+    bodies = {name: systems.add_parser(name, help=layout.told) for name, layout in LAYOUTS.items() if " " not in name}
+    for name, body in bodies.items():
+        which = body.add_mutually_exclusive_group()
+        body.set_defaults(layout=name)
+        for variant in variants(name):
+            which.add_argument(variant.split()[1], dest="layout", action="store_const", const=variant, help=LAYOUTS[variant].told)
     magic = systems.add_parser("magicanimate", help="MagicAnimate's three files, the autoencoder and Stable Diffusion 1.5's text encoder")
     magic.add_argument(
         "--text-encoder", type=Path, metavar="DIR", help="config.json and weights of it (default: DIR/stable-diffusion-v1-5/text_encoder)"
     )
     magic.add_argument("--unet", type=Path, metavar="DIR", help="Stable Diffusion 1.5's, where temporal_attention.ckpt holds motion modules alone")
-    for body in (anyone, muse, champ, magic):
+    for body in (*bodies.values(), magic):
         body.add_argument("folder", type=Path, metavar="DIR", help="where they were downloaded to, or the folder above")
         body.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the folder to write; it must not exist yet")
         body.add_argument("--vae", type=Path, metavar="DIR", help="config.json and weights of the autoencoder (default: DIR/sd-vae-ft-mse)")

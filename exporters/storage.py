@@ -21,7 +21,7 @@ from engine.types import AvatarError, UInt8Array
 from exporters.files import sha256
 from exporters.look import BLOCKS
 
-PLAN, INDEX = "plan.json", "dataset.json"
+PLAN, INDEX, MAPS = "plan.json", "dataset.json", "maps.json"
 GUIDE, POINTS = "guide.npy", "points.npz"
 TRACKS, REFERENCE, SCENE, ASSETS, APART = "tracks", "reference.npz", "scene.png", "assets.npz", "apart.npz"
 """See `exporters.dataset`."""
@@ -131,7 +131,7 @@ def _settle(folder: Path, plan: dict[str, Any]) -> None:
         shutil.rmtree(folder / "clips", ignore_errors=True)
         if before.get("format") != plan["format"]:
             shutil.rmtree(folder / TRACKS, ignore_errors=True)
-        for name in (REFERENCE, SCENE, ASSETS, APART):
+        for name in (REFERENCE, SCENE, ASSETS, APART, MAPS):
             (folder / name).unlink(missing_ok=True)
     write_json(folder / PLAN, plan)
 

@@ -12,12 +12,13 @@ import pytest
 PROGRAMS = {"chromium": ("chromium", "chromium-browser", "google-chrome"), "espeak-ng": ("espeak-ng",)}
 """Part -> names it goes by."""
 LIVE = (
-    *("benchmark_runs", "impairments", "offers", "page", "peer", "record_page"),
+    *("benchmark_runs", "impairments", "offers", "page", "page_manners", "peer", "record_page"),
     *("rtc", "rtc_calls", "server_media", "speaker"),
 )
 """Test files that keep real time: they run one after another on an otherwise idle machine, the others side by side."""
 LONGEST = (
-    *("studio_photos", "import", "export_single", "identity_tokens", "benchmark_training", "train", "train_hearing", "large"),
+    *("studio_photos", "import", "import_refused", "export_single", "identity_tokens", "import_faceid"),
+    *("benchmark_training", "train", "train_hearing", "large"),
     *("export_rtx", "export", "diffusion_session", "import_body", "import_audio", "compiled", "crew", "portraits", "takes"),
 )
 """Test files that take longest. They come first, so that at the end nobody waits for one that began late."""

@@ -22,7 +22,7 @@ from streaming.server import make_app
 from streaming.settings import ServerSettings
 from streaming.tts import make_synthesizer
 from tests.chromium import chromium, write_camera, write_microphone
-from tests.test_page import serving
+from tests.pages import serving
 
 FILE = Path(__file__).parent.parent / "docs" / "page.png"
 CLIP_SECONDS = 8.0

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 LENGTH = 16
 WIDTH = 6
@@ -105,3 +106,9 @@ def script_file(path: Path, module: Any, *, side: int = 112) -> Path:
         warnings.simplefilter("ignore")  # that TorchScript is no longer developed
         torch.jit.trace(module, torch.zeros(1, 3, side, side)).save(str(path))
     return path
+
+
+@pytest.fixture(name="recogniser")
+def given_recogniser(tmp_path: Path) -> Path:
+    """One whose vectors are as long as ArcFace's."""
+    return onnx_file(tmp_path / "faces.onnx", length=512)

@@ -231,3 +231,18 @@ def test_the_command_knows_what_its_preset_reads(one: Place, tmp_path: Path) -> 
     _check_maps(asked(), CHAMP, one.folder)
     with pytest.raises(AvatarError, match="made with the data; leave --maps out, or leave --stage train out"):
         _check_maps(asked(*every, stage="train"), CHAMP, one.folder)
+
+
+def test_a_set_that_is_begun_anew_with_other_videos_has_none(one: Place, tmp_path: Path) -> None:
+    """They were of frames that are gone; that they are wanted again is told before hours of collecting."""
+    network = write_network(tmp_path / "n.onnx")
+    one.collect(*(f"{name}={network}" for name in CHAMP.maps))
+    plan = json.loads((one.folder / storage.PLAN).read_text())
+    (one.folder / storage.INDEX).unlink()  # nobody knows any more whether it is whole
+    with pytest.raises(AvatarError, match="'champ' is driven by condition pictures, and there is no depth"):
+        _check_maps(argparse.Namespace(maps=[], stage="all"), CHAMP, one.folder)
+    with storage.workplace(one.folder, plan):
+        assert (one.folder / maps.INDEX).exists(), "of the same videos it goes on"
+    with storage.workplace(one.folder, {**plan, "videos": [{"name": "b", "sha256": "0"}]}) as whole:
+        assert not whole
+        assert not (one.folder / maps.INDEX).exists()

@@ -18,14 +18,14 @@ from engine.generators.diffusion.presets import HALLO, PRESETS, Ears
 from engine.persona import demo_portrait
 from engine.types import AvatarError, Signal
 from tests import recognisers
+from tests.checkpoints import SMALL_VAE, Shapes, attend, dense, forward, motion, norm, size, tensors, unet, vae
 from tests.conftest import found, require
-from tests.test_import import SMALL_VAE, Shapes, attend, dense, forward, motion, norm, size, tensors, unet, vae
 
 if found("torch") and found("diffusers") and found("transformers"):
     import torch
 
     from engine.generators.diffusion import autoencoder, networks
-    from exporters import import_audio
+    from exporters import import_audio, import_checkpoint
     from exporters.import_audio import VARIANTS, import_echomimic, import_hallo
 
 pytestmark = pytest.mark.torch
@@ -158,7 +158,7 @@ def _small(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> N
 
     levels_of = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
     monkeypatch.setattr(networks, "autoencoder", lambda made: autoencoder.KL(AutoencoderKL(**SMALL_VAE, **levels_of)))
-    monkeypatch.setattr(import_audio, "empty", small_empty)
+    monkeypatch.setattr(import_checkpoint, "empty", small_empty)
     for made in (SMALL_HALLO, *(small_echo(variant) for variant in ("base", "acc", "pose"))):
         monkeypatch.setitem(PRESETS, made.name, made)
 

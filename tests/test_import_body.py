@@ -18,19 +18,29 @@ import pytest
 
 import avatar
 from engine.generators import load
-from engine.generators.diffusion.presets import ANIMATE_ANYONE_FACE, ANIMATE_ANYONE_V1, CHAMP, MAGIC_ANIMATE, MUSE_POSE, PRESETS, Preset
+from engine.generators.diffusion.presets import (
+    ANIMATE_ANYONE,
+    ANIMATE_ANYONE_FACE,
+    ANIMATE_ANYONE_V1,
+    CHAMP,
+    MAGIC_ANIMATE,
+    MUSE_POSE,
+    PRESETS,
+    Preset,
+)
 from engine.persona import demo_portrait
 from engine.types import AvatarError, Signal
+from tests.checkpoints import SMALL_CLIP, SMALL_VAE, Shapes, attend, clip, dense, forward, guider, motion, norm, size, unet, vae
 from tests.conftest import found, require
-from tests.test_import import SMALL_CLIP, SMALL_VAE, Shapes, attend, clip, dense, forward, guider, motion, norm, size, unet, vae
 
 if found("torch") and found("diffusers"):
     import torch
     from safetensors.torch import load_file, save_file
 
     from engine.generators.diffusion import autoencoder, networks, tokens
-    from exporters import import_body, import_checkpoint, keys, keys_body
-    from tests.test_import import tensors
+    from exporters import import_checkpoint, import_magicanimate, keys, keys_body
+    from exporters.import_checkpoint import import_layout
+    from tests.checkpoints import tensors
 
 pytestmark = pytest.mark.torch
 WIDTHS = (8, 16, 16, 16)
@@ -42,7 +52,7 @@ def small(made: Preset, **changes: Any) -> Preset:
     return replace(made, size=(64, 64), unet=replace(made.unet, channels=WIDTHS, groups=GROUPS, image_dim=16), window=4, **changes)
 
 
-SMALL = {made.name: small(made) for made in (ANIMATE_ANYONE_FACE, ANIMATE_ANYONE_V1, CHAMP, MAGIC_ANIMATE, MUSE_POSE)}
+SMALL = {made.name: small(made) for made in (ANIMATE_ANYONE, ANIMATE_ANYONE_FACE, ANIMATE_ANYONE_V1, CHAMP, MAGIC_ANIMATE, MUSE_POSE)}
 FULL = MAGIC_ANIMATE.unet.channels
 SMALL_TEXT = {
     "vocab_size": 100,
@@ -220,19 +230,19 @@ def changed(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def musepose(source: Path, place: Path, **options: Any) -> None:
-    import_body.import_musepose(source, place, made=SMALL["muse_pose"], **options)
+    import_layout("musepose", source, place, **options)
 
 
 def champ(source: Path, place: Path, **options: Any) -> None:
-    import_body.import_champ(source, place, made=SMALL["champ"], **options)
+    import_layout("champ", source, place, **options)
 
 
 def reenact(source: Path, place: Path, **options: Any) -> None:
-    import_body.import_reenact(source, place, made=SMALL["animate_anyone_face"], **options)
+    import_layout("animate-anyone --reenact", source, place, **options)
 
 
 def magicanimate(source: Path, place: Path, **options: Any) -> None:
-    import_body.import_magicanimate(source, place, made=SMALL["magic_animate"], **options)
+    import_magicanimate.import_magicanimate(source, place, made=SMALL["magic_animate"], **options)
 
 
 TEMPORAL = Path("MagicAnimate", "temporal_attention", "temporal_attention.ckpt")
@@ -332,10 +342,7 @@ def test_positions_of_any_number_are_left_out_where_the_system_does_so(published
         musepose(published, out.with_name("again"))
 
 
-def test_the_first_configuration_is_imported_by_name(published: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from engine.generators.diffusion import presets
-
-    monkeypatch.setattr(presets, "ANIMATE_ANYONE_V1", SMALL["animate_anyone_v1"])
+def test_the_first_configuration_is_imported_by_name(published: Path, out: Path) -> None:
     (published / "MusePose" / "motion_module.pth").unlink()
     put(published / "MusePose" / "motion_module.pth", motion_v1(WIDTHS), 3)
     for name in ("sd-vae-ft-mse", "image_encoder"):
@@ -344,10 +351,25 @@ def test_the_first_configuration_is_imported_by_name(published: Path, out: Path,
     assert networks.load(out).preset.unet.joined_norms
 
 
-def test_the_face_reenactment_is_imported_by_name(
-    published: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(import_body, "import_reenact", partial(import_body.import_reenact, made=SMALL["animate_anyone_face"]))
+def test_an_option_that_is_missing_or_too_much_is_named(published: Path, out: Path) -> None:
+    root = published / "MusePose"
+    for name in ("sd-vae-ft-mse", "image_encoder"):
+        (published / name).rename(root / name)
+    for shapes, given, sentence in (
+        (motion_v1(WIDTHS), "", "motion_module.pth is of another configuration of Moore-AnimateAnyone; give --v1."),
+        (motion(WIDTHS, 32), " --v1", "motion_module.pth is of another configuration of Moore-AnimateAnyone; leave --v1 out."),
+    ):
+        (root / "motion_module.pth").unlink()
+        put(root / "motion_module.pth", shapes, 3)
+        with pytest.raises(AvatarError, match=sentence):
+            import_layout(f"animate-anyone{given}", root, out)
+    changed(root / "motion_module.pth", lambda held: {key: value for key, value in held.items() if "up_blocks" not in key})
+    for given in ("", " --v1"):
+        with pytest.raises(AvatarError, match="motion_module: of its tensors, .* missing .*; give the published file"):
+            import_layout(f"animate-anyone{given}", root, out)
+
+
+def test_the_face_reenactment_is_imported_by_name(published: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert avatar.main(["import", "animate-anyone", "--reenact", str(published), "-o", str(out)]) == 0
     shown = capsys.readouterr().out
     assert "pose_guider2.pth: 16 tensors -> guider" in shown
@@ -509,8 +531,8 @@ def test_wrong_files_are_refused_in_a_sentence(run: Any, break_it: Callable[[Pat
 def test_the_commands_import_and_say_how_to_use_it(
     system: str, name: str, published: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = getattr(import_body, f"import_{system}")
-    monkeypatch.setattr(import_body, f"import_{system}", partial(real, made=SMALL[name]))
+    if system == "magicanimate":
+        monkeypatch.setattr(import_magicanimate, "import_magicanimate", partial(import_magicanimate.import_magicanimate, made=SMALL[name]))
     assert avatar.main(["import", system, str(published), "-o", str(out), "--precision", "fp16"]) == 0
     said = capsys.readouterr().out.splitlines()[-1]
     if system == "musepose":

@@ -31,7 +31,7 @@ if found("torch") and found("diffusers"):
     from exporters import import_unianimate as importer
     from exporters import keys_unianimate as keys
     from exporters import streamed
-    from tests.test_import import Shapes, dense, norm
+    from tests.checkpoints import Shapes, dense, norm
 
 pytestmark = pytest.mark.torch
 LAYOUT = "98a483cebb07f999b1b6db4eefcef6633962dc28f0f7aacde034d5cf761aaa8e"

@@ -17,7 +17,7 @@ from engine import persona as personas
 from engine.backends import engines
 from engine.persona import demo_portrait
 from engine.types import AvatarError
-from exporters import keep, storage
+from exporters import keep, storage, whole
 from exporters.dataset import Clip, Dataset
 from tests.fakes import FakeGenerator
 
@@ -69,6 +69,26 @@ def test_the_data_stage_and_its_persona_need_no_pytorch(tmp_path: Path) -> None:
 
 def _home(folder: Path) -> dict[str, str]:
     return {**os.environ, "AVATAR_HOME": str(folder / "home")}
+
+
+@pytest.mark.parametrize(
+    ("preset", "recipe", "said"),
+    [
+        ("tiny_unianimate", "teacher", "Render a clip: avatar render --offline --persona 'a b' --drive CLIP.mp4 -o OUT.mp4"),
+        ("tiny_vividpose", "teacher", "Render a clip: avatar render --offline --persona 'a b' --drive CLIP.mp4 -o OUT.mp4 --maps smplx=FILE.onnx"),
+        ("tiny_vividpose", "matching", "Show it: avatar serve --persona 'a b' --maps smplx=FILE.onnx"),
+    ],
+)
+def test_a_whole_clip_s_teacher_is_not_said_to_be_live(
+    preset: str, recipe: str, said: str, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keep, "load", lambda name, weights: FakeGenerator())
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / engines.WEIGHTS).write_text('{"generator": "video"}')
+    told: list[str] = []
+    made = whole.PRESETS[preset]
+    keep.keep_network(data, tmp_path / "weights", preset=made, recipe=recipe, name="a b", source=SOURCE, consent=CONSENT, tell=told.append)
+    assert told[-1] == said
 
 
 # -- engines --------------------------------------------------------------------------------------------------------------

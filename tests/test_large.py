@@ -16,8 +16,8 @@ from engine.generators.diffusion.layout import Condition
 from engine.persona import demo_portrait
 from engine.pose import rotation
 from engine.types import AvatarError, FloatArray, Signal, still_motion
+from tests.checkpoints import SMALL, _installed, _once, _small, given_imported  # noqa: F401
 from tests.conftest import require
-from tests.test_import import SMALL, _installed, _once, _small, given_imported  # noqa: F401
 
 pytestmark = pytest.mark.torch
 require("torch")

@@ -216,7 +216,7 @@ def test_a_camera_brings_them_by_networks(tmp_path: Path) -> None:
 
 
 def test_a_voice_holds_the_last_ones(tmp_path: Path) -> None:
-    maps = live_maps([f"depth={write_network(tmp_path / 'n.onnx')}"], size=SIZE)
+    maps = live_maps([f"depth={write_network(tmp_path / 'n.onnx')}"], Reading().spec)
     assert maps is not None
     generator = Reading()
     settings = SessionSettings(drive="voice")
@@ -244,6 +244,35 @@ def test_a_live_session_without_them_is_one_sentence(tmp_path: Path, capsys: pyt
         assert sentence in capsys.readouterr().err
     with pytest.raises(AvatarError, match="There is no file"):
         asyncio.run(opened(live(Reading(), maps=("depth=nowhere.onnx",))))
+
+
+@pytest.mark.parametrize(
+    ("needs", "names", "given", "sentence"),
+    [
+        (("motion",), (), ("depth",), "The generator 'reading' reads no condition pictures with these weights; leave --maps out."),
+        (("maps",), ("depth", "normal"), ("densepose", "depth"), r"are driven by condition pictures \(depth, normal\), and there is no normal; give"),
+        (("maps",), ("depth",), (), r"are driven by condition pictures \(depth\); give a network for each with --maps NAME=FILE.onnx"),
+        (("maps",), ("depth",), ("depth", "normal"), "are driven by depth and read no normal; leave that --maps out."),
+    ],
+)
+def test_maps_that_are_not_those_of_the_weights_are_told_before_the_server_starts(
+    needs: tuple[str, ...], names: tuple[str, ...], given: tuple[str, ...], sentence: str
+) -> None:
+    """Before any file is opened, too: none of these exists."""
+    generator = Reading()
+    generator.spec = replace(generator.spec, needs=needs, maps=names)
+    with pytest.raises(AvatarError, match=sentence) as caught:
+        asyncio.run(opened(live(generator, maps=tuple(f"{name}=nowhere.onnx" for name in given))))
+    assert "\n" not in str(caught.value)
+    assert not generator.read
+
+
+def test_maps_that_a_generator_may_read_are_let_through(tmp_path: Path) -> None:
+    generator = Reading()
+    generator.spec = replace(generator.spec, maps=("smplx",), more_maps=("dwpose",))
+    network = write_network(tmp_path / "n.onnx")
+    asyncio.run(opened(live(generator, maps=(f"smplx={network}", f"dwpose={network}"))))
+    assert set(generator.read[0]) == {"smplx", "dwpose"}
 
 
 def test_closing_lets_go_of_the_files() -> None:

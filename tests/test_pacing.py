@@ -1,8 +1,7 @@
-"""Pictures and sound leave together: the pacer, the sound stream and the ladder in virtual time."""
+"""Pictures and sound leave together: the pacer, and the whole way in virtual time."""
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,16 +17,13 @@ from engine.config import SessionSettings
 from engine.session import Session, render
 from engine.types import AudioChunk, FloatArray, Grid, Output, VideoFrame
 from engine.window import Window
-from streaming.ladder import DOWN_AFTER, RUNGS, UP_AFTER, WARM_UP, Ladder, Look, overrun
 from streaming.pacing import BLOCK, BLOCK_SECONDS, RATE, Pacer, Picture, Playhead, SoundRing
-from streaming.sound import MIC_LATEST, Microphone, Phase, SoundStream, Utterance
-from streaming.stats import Stats, prometheus, quantiles
+from streaming.sound import SoundStream
+from streaming.stats import Stats
 from tests.fakes import FakeGenerator, fake_persona
-from tests.voices import vowel
+from tests.voices import START, packets, vowel
 
 PIXEL = np.zeros((2, 2, 3), np.uint8)
-START = 1000.0
-"""s: sessions begin somewhere on the clock, never at zero."""
 
 
 def output(sound_time: float, *, grid: Grid, frames: int = 1, motion_time: float | None = None) -> Output:
@@ -276,247 +272,6 @@ def test_overlapping_sound_is_cut_and_not_written_twice() -> None:
     ring.write(np.full((2, 100), 2.0, np.float32), 1050)
     assert ring.end == 1150
     assert ring.read(1000, 150)[0].tolist() == [1.0] * 100 + [2.0] * 50
-
-
-# -- the sound stream ------------------------------------------------------------------------------------------------------
-
-
-def ticks(
-    stream: SoundStream, seconds: float, *, start: float = START, mic: list[tuple[float, AudioChunk]] | None = None
-) -> list[tuple[float, FloatArray, int]]:
-    """Ticks of 5 ms -> (when, block, first sample)."""
-    out: list[tuple[float, FloatArray, int]] = []
-    waiting = list(mic or [])
-    for k in range(round(seconds / 0.005)):
-        now = start + 0.005 * k
-        while waiting and waiting[0][0] <= now:
-            stream.hear(waiting.pop(0)[1], now=now)
-        out += [(now, block, first) for block, first in stream.blocks(now=now)]
-    return out
-
-
-def packets(seconds: float, *, delay: float, drift: float = 0.0, start: float = START, tone: float = 300.0) -> list[tuple[float, AudioChunk]]:
-    """Microphone packets with their arrival; `drift`: how much faster the sender's clock runs."""
-    made = []
-    for k in range(round(seconds / 0.02)):
-        captured = start + 0.02 * k / (1 + drift)
-        t = (k * BLOCK + np.arange(BLOCK)) / RATE
-        made.append((captured + 0.02 + delay, AudioChunk(0.5 * np.sin(2 * np.pi * tone * t).astype(np.float32), RATE, captured)))
-    return made
-
-
-def test_the_stream_has_no_gaps_and_keeps_up_with_the_clock() -> None:
-    blocks = ticks(SoundStream(), 2.0)
-    assert all(b[2] - a[2] == a[1].shape[1] for a, b in zip(blocks, blocks[1:], strict=False))
-    assert len(blocks) in (99, 100)
-    assert not np.any(blocks[-1][1])
-
-
-def test_the_microphone_sounds_at_the_instant_it_was_captured() -> None:
-    mic = packets(2.0, delay=0.09)
-    blocks = ticks(SoundStream(), 2.2, mic=mic)
-    for when, block, first in blocks[20:80]:
-        t = np.arange(first, first + block.shape[1]) / RATE - START
-        wanted = 0.5 * np.sin(2 * np.pi * 300 * t)
-        assert np.abs(block[0] - wanted).max() < 0.03
-        assert when - (first + block.shape[1]) / RATE < 0.09 + 0.006, "a block leaves as soon as its packet is there"
-
-
-def test_a_block_ends_where_a_packet_ends() -> None:
-    """Whatever the phase in which the microphone starts, nothing waits for the packet after its own."""
-    mic = packets(1.0, delay=0.03, start=START + 0.313)
-    blocks = [b for b in ticks(SoundStream(), 1.2, mic=mic) if START + 0.6 < b[0] < START + 1.2]
-    waits = [when - (first + block.shape[1]) / RATE for when, block, first in blocks]
-    assert max(waits) < 0.03 + 0.006
-
-
-def test_a_lost_packet_is_silence_and_a_late_one_is_counted() -> None:
-    mic = packets(2.0, delay=0.05)
-    del mic[40]
-    stream = SoundStream()
-    blocks = ticks(stream, 2.1, mic=mic)
-    assert all(b[2] - a[2] == a[1].shape[1] for a, b in zip(blocks, blocks[1:], strict=False))
-    quiet = [first for _, block, first in blocks[20:90] if np.abs(block[0]).max() < 0.01]
-    assert len(quiet) <= 2
-    longest = max(b[0] - a[0] for a, b in zip(blocks[10:], blocks[11:], strict=False))
-    assert longest <= MIC_LATEST
-
-
-def test_a_microphone_that_falls_silent_does_not_stop_the_clock() -> None:
-    blocks = ticks(SoundStream(), 4.0, mic=packets(1.0, delay=0.08))
-    when, _, first = blocks[-1]
-    assert when - (first + BLOCK) / RATE < 0.03, "caught up with the clock"
-    after = [b for b in blocks if b[0] > START + 1.4]
-    rate = (after[-1][2] - after[0][2]) / RATE / (after[-1][0] - after[0][0])
-    assert rate < 1.12, "without a burst"
-
-
-@pytest.mark.parametrize("drift", [2e-4, -2e-4])
-def test_a_sound_card_of_another_speed_stays_in_step(drift: float) -> None:
-    microphone = Microphone()
-    worst = 0.0
-    for arrival, chunk in packets(120.0, delay=0.05, drift=drift):
-        microphone.put(chunk, now=arrival)
-        microphone.take(int(microphone.end) - BLOCK, BLOCK)
-        worst = max(worst, abs(microphone.end / RATE - (chunk.time + 0.02)))
-    assert worst < 0.02, "200 ppm over two minutes are 24 ms; without correction this grows for ever"
-
-
-@pytest.mark.parametrize("arrival", [0.0, 0.0071, 0.0199])
-def test_ticks_come_shortly_after_the_packets(arrival: float) -> None:
-    rng = np.random.default_rng(4)
-    phase = Phase()
-    for k in range(100):
-        phase.hit(START + 0.02 * k + arrival + 0.001 * rng.standard_normal())
-    best = phase.better_than((arrival - 0.002) % 0.02)
-    assert best is not None
-    assert 0.005 < (best - arrival) % 0.02 < 0.011
-    assert phase.better_than(best) is None
-    assert Phase().better_than(0.0) is None
-
-
-def test_utterances_follow_each_other_and_an_unfinished_one_is_waited_for() -> None:
-    stream = SoundStream()
-    first, second = Utterance(), Utterance()
-    first.pcm.append(np.full(BLOCK, 8000, np.int16))
-    stream.say(first)
-    second.pcm.append(np.full(BLOCK, 16000, np.int16))
-    second.done = True
-    stream.say(second)
-    blocks = ticks(stream, 0.1)
-    assert [round(float(block[1].max()), 2) for _, block, _ in blocks[:3]] == [0.24, 0.0, 0.0]
-    assert stream.speaking
-    first.done = True
-    later = ticks(stream, 0.1, start=START + 0.1)
-    assert max(float(block[1].max()) for _, block, _ in later) == pytest.approx(0.488, abs=0.01)
-    assert not stream.speaking
-
-
-def test_interrupting_empties_the_utterances() -> None:
-    stream = SoundStream()
-    stream.say(Utterance(deque([np.full(RATE, 8000, np.int16)])))
-    ticks(stream, 0.1)
-    stream.interrupt()
-    assert not stream.speaking
-    assert all(not np.any(block) for _, block, _ in ticks(stream, 0.1, start=START + 0.1))
-
-
-# -- the ladder --------------------------------------------------------------------------------------------------------------
-
-
-def seconds(ladder: Ladder, count: int, *, wanted: float = 30.0, made: float = 30.0, busy: float = 0.3) -> int:
-    """So many seconds -> how often the rung changed."""
-    return sum(ladder.observe(wanted=wanted, made=made, busy=busy) for _ in range(count))
-
-
-def test_the_ladder_goes_down_in_the_documented_order_and_back_up() -> None:
-    ladder = Ladder()
-    seen = []
-    for _ in range(80):
-        if ladder.observe(wanted=30.0, made=6.0, busy=1.0):
-            seen.append(ladder.rung)
-    assert seen == list(RUNGS[1:])
-    sizes = [rung.output_scale for rung in RUNGS]
-    assert sizes == sorted(sizes, reverse=True)
-    assert [rung.fps for rung in RUNGS] == sorted((rung.fps for rung in RUNGS), reverse=True)
-    seconds(ladder, 200, made=30.0, busy=0.2)
-    assert ladder.index == 0
-
-
-def test_no_rung_gives_back_what_one_before_it_took() -> None:
-    for before, after in itertools.pairwise(RUNGS):
-        for rate in ("fps", "output_scale"):
-            assert getattr(after, rate) <= getattr(before, rate)
-        fps = min(before.fps, 30.0), min(after.fps, 30.0)
-        assert fps[1] / after.track_every <= fps[0] / before.track_every, f"{after.name}: faces a second"
-        assert fps[1] / after.body_every <= fps[0] / before.body_every, f"{after.name}: shoulders a second"
-
-
-def test_what_no_rung_mends_is_said_in_words() -> None:
-    assert not overrun(0.26, chunk=4, fps=15.0)
-    told = overrun(0.943, chunk=4, fps=15.0)
-    assert told.startswith("Making 4 pictures takes 0.94 s here, and they last 0.27 s. Fewer steps, ")
-    assert overrun(0.2, chunk=1, fps=24.0).startswith("Making a picture takes 0.2 s here, and it lasts 0.042 s. ")
-
-
-def test_an_encoder_that_is_too_slow_is_seen() -> None:
-    """The pacer lets 30 pictures a second go; x264 manages 14 of 512 px, more of smaller ones."""
-    ladder = Ladder()
-    now, sent, worked, rungs = START, 0.0, 0.0, [0]
-    for _ in range(200):
-        can = 14.0 / ladder.rung.output_scale**2
-        made = min(30.0, ladder.rung.fps, can)
-        now, sent, worked = now + 1.0, sent + made, worked + made / can
-        look = Look(now, sent=round(sent), worked={"generator_0": 500.0 + 0.1 * (now - START), "encoder": worked})
-        if ladder.judge(look, fps=30.0, follows_camera=False):
-            rungs.append(ladder.index)
-    assert [rung for rung in rungs if rung <= 3][:4] == [0, 1, 2, 3]
-    assert set(rungs[4:]) <= {3, 4}, "at 3/4 it just keeps up, and its busy encoder leaves no room to climb"
-    assert "frames a second" in ladder.why
-
-
-def test_a_busy_thread_shows_beside_one_that_has_worked_longer() -> None:
-    ladder = Ladder(index=3)
-    for k in range(60):
-        worked = {"generator_0": 1000.0 + 0.1 * k, "tracker": 0.9 * k}
-        ladder.judge(Look(START + k, sent=24 * k, worked=worked), fps=30.0, follows_camera=False)
-    assert ladder.index == 3
-
-
-def test_a_new_connection_counts_from_nothing_and_is_no_falling_behind() -> None:
-    ladder = Ladder()
-    for k in range(60):
-        ladder.judge(Look(START + k, camera=30 * k, sent=30 * (k % 20)), fps=30.0, follows_camera=True)
-    assert ladder.steps == 0
-
-
-def test_a_bad_second_now_and_then_changes_nothing() -> None:
-    ladder = Ladder()
-    assert seconds(ladder, WARM_UP) == 0
-    for _ in range(20):
-        assert seconds(ladder, DOWN_AFTER - 1, made=10.0) == 0
-        assert seconds(ladder, 1) == 0
-
-
-def test_a_slow_camera_is_not_falling_behind() -> None:
-    assert seconds(Ladder(), 60, wanted=12.0, made=12.0) == 0
-    assert seconds(Ladder(), 60, wanted=0.0, made=0.0) == 0
-
-
-def test_a_second_cut_a_frame_short_still_counts_as_keeping_up() -> None:
-    ladder = Ladder(index=len(RUNGS) - 1)
-    for k in range(40):
-        ladder.observe(wanted=30.0, made=7.0 + k % 2, busy=0.1)
-    assert ladder.index < len(RUNGS) - 1
-
-
-def test_after_a_failed_climb_the_ladder_waits_longer() -> None:
-    ladder = Ladder()
-    changes: list[int] = []
-    for second in range(400):
-        enough = ladder.index >= 1  # this machine can do rung 1 and no more
-        if ladder.observe(wanted=30.0, made=24.0 if enough else 15.0, busy=0.3):
-            changes.append(second)
-    assert ladder.steps < 20
-    waits = np.diff(changes)[0::2]  # from each step down to the next try
-    assert waits.max() > 3 * UP_AFTER, "each failed try doubles the patience"
-
-
-# -- the figures -------------------------------------------------------------------------------------------------------------
-
-
-def test_quantiles_and_the_prometheus_text() -> None:
-    assert quantiles([]) == {}
-    assert quantiles(range(100)) == {"p50": 50, "p95": 95, "p99": 99}
-    stats = Stats(started=1.0)
-    stats.stage("step", 0.012)
-    stats.drop("camera", 3)
-    stats.sent.hit(2.0)
-    text = prometheus({"sessions": 1, "refused_total": 2}, {"abcd": stats.snapshot(2.0)})
-    assert 'avatar_stage_milliseconds{session="abcd",stage="step",quantile="0.95"} 12' in text
-    assert 'avatar_drops_total{session="abcd",cause="camera"} 3' in text
-    assert "# TYPE avatar_refused_total counter" in text
-    assert text.count("# TYPE avatar_fps gauge") == 1
 
 
 # -- the whole way in virtual time ---------------------------------------------------------------------------------------------

@@ -28,8 +28,8 @@ from streaming.takes_api import TAKES
 from tests.chromium import Browser, Page, chromium, write_camera, write_microphone
 from tests.conftest import require
 from tests.faces import scene
+from tests.pages import serving
 from tests.takes import camera
-from tests.test_page import serving
 
 pytestmark = pytest.mark.chromium
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -93,6 +94,31 @@ def test_a_persona_of_the_taught_puppet_needs_no_network(tmp_path: Path, weights
     (weights / "weights.json").write_text('{"preset": null, "sha256": {}, "origin": {}}')
     make_persona(Stamp(), demo_portrait(), name="taught", folder=tmp_path / "home", weights=weights)
     assert choose(None, {}, persona="taught", folder=tmp_path / "home") == serving.Choice("puppet", {}, ())
+
+
+@pytest.mark.parametrize(
+    ("generator", "preset", "sentence"),
+    [
+        ("diffusion", "unianimate", "'unianimate' is a preset of the generator 'video', not of 'diffusion'; give --generator video."),
+        ("video", "champ+faceid", "'champ+faceid' is a preset of the generator 'diffusion', not of 'video'; give --generator diffusion."),
+        ("video", "tiny", "of the generators 'diffusion' and 'reenact', not of 'video'; give --generator diffusion or reenact."),
+        (None, "liveportrait", "of the generator 'reenact', not of 'puppet'; give --generator reenact."),
+    ],
+)
+def test_a_preset_of_another_generator_names_that_one(generator: str | None, preset: str, sentence: str) -> None:
+    with pytest.raises(AvatarError, match=re.escape(sentence)):
+        choose(generator, {"preset": preset})
+    assert choose("video", {"preset": "tiny_vividpose"}).generator == "video"
+
+
+@pytest.mark.parametrize("name", serving.OTHERS)
+def test_a_persona_with_weights_of_another_generator_brings_that_one(name: str, tmp_path: Path, weights: Path) -> None:
+    (weights / "weights.json").write_text(f'{{"generator": "{name}", "preset": "x", "sha256": {{"denoiser": "0"}}, "origin": {{}}}}')
+    make_persona(Stamp(), demo_portrait(), name="moved", folder=tmp_path / "home", weights=weights)
+    own = {"weights": tmp_path / "home" / "moved" / WEIGHTS}
+    for asked in (None, name):
+        assert choose(asked, {}, persona="moved", folder=tmp_path / "home") == serving.Choice(name, own, ())
+    assert choose("puppet", {}, persona="moved", folder=tmp_path / "home").options == {}
 
 
 def test_weights_that_are_lost_or_swapped_are_refused(tmp_path: Path, weights: Path) -> None:

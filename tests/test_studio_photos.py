@@ -22,8 +22,8 @@ from streaming.settings import ServerSettings
 from tests.chromium import Browser, Page, chromium, write_camera
 from tests.conftest import require
 from tests.faces import scene
+from tests.pages import serving
 from tests.takes import camera
-from tests.test_page import serving
 from tests.test_photos import covered
 from tests.test_sittings import Child
 

@@ -22,6 +22,7 @@ require("torch")
 require("diffusers")
 require("accelerate")
 
+import cv2  # noqa: E402
 import torch  # noqa: E402
 
 from engine.drivers.maps import Maps, Network  # noqa: E402
@@ -33,7 +34,7 @@ from engine.generators.diffusion.sampler import levels  # noqa: E402
 from exporters import maps, objectives, storage  # noqa: E402
 from exporters.batches import Batch, Batches, Pattern  # noqa: E402
 from exporters.dataset import Dataset  # noqa: E402
-from exporters.judge import Run, generate  # noqa: E402
+from exporters.judge import Run, generate, sheet, tiled  # noqa: E402
 from exporters.learner import Learner  # noqa: E402
 from exporters.train import Budget, Recipe, train  # noqa: E402
 from tests.networks import error, seeded  # noqa: E402
@@ -124,6 +125,24 @@ def test_a_set_without_them_is_one_sentence(mapped: Dataset, tmp_path: Path) -> 
 
 
 # -- a portrait that is read at every noise level ---------------------------------------------------------------------------
+
+
+def test_the_preview_shows_every_map(mapped: Dataset, tmp_path: Path) -> None:
+    """Small, beside each other, in the row between the puppet and what is made of them."""
+    (clip,) = mapped.clips
+    held = {name: np.full_like(clip.frames, 40 + 50 * k) for k, name in enumerate(SUMMED.maps)}
+    taught = batches(replace(mapped, clips=[replace(clip, maps=held)]), SUMMED).take(0, 0, 2)
+    none: Any = np.zeros(0)
+    sheet(tmp_path / "preview.png", [Run(taught, none, none, none, clip.coarse[:2])], {2: [np.asarray(clip.frames[:2])]}, columns=2)
+    picture = cv2.imread(str(tmp_path / "preview.png"))
+    assert picture is not None
+    assert picture.shape == (4 * SIZE[0], 2 * SIZE[1], 3)
+    shown, (h, w) = tiled(taught.coarse.numpy()), (SIZE[0] // 2, SIZE[1] // 2)
+    assert np.array_equal(picture[2 * SIZE[0] - 2 : 2 * SIZE[0], : SIZE[1]], shown[0, -2:]), "below the name"
+    for frame in shown:
+        assert [set(frame[y : y + h, x : x + w].ravel()) for y in (0, h) for x in (0, w)] == [{40}, {90}, {140}, {190}]
+    assert np.array_equal(tiled(shown), shown)
+    assert tiled(shown[..., :1]).shape == shown.shape
 
 
 @pytest.mark.parametrize("made", [FED, MAGIC], ids=["fed", "magic"])

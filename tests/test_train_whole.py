@@ -28,6 +28,7 @@ from engine.generators.video import networks as weights_of  # noqa: E402
 from engine.generators.video.rolling import UniAnimateSteps, VividPoseSteps  # noqa: E402
 from engine.generators.video.weights import Plan, read_manifest  # noqa: E402
 from exporters import runs  # noqa: E402
+from exporters.batches import Pattern  # noqa: E402
 from exporters.dataset import Clip, Dataset  # noqa: E402
 from exporters.judge import Run  # noqa: E402
 from exporters.learner import Learner  # noqa: E402
@@ -291,6 +292,17 @@ def test_what_is_not_offered_is_one_sentence(name: str, weights: Path, tmp_path:
 def test_a_window_that_no_clip_is_long_enough_for_says_so(data: Dataset, tmp_path: Path) -> None:
     with pytest.raises(AvatarError, match="has 36 of them at about 15 a second, and 40 are taught at a time: film longer"):
         run(data, tmp_path, 1, window=(40, 30))
+
+
+def test_patterns_of_another_length_than_a_student_s_are_told(data: Dataset) -> None:
+    lesson: Any = learner(data, recipe="appearance", steps=2)[0].lesson
+    frames = lesson.patterns[0].frames
+    lesson = learner(data, recipe="appearance", steps=2, patterns=(Pattern(2, frames),))[0].lesson
+    assert lesson.patterns == (Pattern(2, frames),)
+    with pytest.raises(AvatarError, match=f"learns from {frames} frames at a time, not from {frames + 1}; give such patterns"):
+        learner(data, recipe="appearance", steps=2, patterns=(Pattern(2, frames), Pattern(1, frames + 1)))
+    teacher: Any = learner(data, patterns=(Pattern(2, 5),))[0].lesson
+    assert teacher.patterns == (Pattern(2, 5),), "a teacher has no stream to keep to"
 
 
 @pytest.mark.parametrize("recipe", ["appearance", "matching"])

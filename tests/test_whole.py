@@ -57,6 +57,9 @@ def test_a_clip_is_asked_for_as_live_and_shown_frame_by_frame(tiny: tuple[Genera
         spec = generator.spec
         notice = ""
 
+        def check_leisure(self, **how: Any) -> None:
+            assert how == {"steps": None, "guidance": None}
+
         def at_leisure(self, identity: Any, signals: Sequence[Signal], **how: Any) -> Any:
             asked.append(signals)
             assert how["kept"] == tmp_path / ".out.mp4.rendering"
@@ -142,6 +145,9 @@ def test_no_steps_are_not_those_of_the_weights(tiny: tuple[Generator, Persona], 
     for steps in (0, -1):
         with pytest.raises(AvatarError, match=f"at least 1 denoising step, not {steps}"):
             render_whole(*tiny, clip, tmp_path / "out.mp4", steps=steps)
+    for generator in (tiny[0], load("video", preset="tiny_unianimate", device="cpu")):
+        with pytest.raises(AvatarError, match="takes 1 to 1000 denoising steps, not 1001"):
+            render_whole(generator, tiny[1], tmp_path / "not looked for.mp4", tmp_path / "out.mp4", steps=1001)
 
 
 @pytest.mark.torch
@@ -203,12 +209,15 @@ def test_what_cannot_be_rendered_leaves_nothing(tiny: tuple[Generator, Persona],
         spec = tiny[0].spec
         notice = ""
 
+        def check_leisure(self, **how: Any) -> None:
+            """Nothing is known before the drive is read."""
+
         def at_leisure(self, identity: Any, signals: Sequence[Signal], *, kept: Path, **how: Any) -> Any:
             kept.mkdir()
-            raise AvatarError("A clip takes 1 to 1000 denoising steps, not 1001.")
+            raise AvatarError("This drive is none.")
 
-    with pytest.raises(AvatarError, match="not 1001"):
-        render_whole(Refusing(), tiny[1], clip, tmp_path / "out.mp4", steps=1001)  # type: ignore[arg-type]
+    with pytest.raises(AvatarError, match="This drive is none"):
+        render_whole(Refusing(), tiny[1], clip, tmp_path / "out.mp4")  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
 

@@ -7,9 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.batch import Batch
+from engine.config import SessionSettings
 from engine.pose import angles, rotation, umeyama
-from engine.types import Signal
+from engine.session import Session
+from engine.types import AudioChunk, GeneratorSpec, Signal
 from engine.window import CAMERA_GONE, RE_ANCHOR, Cadence, Window
+from tests.fakes import SIDE, FakeBody, FakeFace, FakeGenerator, fake_persona
 
 NEVER = float("-inf")
 
@@ -209,3 +213,26 @@ def test_umeyama_finds_the_similarity(seed: int) -> None:
     assert got_scale == pytest.approx(scale, rel=1e-6)
     np.testing.assert_allclose(got_turn, turn, atol=1e-6)
     np.testing.assert_allclose(got_shift, shift, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+@pytest.mark.parametrize("fps", [25.0, 12.0], ids=["own", "slower"])
+def test_the_sound_beside_the_frames_is_whole_at_every_rate(fps: float, chunk: int) -> None:
+    """Also where a session was told to make fewer frames a second than its generator is made for."""
+    generator = FakeGenerator(GeneratorSpec("fake", (SIDE, SIDE), fps=25, chunk=chunk))
+    session = Session(
+        Batch(generator, rows=1), fake_persona(generator, "red"), settings=SessionSettings(drive="voice"), face=FakeFace(), body=FakeBody()
+    )
+    session.window.fps = fps
+    rate = 16_000
+    said = np.sin(np.arange(2 * rate) / 9).astype(np.float32)
+    made = session.push_audio(AudioChunk(said, rate, 0.0))
+    session.close()
+    times = [frame.time for output in made for frame in output.frames]
+    assert np.diff(times) == pytest.approx(1.0 / fps)
+    heard = [chunk for output in made for chunk in output.audio]
+    first, last = heard[0], heard[-1]
+    whole = np.concatenate([chunk.pcm for chunk in heard])
+    start = round(first.time * rate)
+    assert last.time + last.duration == pytest.approx(times[-1] + 1.0 / fps, abs=2 / rate)
+    assert np.array_equal(whole, said[start : start + len(whole)])

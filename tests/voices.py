@@ -8,10 +8,14 @@ from functools import lru_cache
 import numpy as np
 from scipy.signal import lfilter
 
-from engine.types import FloatArray
+from engine.types import AudioChunk, FloatArray
+from streaming.pacing import BLOCK
+from streaming.pacing import RATE as SENT_RATE
 from streaming.tts import Piece, TtsSettings, make_synthesizer
 
 RATE = 16_000
+START = 1000.0
+"""s: sessions begin somewhere on the clock, never at zero."""
 SENTENCES = "My mother bought a big brown pump. See the moon over the blue lagoon. Father parked the car far apart. Five fat frogs fish for shoes."
 FORMANTS = {"a": (750, 1200, 2500), "e": (500, 1850, 2500), "i": (290, 2300, 3000), "o": (480, 850, 2500), "u": (310, 750, 2300)}
 """Hz of a man's, Peterson and Barney 1952, rounded."""
@@ -83,4 +87,14 @@ def noise(kind: str, seconds: float, *, decibels: float, seed: int = 0) -> Float
         "keys": keys,
     }[kind]()
     made: FloatArray = (sound / sound.std() * 10 ** (decibels / 20)).astype(np.float32)
+    return made
+
+
+def packets(seconds: float, *, delay: float, drift: float = 0.0, start: float = START, tone: float = 300.0) -> list[tuple[float, AudioChunk]]:
+    """Microphone packets with their arrival; `drift`: how much faster the sender's clock runs."""
+    made = []
+    for k in range(round(seconds / 0.02)):
+        captured = start + 0.02 * k / (1 + drift)
+        t = (k * BLOCK + np.arange(BLOCK)) / SENT_RATE
+        made.append((captured + 0.02 + delay, AudioChunk(0.5 * np.sin(2 * np.pi * tone * t).astype(np.float32), SENT_RATE, captured)))
     return made

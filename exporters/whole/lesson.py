@@ -33,16 +33,16 @@ if TYPE_CHECKING:
 
 RATES = {UniAnimate: 5e-5, VividPose: 1e-5}
 """Learning rates: that of UniAnimate's paper, and one that is usual with Stable Video Diffusion."""
-STEPS = {UniAnimate: sampling.STEPS, VividPose: vividpose_sampling.STEPS}
+TEACHER_STEPS = {UniAnimate: sampling.STEPS, VividPose: vividpose_sampling.STEPS}
 """Of the published samplers, which a teacher is judged by."""
-RUNS = 4
+RUNS_JUDGED = 4
 """Held-out runs that are looked at, at most: a teacher takes a minute for each."""
 
 
 def asked(settings: Settings, made: UniAnimate | VividPose, *, steps: int | None, window: int | None, overlap: int | None) -> Settings:
     """The settings of a run for a size; None: what the system has."""
     how, kind = How(window=window, overlap=overlap).plan(None, made.frames), type(made)
-    usual = STEPS[kind] if settings.recipe == "teacher" else settings.steps
+    usual = TEACHER_STEPS[kind] if settings.recipe == "teacher" else settings.steps
     size = None if window is None and overlap is None else (how.window, how.overlap)
     return replace(settings, reference=True, rate=RATES[kind], steps=steps or usual, window=size)
 
@@ -50,7 +50,7 @@ def asked(settings: Settings, made: UniAnimate | VividPose, *, steps: int | None
 class Whole:
     """As `lesson.Lesson`."""
 
-    runs: int | None = RUNS
+    runs: int | None = RUNS_JUDGED
 
     def __init__(self, settings: Settings, size: tuple[int, int], *, start: Path | None, teacher: Path | None, recogniser: Path | None) -> None:
         """Raises AvatarError for what is missing, does not fit, or is not offered."""
@@ -95,12 +95,15 @@ class Whole:
 
     @property
     def patterns(self) -> tuple[Pattern, ...]:
-        """Of a batch: a window for a teacher, and some chunks more for a student."""
+        """Of a batch: a window for a teacher, and some chunks more for a student. Raises AvatarError for others of a student."""
         settings, student = self.settings, self.settings.recipe != "teacher"
         frames = self.rolls.frames if student else self.pupil.frames if settings.window is None else settings.window[0]
         if settings.patterns is PATTERNS:  # those are of another generator
             return (Pattern(1, frames),)
-        assert all(one.frames == frames or not student for one in settings.patterns)
+        if student and (other := next((one.frames for one in settings.patterns if one.frames != frames), None)):
+            raise AvatarError(
+                f"A student of whole clips learns from {frames} frames at a time, not from {other}; give such patterns, or another window."
+            )
         return settings.patterns
 
     def recompute(self, networks: Any, wanted: bool | None) -> None:

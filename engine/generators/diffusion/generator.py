@@ -201,6 +201,14 @@ class Diffusion:
         """The inverse of `pack`. Raises AvatarError for arrays of another version or of other weights."""
         return unpack(portrait, arrays, weights=self.weights, base=self._base, dtype=self.recipe.dtype)
 
+    def check_leisure(self, *, steps: int | None, guidance: float | None) -> None:
+        """See `engine.whole`. Raises AvatarError where another backend than PyTorch was asked for, or for steps that there are not."""
+        from engine.generators.diffusion import leisure
+
+        if self._graph is not None:
+            raise AvatarError(f"A whole clip is rendered by PyTorch, and this generator runs on {self.backend}; load it without a backend.")
+        levels(self.recipe.preset.noise, leisure.sampling_of(self, steps=steps, guidance=guidance).steps)
+
     def at_leisure(
         self,
         identity: Identity,
@@ -211,11 +219,10 @@ class Diffusion:
         guidance: float | None = None,
         progress: Any = None,
     ) -> Callable[[int], UInt8Array]:
-        """See `engine.whole`. Raises AvatarError where another backend than PyTorch was asked for, or the memory is not enough."""
+        """See `engine.whole`. Raises AvatarError as `check_leisure`, and where the memory is not enough."""
         from engine.generators.diffusion import leisure
 
-        if self._graph is not None:
-            raise AvatarError(f"A whole clip is rendered by PyTorch, and this generator runs on {self.backend}; load it without a backend.")
+        self.check_leisure(steps=steps, guidance=guidance)
         how = leisure.sampling_of(self, steps=steps, guidance=guidance)
         return leisure.render(self, identity, signals, how=how, kept=kept, progress=progress)
 

@@ -87,6 +87,7 @@ class System(Protocol):
     frames: int  # that the network was trained to see at once
     needs: tuple[str, ...]  # fields of Signal
     maps: tuple[str, ...]  # of `Signal.maps`, those that there must be
+    more_maps: tuple[str, ...]  # and those that are read where they are there
     notice: str  # a sentence that whoever watches must be told
 
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
@@ -94,6 +95,9 @@ class System(Protocol):
 
     def check(self, how: How) -> None:
         """Raise AvatarError for what cannot be asked."""
+
+    def check_clip(self, how: How) -> None:
+        """Raise AvatarError for steps in which a whole clip cannot be rendered."""
 
     def prepare(self, portrait: UInt8Array, anchor: Anchor) -> tuple[UInt8Array, Any]:
         """A portrait of any size -> it at the system's size, and what the networks make of it once."""

@@ -133,6 +133,7 @@ class Video:
             warm_up={"cudagraph": pytorch.WARM_UPS + 1, "eager": 1}.get(self.mode, 2),
             notice=self._told_live(),
             maps=self.system.maps,
+            more_maps=self.system.more_maps,
         )
 
     def _told_live(self) -> str:
@@ -167,6 +168,13 @@ class Video:
 
         return Identity(key, *within_memory("prepare a portrait", features, ways="a smaller preset"))
 
+    def check_leisure(self, *, steps: int | None, guidance: float | None) -> None:
+        """See `engine.whole`. Raises AvatarError for weights that were taught to run live, which know nothing of the published steps, and for
+        steps that there are not."""
+        if self.system.taught is not None:
+            raise AvatarError(f"These weights were taught to run live, in {self.plan.steps} steps a frame; leave --offline out.")
+        self.system.check_clip(replace(self.how, steps=steps, guidance=guidance))
+
     def at_leisure(
         self,
         identity: Identity,
@@ -177,9 +185,8 @@ class Video:
         guidance: float | None,
         progress: Progress | None = None,
     ) -> Callable[[int], UInt8Array]:
-        """See `engine.whole`. Raises AvatarError for weights that were taught to run live, which know nothing of the published steps."""
-        if self.system.taught is not None:
-            raise AvatarError(f"These weights were taught to run live, in {self.plan.steps} steps a frame; leave --offline out.")
+        """See `engine.whole`. Raises AvatarError as `check_leisure`."""
+        self.check_leisure(steps=steps, guidance=guidance)
         if not signals:
             raise AvatarError("The drive has no frame to render; choose a longer one.")
         features: Features = identity.features

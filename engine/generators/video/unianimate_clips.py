@@ -29,6 +29,7 @@ class UniAnimateClips:
 
     needs: tuple[str, ...] = ("motion", "face", "body", "hands")
     maps: tuple[str, ...] = ()
+    more_maps: tuple[str, ...] = ()
     layers = 3
 
     def __init__(self, name: str | None, weights: Path | None, seed: int) -> None:
@@ -51,6 +52,10 @@ class UniAnimateClips:
         if how.first_guidance is not None:
             raise AvatarError("UniAnimate has the same guidance for all frames; leave --first-guidance out.")
         how.windows(DEFAULT.size, DEFAULT.overlap)
+
+    def check_clip(self, how: How) -> None:
+        """See `clips.System`."""
+        levels(DEFAULT.steps if how.steps is None else how.steps)
 
     def prepare(self, portrait: UInt8Array, anchor: Anchor) -> tuple[UInt8Array, Portrait]:
         """See `clips.System`."""

@@ -21,6 +21,7 @@ from engine.generators.video.vividpose import IDS, Read, read_shapes
 from engine.generators.video.vividpose_networks import DECODED, Portrait, preset
 from engine.generators.video.vividpose_presets import VIVIDPOSE
 from engine.generators.video.vividpose_render import DEFAULT, Settings, render
+from engine.generators.video.vividpose_sampling import sigmas
 from engine.generators.video.weights import UNTRAINED
 from engine.types import Signal, UInt8Array, still_motion
 
@@ -44,6 +45,7 @@ class VividPoseClips:
 
     needs: tuple[str, ...] = ("motion", "face", "body", "hands", "maps")
     maps: tuple[str, ...] = (DENSE,)
+    more_maps: tuple[str, ...] = (DRAWN,)
     layers = 6
 
     def __init__(self, name: str | None, weights: Path | None, seed: int) -> None:
@@ -63,6 +65,10 @@ class VividPoseClips:
     def check(self, how: How) -> None:
         """See `clips.System`."""
         how.windows(self.networks.made.frames, DEFAULT.overlap)
+
+    def check_clip(self, how: How) -> None:
+        """See `clips.System`."""
+        sigmas(DEFAULT.steps if how.steps is None else how.steps)
 
     def prepare(self, portrait: UInt8Array, anchor: Anchor) -> tuple[UInt8Array, Portrait]:
         """See `clips.System`."""

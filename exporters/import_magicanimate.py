@@ -1,5 +1,5 @@
-"""MagicAnimate, MusePose, Champ and Moore-AnimateAnyone's face reenactment: their published files become weights of this engine, as
-`import_checkpoint` does it. What else becomes part of them, `also`, is of `import_faceid`."""
+"""MagicAnimate's published files become weights of this engine, as `import_checkpoint` does it: its denoiser has several forms, and what the
+denoiser reads in place of a picture's tokens is made here. What else becomes part of them, `also`, is of `import_faceid`."""
 
 from __future__ import annotations
 
@@ -9,80 +9,21 @@ from pathlib import Path
 from engine.types import AvatarError
 from exporters import keys, keys_body
 from exporters.files import absent, find, read, read_config
-from exporters.import_checkpoint import PUBLISHED, Also, Precision, Published, import_published, places_of
+from exporters.import_checkpoint import Also, Precision, Published, import_published, places_of
+from exporters.layouts import MODELS
 
 try:
     import torch
     from torch import Tensor
 
-    from engine.generators.diffusion.presets import ANIMATE_ANYONE_FACE, CHAMP, MAGIC_ANIMATE, MUSE_POSE, TEXT_TOKENS, Preset
+    from engine.generators.diffusion.presets import MAGIC_ANIMATE, TEXT_TOKENS, Preset
 except ImportError as error:
     raise AvatarError(f"Importing weights needs PyTorch and diffusers ({error}); pip install 'avatar-engine[torch]'.") from error
 
 Tell = Callable[[str], None]
-MODELS = "pretrained_models"
-"""The folder of MagicAnimate's and Champ's instructions; MusePose's is Moore-AnimateAnyone's."""
 TEXT_FOLDER, TEXT_STEMS, TEXT_OPTION = "text_encoder", ("model", "pytorch_model"), "--text-encoder"
 TEXT_OUTER, TEXT_COUNTED = "text_model.", "position_ids"
 """What begins the published keys of a text encoder, and what ends one of them that holds 0, 1, 2 and so on."""
-
-
-def import_musepose(
-    source: Path,
-    out: Path,
-    *,
-    vae: Path | None = None,
-    image_encoder: Path | None = None,
-    tiny_vae: Path | None = None,
-    precision: Precision = "fp32",
-    made: Preset = MUSE_POSE,
-    also: Also = lambda found: found,
-    tell: Tell = lambda line: None,
-) -> None:
-    """MusePose's four files, the autoencoder and CLIP's image encoder -> a new folder `out`. Raises AvatarError as `import_published`."""
-    beside = ("MusePose", "pretrained_weights/MusePose", "..")
-    elsewhere = {keys.AUTOENCODER.option: vae, keys.IMAGE.option: image_encoder, keys.TINY.option: tiny_vae}
-    found = Published(keys_body.MUSE_POSE, keys_body.MUSE_POSE_TABLES, made, beside)
-    import_published(source, out, also(found), elsewhere=elsewhere, precision=precision, tell=tell)
-
-
-def import_reenact(
-    source: Path,
-    out: Path,
-    *,
-    vae: Path | None = None,
-    image_encoder: Path | None = None,
-    tiny_vae: Path | None = None,
-    precision: Precision = "fp32",
-    made: Preset = ANIMATE_ANYONE_FACE,
-    also: Also = lambda found: found,
-    tell: Tell = lambda line: None,
-) -> None:
-    """Moore-AnimateAnyone's four files of face reenactment, the autoencoder and CLIP's image encoder -> a new folder `out`. Raises AvatarError as
-    `import_published`."""
-    beside = ("reenact", f"{PUBLISHED}/reenact", "..")
-    elsewhere = {keys.AUTOENCODER.option: vae, keys.IMAGE.option: image_encoder, keys.TINY.option: tiny_vae}
-    found = Published(keys_body.REENACT, keys_body.REENACT_TABLES, made, beside)
-    import_published(source, out, also(found), elsewhere=elsewhere, precision=precision, tell=tell)
-
-
-def import_champ(
-    source: Path,
-    out: Path,
-    *,
-    vae: Path | None = None,
-    image_encoder: Path | None = None,
-    tiny_vae: Path | None = None,
-    precision: Precision = "fp32",
-    made: Preset = CHAMP,
-    also: Also = lambda found: found,
-    tell: Tell = lambda line: None,
-) -> None:
-    """Champ's seven files, the autoencoder and CLIP's image encoder -> a new folder `out`. Raises AvatarError as `import_published`."""
-    beside = ("champ", f"{MODELS}/champ", MODELS, "..")
-    elsewhere = {keys.AUTOENCODER.option: vae, keys.IMAGE.option: image_encoder, keys.TINY.option: tiny_vae}
-    found = Published(keys_body.CHAMP, keys_body.CHAMP_TABLES, made, beside)
-    import_published(source, out, also(found), elsewhere=elsewhere, precision=precision, tell=tell)
 
 
 def import_magicanimate(
@@ -154,4 +95,4 @@ def empty_text(path: Path, width: int) -> Tensor:
     return said.clone()
 
 
-__all__ = ["empty_text", "import_champ", "import_magicanimate", "import_musepose", "import_reenact"]
+__all__ = ["empty_text", "import_magicanimate"]
