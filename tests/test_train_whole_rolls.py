@@ -94,3 +94,22 @@ def test_a_student_goes_where_its_teacher_is_and_its_follower_is_not(data: Datas
     judge.loss(made.networks, batch, 0)[0]["matching"].backward()
     assert found.grad is not None
     assert (found.grad < 0).all(), "a step down the gradient is a step towards the teacher"
+
+
+@pytest.mark.parametrize("system", CASES)
+def test_a_follower_that_knows_what_the_student_makes_has_learnt_all(data: Dataset, system: str, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    made, batches = learner(data, **CASES[system], recipe="appearance", steps=1)
+    lesson: Any = made.lesson
+    batch = batches.at(0)
+    lesson.read(batch)
+    judge, losses = Matching(copy.deepcopy(made.networks), lesson.rolls), list[float]()
+    for off in (0.0, 1.0):
+
+        def said(networks: Any, batch: Any, made: Any, level: Any, x: Any, off: float = off, **_: Any) -> Any:
+            assert networks is judge.follower
+            return goal(level, 0, x, torch.cat([made.past, made.found + off], 1))
+
+        monkeypatch.setattr(judge, "_said", said)
+        losses.append(float(judge.follow(made.networks, batch, 3)))
+    assert losses[0] < 1e-9
+    assert losses[1] > 1e-3
