@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,15 +17,21 @@ require("torch")
 require("diffusers")
 require("transformers")
 require("accelerate")
+require("onnxruntime")
 
 import torch  # noqa: E402
 
 from exporters.dataset import Dataset  # noqa: E402
+from exporters.identity import IdentityLoss  # noqa: E402
+from exporters.learner import Learner  # noqa: E402
+from exporters.losses import Weights  # noqa: E402
 from exporters.objectives import matching_gradient  # noqa: E402
 from exporters.whole import objectives  # noqa: E402
 from exporters.whole.matching import Matching  # noqa: E402
 from exporters.whole.pupils import goal  # noqa: E402
-from tests.test_train_whole import CASES, data, learner  # noqa: E402, F401
+from tests.recognisers import onnx_file  # noqa: E402
+from tests.test_identity_train import face  # noqa: E402
+from tests.test_train_whole import CASES, QUICK, SIZE, data, learner  # noqa: E402, F401
 
 
 @pytest.mark.parametrize("system", CASES)
@@ -113,3 +121,29 @@ def test_a_follower_that_knows_what_the_student_makes_has_learnt_all(data: Datas
         losses.append(float(judge.follow(made.networks, batch, 3)))
     assert losses[0] < 1e-9
     assert losses[1] > 1e-3
+
+
+@pytest.mark.parametrize("recipe", ["teacher", "appearance"])
+@pytest.mark.parametrize("system", CASES)
+def test_the_faces_that_were_made_are_judged_and_no_others(data: Dataset, system: str, recipe: Any, tmp_path: Path, monkeypatch: Any) -> None:  # noqa: F811
+    (clip,) = data.clips
+    faced = replace(data, clips=[replace(clip, face=np.stack([face(8, 2, 28)] * len(clip.face)))])
+    settings = replace(QUICK, **CASES[system], recipe=recipe, steps=1, weights=Weights(identity=0.5))
+    made = Learner(settings, SIZE, start=None, teacher=None, device="cpu", recogniser=onnx_file(tmp_path / "faces.onnx", length=512))
+    lesson: Any = made.lesson
+    batches, judged, before = lesson.batches(faced), list[Any](), IdentityLoss.__call__
+
+    def spy(self: IdentityLoss, *given: Any) -> Any:
+        judged.append(given)
+        return before(self, *given)
+
+    monkeypatch.setattr(IdentityLoss, "__call__", spy)
+    batch = batches.at(1)
+    told = made._backward(batch, 1, 1.0, texture=False)
+    assert told["identity"] > 0
+    ((shown, truth, fits),) = judged
+    changed = (shown.detach() != truth).flatten(1).any(1)
+    new = batch.frames if recipe == "teacher" else lesson.rolls.new
+    assert changed.sum() == new
+    assert torch.equal(torch.isfinite(fits).flatten(1).all(1), changed)
+    assert bool(shown.requires_grad)
