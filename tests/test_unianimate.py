@@ -240,7 +240,7 @@ def test_a_killed_render_goes_on_and_ends_the_same(networks: Networks, portrait:
     again = render(networks, portrait, poses[0], poses, settings=settings, state=state, progress=lambda done, total: told.append(done))
     assert told == [6, 7, 8, 9, 10, 11, 12]
     assert np.array_equal(again, whole)
-    assert list(tmp_path.iterdir()) == []
+    assert state.exists(), "until whoever asked has written the frames"
 
 
 def test_a_state_of_another_render_or_a_broken_one_begins_anew(networks: Networks, portrait: Portrait, poses: Any, tmp_path: Path) -> None:

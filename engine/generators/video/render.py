@@ -50,8 +50,8 @@ def render(
 
     The skeletons are of the OpenPose colours, painted on black, body with feet and hands but no face, aligned to the portrait. Red and blue
     change places here, as they did in the pictures that the published weights were given. `state`: a file to keep what is done in, after
-    every call of the network; asked again for the same, the render goes on from it, for anything else it begins anew; removed at the end.
-    Raises AvatarError for pictures that do not fit, or where the file cannot be written.
+    every call of the network; asked again for the same, the render goes on from it, for anything else it begins anew. It stays: whoever
+    gave it removes it once the frames are written. Raises AvatarError for pictures that do not fit, or where the file cannot be written.
     """
     if poses.ndim != 4 or not len(poses):
         raise AvatarError("There is nothing to render: the clip has no frames.")
@@ -80,8 +80,6 @@ def render(
     if not bool(latents.isfinite().all()):
         raise AvatarError("The network answered with numbers that are none; render in fp32, or check its weights.")
     frames: UInt8Array = networks.decode(latents)
-    if state is not None:
-        state.unlink(missing_ok=True)
     return frames
 
 

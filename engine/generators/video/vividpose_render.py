@@ -46,7 +46,7 @@ def render(
     frames uint8 [F, H', W', 3].
 
     `state`: a file to keep what is done in, after every window; asked again for the same, the render goes on from it, for anything else it
-    begins anew; removed at the end. Raises AvatarError for pictures that do not fit, or where the file cannot be written.
+    begins anew; it stays, as in `render.render`. Raises AvatarError for pictures that do not fit, or where the file cannot be written.
     """
     if skeletons.ndim != 4 or not len(skeletons):
         raise AvatarError("There is nothing to render: the clip has no frames.")
@@ -77,8 +77,6 @@ def render(
     if not bool(latents.isfinite().all()):
         raise AvatarError("The network answered with numbers that are none; render in fp32, or check its weights.")
     frames: UInt8Array = networks.decode(latents)
-    if state is not None:
-        state.unlink(missing_ok=True)
     return frames
 
 
