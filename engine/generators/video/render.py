@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from engine.generators.video.networks import Networks, Portrait
 from engine.generators.video.pictures import resized
@@ -61,6 +62,7 @@ def render(
     half = None if state is None else read_half(state, key=key)
 
     def keep(now: Half) -> None:
+        check_finite(now.said)
         if state is not None:
             write_half(now, state, key=key)
 
@@ -77,10 +79,15 @@ def render(
         keep=keep,
         progress=progress,
     )
-    if not bool(latents.isfinite().all()):
-        raise AvatarError("The network answered with numbers that are none; render in fp32, or check its weights.")
+    check_finite(latents)
     frames: UInt8Array = networks.decode(latents)
     return frames
+
+
+def check_finite(found: Tensor) -> None:
+    """Raise AvatarError for numbers that are none: after a call of the network, not after an hour of them."""
+    if not bool(found.isfinite().all()):
+        raise AvatarError("The network answered with numbers that are none; render in fp32, or check its weights.")
 
 
 def as_read(pictures: UInt8Array) -> UInt8Array:
@@ -127,4 +134,4 @@ def read_half(path: Path, *, key: str) -> Half | None:
     return half if told.get("key") == key else None
 
 
-__all__ = ["DEFAULT", "Settings", "as_read", "key_of", "read_half", "render", "write_half"]
+__all__ = ["DEFAULT", "Settings", "as_read", "check_finite", "key_of", "read_half", "render", "write_half"]
