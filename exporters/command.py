@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from engine import persona as personas
 from engine.backends.engines import generator_of
-from engine.generators.diffusion.presets import Preset, preset
+from engine.generators.diffusion.presets import FACEID, PRESETS, Preset, plain_name, preset
 from engine.generators.diffusion.taught import preset_of
 from engine.generators.video.presets import UniAnimate
 from engine.generators.video.vividpose_presets import VividPose
@@ -98,6 +98,7 @@ def teach(videos: Sequence[Path], out: Path, options: argparse.Namespace, *, tel
 
 def _check(options: argparse.Namespace) -> None:
     """Before an hour of work. Raises AvatarError."""
+    _check_name(options.preset)
     _check_whole(options)
     if options.stage != "data" and importlib.util.find_spec("torch") is None:
         without = "--stage data needs none and keeps the puppet that the clip taught"
@@ -120,6 +121,15 @@ def _check(options: argparse.Namespace) -> None:
         _check_weights(options)
     if options.accumulate < 1 or (options.longest is not None and options.longest < 1):
         raise AvatarError("An update sees at least one batch of one frame: give --accumulate and --longest 1 or more.")
+
+
+def _check_name(name: str | None) -> None:
+    """Raise AvatarError for a preset that there is not."""
+    plain = plain_name(name or "compact")
+    if name != plain and plain in whole.PRESETS:
+        raise AvatarError(f"'{plain}' is of whole clips, and reads no face's tokens but its own; leave {FACEID} out.")
+    if plain not in PRESETS and plain not in whole.PRESETS:
+        raise AvatarError(f"There is no preset called '{plain}'; choose one of: {', '.join(sorted({*PRESETS, *whole.PRESETS}))}.")
 
 
 def _generator(options: argparse.Namespace) -> str:
@@ -178,11 +188,12 @@ def _check_weights(options: argparse.Namespace) -> None:
     from engine.generators.diffusion.networks import RECOGNISER
     from exporters.grow import grows
     from exporters.hearing import check_ears
-    from exporters.lesson import check_recogniser, check_teacher
+    from exporters.lesson import check_begun, check_recogniser, check_teacher
 
     device(options.device)
     if not isinstance(made := _made(options), Preset):
         return
+    check_begun(made, options.start)
     check_teacher(options.recipe, options.teacher)
     if options.preset is not None:
         check_ears(preset(options.preset), options.start)
@@ -192,8 +203,9 @@ def _check_weights(options: argparse.Namespace) -> None:
     check_recogniser(made, kept if kept is not None and kept.is_file() else options.recogniser)
     for weights in (options.start, options.teacher):
         theirs = "" if weights is None else preset_of(weights).name
-        if theirs and options.preset not in (None, theirs) and not grows(options.preset, theirs):
-            raise AvatarError(f"The weights in {weights} are for the preset '{theirs}', not '{options.preset}'; leave --preset out.")
+        if theirs not in ("", made.name) and not grows(made.name, theirs):
+            how = "give others" if options.preset is None else "leave --preset out, or give others"
+            raise AvatarError(f"The weights in {weights} are for the preset '{theirs}', not '{made.name}'; {how}.")
 
 
 def _settings(options: argparse.Namespace, made: Preset | UniAnimate | VividPose) -> Settings:

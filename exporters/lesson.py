@@ -23,7 +23,7 @@ from exporters.grow import grown, grows
 from exporters.hearing import check_ears, check_same
 from exporters.losses import Weights
 from exporters.memory import recomputed
-from exporters.objectives import Appearance, Consistency, Denoise, Following, Matching, Objective
+from exporters.objectives import Appearance, Consistency, Denoise, Following, Matching, Objective, same_encoder
 from exporters.settings import Recipe, Settings
 
 import torch  # isort: skip
@@ -195,6 +195,7 @@ def _networks(settings: Settings, size: tuple[int, int], start: Path | Networks 
         check_recogniser(made, networks.recogniser)
     if start is None:
         check_ears(made, start)
+        check_begun(made, start)
     if made.name != settings.preset:
         raise AvatarError(f"The weights in {start} are for the preset '{made.name}', not '{settings.preset}'; leave --preset out.")
     if made.size != size:
@@ -234,6 +235,12 @@ def with_gradient(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
     return (x if x.requires_grad or not torch.is_grad_enabled() else x.detach().requires_grad_(), *rest)
 
 
+def check_begun(made: Preset, start: Path | Networks | None) -> None:
+    """Raise AvatarError where a preset's autoencoder, which training leaves as it is, would be one that has learnt nothing."""
+    if made.latent != "pixel" and start is None:
+        raise AvatarError(f"'{made.name}' goes on from imported weights, whose autoencoder it keeps: give their folder with --start.")
+
+
 def check_recogniser(made: Preset, recogniser: Path | None) -> None:
     """Raise AvatarError where a preset reads a face's tokens and no recogniser of its kind says what the face is like."""
     if not made.unet.face_dim:
@@ -258,12 +265,14 @@ def _objective(settings: Settings, average: Networks, teacher: Path | None) -> t
     if settings.recipe == "appearance":
         return Appearance(settings.steps, settings.weights, settings.seed), None
     assert teacher is not None
-    taught_by = weights_of.load(teacher)
+    taught_by = weights_of.load(teacher).float()
     check_same(average, taught_by, named=teacher)
+    if not same_encoder(average.autoencoder, taught_by.autoencoder):
+        raise AvatarError(f"The teacher in {teacher} has another autoencoder than the student; start both from the same import (--start).")
     if settings.recipe == "consistency":
         return Consistency(taught_by, average, seed=settings.seed), None
     matching = Matching(taught_by, steps=settings.steps, seed=settings.seed)
     return matching, matching
 
 
-__all__ = ["Diffusion", "Lesson", "check_recogniser", "check_teacher", "chosen", "with_gradient"]
+__all__ = ["Diffusion", "Lesson", "check_begun", "check_recogniser", "check_teacher", "chosen", "with_gradient"]

@@ -311,6 +311,12 @@ def matching_gradient(made: Tensor, teacher: Tensor, follower: Tensor) -> Tensor
     return torch.nan_to_num((follower - teacher) / size)
 
 
+def same_encoder(mine: nn.Module, theirs: nn.Module) -> bool:
+    """Whether two autoencoders of one layout are the same one, both in fp32, whatever their files' precision was."""
+    other = theirs.state_dict()
+    return all(torch.equal(value, other[name]) for name, value in mine.state_dict().items())
+
+
 def _goal(at: Levels, index: Tensor, clean: Tensor, noise: Tensor) -> Tensor:
     """[N, C, h, w]: what a network should answer."""
     alpha, sigma = _column(at.alpha, index), _column(at.sigma, index)
@@ -347,6 +353,7 @@ __all__ = [
     "matching_gradient",
     "of_others",
     "rollout",
+    "same_encoder",
     "scene",
     "seeded",
     "seen",

@@ -117,6 +117,21 @@ def test_a_hand_goes_with_its_wrist(kind: Kind, anchor: Anchor) -> None:
     assert ratio == pytest.approx(1 / 1.3, rel=0.02)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_hand_goes_with_the_wrist_that_it_is_at(kind: Kind, anchor: Anchor) -> None:
+    """Of a driver whose arms hang further apart: here the way of one wrist is not the other's."""
+    alignment, body = Alignment(), tall(anchor)
+    body[[11, 13, 15], 0] += 0.08
+    for at in range(CALIBRATED):
+        given = signal(anchor, body, at)
+        assert given.body is not None
+        hands = np.zeros((2, 21, 3), np.float32)
+        hands[:, :, :2] = given.body[[FROM_BODY[4], FROM_BODY[7]], None, :2]
+        made = follow(alignment, kind, anchor, replace(given, hands=hands))[1]
+    for hand, joint in zip(made.hands, (4, 7), strict=True):
+        np.testing.assert_allclose(hand[0], made.body[FROM_BODY[joint], :2], atol=1e-2)
+
+
 def test_a_body_that_is_the_portraits_own_is_left_alone(anchor: Anchor) -> None:
     placed, made = follow(Alignment(), "musepose", anchor, signal(anchor, None, 0))
     assert placed.body_from == "portrait"

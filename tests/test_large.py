@@ -223,6 +223,22 @@ def test_weights_of_another_preset_are_refused(imported: Path) -> None:
         learner(imported, preset="compact")
 
 
+def test_a_teacher_of_other_latents_is_refused(imported: Path, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, recipe="matching")
+    Learner(settings, (SIDE, SIDE), start=imported, teacher=imported, device="cpu")
+    other = weights_of.load(imported)
+    with torch.no_grad():
+        next(other.autoencoder.parameters()).mul_(1.01)
+    weights_of.save(other, tmp_path, origin={})
+    with pytest.raises(AvatarError, match="has another autoencoder than the student; start both from the same import"):
+        Learner(settings, (SIDE, SIDE), start=imported, teacher=tmp_path, device="cpu")
+
+
+def test_nothing_to_begin_with_is_refused_where_latents_are_another_network_s() -> None:
+    with pytest.raises(AvatarError, match="goes on from imported weights, whose autoencoder it keeps"):
+        Learner(SETTINGS, (SIDE, SIDE), start=None, teacher=None, device="cpu")
+
+
 def test_only_large_networks_are_computed_again(imported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     networks = weights_of.load(imported)
     assert not memory.recomputed(networks)

@@ -100,9 +100,11 @@ def test_few_steps_lead_from_the_beginning_to_a_clean_picture(kind: str, count: 
     steps: Any = (UniAnimateSteps if kind == "unianimate" else VividPoseSteps).few(count)
     assert len(steps) == count
     truth, noise = torch.randn(2, 1, WINDOW, *SHAPE, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    asked = list[int]()
 
     def answer(step: int, x: Any) -> Any:
         """What a perfect network says: the velocity that leads to the truth."""
+        asked.append(step)
         if kind == "unianimate":
             alpha, sigma = steps.rows[step][:2]
             return (alpha * x - truth) / sigma
@@ -111,8 +113,10 @@ def test_few_steps_lead_from_the_beginning_to_a_clean_picture(kind: str, count: 
 
     none = truth[:, :0]
     for exit in (None, *range(count)):
+        asked.clear()
         made = roll(steps, answer, past=none, noise=none, begun=steps.noised(0, truth, noise), exit=exit)
         assert torch.allclose(made, truth, atol=1e-9)
+        assert asked == list(range(count if exit is None else exit + 1))
 
 
 def test_the_past_is_shown_at_every_level_and_stays_as_it_is() -> None:

@@ -64,6 +64,28 @@ def test_a_clip_is_rendered_and_gone_on_with(tiny: Any, clip: Path, tmp_path: Pa
 
 
 @pytest.mark.torch
+def test_what_was_rendered_is_there_until_it_is_written(
+    tiny: Any,
+    clip: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An hour's work is not lost where the disk is full at its end."""
+    persona, out, told = make_persona(tiny, demo_portrait(), name="demo"), tmp_path / "out.mp4", list[tuple[int, int]]()
+
+    def full(*_: Any, **__: Any) -> None:
+        raise AvatarError("The disk is full.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("engine.whole.render", full)
+        with pytest.raises(AvatarError, match="disk is full"):
+            render_whole(tiny, persona, clip, out, steps=2)
+    assert render_whole(tiny, persona, clip, out, steps=2, progress=lambda *at: told.append(at)) == MADE
+    assert len(told) == 1, "the last window alone"
+    assert [file.name for file in tmp_path.iterdir()] == ["out.mp4"]
+
+
+@pytest.mark.torch
 def test_the_driver_s_pose_changes_the_clip(tiny: Any, tmp_path: Path) -> None:
     identity = tiny.prepare(demo_portrait())
 

@@ -159,9 +159,26 @@ def test_a_killed_render_goes_on_and_another_begins_anew(networks: Networks, por
     again = render(networks, portrait, drawn, dense, settings=settings, state=state, progress=lambda *at: told.append(at))
     assert told == [(4, 4)]
     assert np.array_equal(again, whole)
-    assert not state.exists()
+    assert state.exists(), "until whoever asked has written the frames"
     with pytest.raises(AvatarError, match="no frames"):
         render(networks, portrait, drawn[:0], dense[:0])
+
+
+def test_numbers_that_are_none_end_a_render_at_once(networks: Networks, portrait: Portrait, tmp_path: Path) -> None:
+    calls = list[None]()
+
+    def broken(*_: Any) -> Any:
+        calls.append(None)
+        return torch.full((1, TINY.frames, 4, *TINY.latent_size), torch.inf)
+
+    handle = networks.denoiser.register_forward_hook(broken)
+    try:
+        with pytest.raises(AvatarError, match="answered with numbers that are none; render in fp32"):
+            render(networks, portrait, pictures(0), pictures(1), settings=Settings(steps=3, overlap=1), state=tmp_path / "half.safetensors")
+    finally:
+        handle.remove()
+    assert len(calls) == 2, "guided and unguided, of one window"
+    assert not list(tmp_path.iterdir()), "nothing to go on from"
 
 
 def test_skeletons_maps_and_portrait_are_seen(networks: Networks, portrait: Portrait) -> None:

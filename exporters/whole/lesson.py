@@ -17,10 +17,10 @@ from engine.generators.video.weights import Plan
 from engine.types import AvatarError, UInt8Array
 from exporters.batches import PATTERNS, Batch, Pattern
 from exporters.memory import LARGE, recompute
-from exporters.objectives import Following, Objective
+from exporters.objectives import Following, Objective, same_encoder
 from exporters.settings import Settings
 from exporters.whole import PRESETS, check, maps_of
-from exporters.whole.matching import Matching, same_encoder
+from exporters.whole.matching import Matching
 from exporters.whole.objectives import Appearance, Denoise, Desk, Rolls, streamed
 from exporters.whole.pupils import Pupil
 from exporters.whole.unianimate import UniAnimatePupil

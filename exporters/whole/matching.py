@@ -72,10 +72,4 @@ class Matching(nn.Module):
         return blind + guidance * (said - blind)
 
 
-def same_encoder(mine: nn.Module, theirs: nn.Module) -> bool:
-    """Whether two autoencoders are the same one, whatever their precision was."""
-    other = theirs.state_dict()
-    return all(torch.equal(value, other[name]) for name, value in mine.state_dict().items())
-
-
-__all__ = ["Matching", "same_encoder"]
+__all__ = ["Matching"]

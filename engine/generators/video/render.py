@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from engine.generators.video.networks import Networks, Portrait
 from engine.generators.video.pictures import resized
@@ -50,8 +51,8 @@ def render(
 
     The skeletons are of the OpenPose colours, painted on black, body with feet and hands but no face, aligned to the portrait. Red and blue
     change places here, as they did in the pictures that the published weights were given. `state`: a file to keep what is done in, after
-    every call of the network; asked again for the same, the render goes on from it, for anything else it begins anew; removed at the end.
-    Raises AvatarError for pictures that do not fit, or where the file cannot be written.
+    every call of the network; asked again for the same, the render goes on from it, for anything else it begins anew. It stays: whoever
+    gave it removes it once the frames are written. Raises AvatarError for pictures that do not fit, or where the file cannot be written.
     """
     if poses.ndim != 4 or not len(poses):
         raise AvatarError("There is nothing to render: the clip has no frames.")
@@ -61,6 +62,7 @@ def render(
     half = None if state is None else read_half(state, key=key)
 
     def keep(now: Half) -> None:
+        check_finite(now.said)
         if state is not None:
             write_half(now, state, key=key)
 
@@ -77,12 +79,15 @@ def render(
         keep=keep,
         progress=progress,
     )
-    if not bool(latents.isfinite().all()):
-        raise AvatarError("The network answered with numbers that are none; render in fp32, or check its weights.")
+    check_finite(latents)
     frames: UInt8Array = networks.decode(latents)
-    if state is not None:
-        state.unlink(missing_ok=True)
     return frames
+
+
+def check_finite(found: Tensor) -> None:
+    """Raise AvatarError for numbers that are none: after a call of the network, not after an hour of them."""
+    if not bool(found.isfinite().all()):
+        raise AvatarError("The network answered with numbers that are none; render in fp32, or check its weights.")
 
 
 def as_read(pictures: UInt8Array) -> UInt8Array:
@@ -129,4 +134,4 @@ def read_half(path: Path, *, key: str) -> Half | None:
     return half if told.get("key") == key else None
 
 
-__all__ = ["DEFAULT", "Settings", "as_read", "key_of", "read_half", "render", "write_half"]
+__all__ = ["DEFAULT", "Settings", "as_read", "check_finite", "key_of", "read_half", "render", "write_half"]

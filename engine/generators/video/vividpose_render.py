@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from engine.generators.video.pictures import resized
-from engine.generators.video.render import key_of, read_half, write_half
+from engine.generators.video.render import check_finite, key_of, read_half, write_half
 from engine.generators.video.sampling import SEED, Half, Progress
 from engine.generators.video.vividpose_networks import Networks, Portrait
 from engine.generators.video.vividpose_sampling import GUIDANCE, OVERLAP, STEPS, first_latents, sample
@@ -46,7 +46,7 @@ def render(
     frames uint8 [F, H', W', 3].
 
     `state`: a file to keep what is done in, after every window; asked again for the same, the render goes on from it, for anything else it
-    begins anew; removed at the end. Raises AvatarError for pictures that do not fit, or where the file cannot be written.
+    begins anew; it stays, as in `render.render`. Raises AvatarError for pictures that do not fit, or where the file cannot be written.
     """
     if skeletons.ndim != 4 or not len(skeletons):
         raise AvatarError("There is nothing to render: the clip has no frames.")
@@ -56,6 +56,7 @@ def render(
     half = None if state is None else read_half(state, key=key)
 
     def keep(now: Half) -> None:
+        check_finite(now.said)
         if state is not None:
             write_half(now, state, key=key)
 
@@ -74,11 +75,8 @@ def render(
         keep=keep,
         progress=progress,
     )
-    if not bool(latents.isfinite().all()):
-        raise AvatarError("The network answered with numbers that are none; render in fp32, or check its weights.")
+    check_finite(latents)
     frames: UInt8Array = networks.decode(latents)
-    if state is not None:
-        state.unlink(missing_ok=True)
     return frames
 
 
