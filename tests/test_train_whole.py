@@ -249,6 +249,25 @@ def test_every_second_frame_is_learnt_from_and_none_is_lost(data: Dataset) -> No
     assert (even.held_out, odd.held_out) == ([(36, 48)], [])
 
 
+def test_hands_are_painted_in_what_is_learnt_from_and_not_in_portraits(data: Dataset, tmp_path: Path) -> None:
+    """Of a portrait nobody looks for hands, live; and a run without them does not go on with them."""
+    (clip,) = data.clips
+    hands = np.full((FRAMES, 2, 21, 2), np.nan, np.float32)
+    hands[:, 1] = np.stack([np.linspace(32, 44, 21), np.linspace(16, 28, 21)], 1)
+    seen = replace(data, clips=[replace(clip, hands=hands)])
+    (_, without), (_, among) = learner(data), learner(seen)
+    bare, full = (batches.take(0, 0, 4).coarse.numpy() for batches in (without, among))
+    x, y = hands[0, 1].astype(int).T
+    assert (full[:, y, x] == (255, 0, 0)).all(), "red and blue change places"
+    assert not (bare[:, y, x] == (255, 0, 0)).all()
+    for one, other in zip(without.references, among.references, strict=True):
+        assert np.array_equal(one.condition, other.condition)
+    run(data, tmp_path, 1)
+    with pytest.raises(AvatarError, match=r"other settings \(hands none instead of tracked\)"):
+        run(seen, tmp_path, 2)
+    run(seen, tmp_path / "new", 1)
+
+
 REFUSED = {
     "recipe": (["--preset", "tiny_unianimate", "--recipe", "consistency"], "by --recipe teacher, appearance or matching, not 'consistency'"),
     "start": (["--preset", "unianimate"], "goes on from imported weights"),

@@ -67,6 +67,7 @@ class Whole:
         self.weights = replace(settings.weights, critic=0.0)  # pictures for the critic alone would cost more than all the rest
         self.desk = Desk(self.pupil, [], {})
         self.maps = maps_of(PRESETS[settings.preset])
+        self.hands = True
 
     def objective(self, average: Any) -> tuple[Objective, Following | None]:
         """See `Lesson`."""

@@ -23,8 +23,9 @@ from engine.types import UInt8Array
 from exporters.dataset import Clip
 from exporters.lesson import with_gradient
 from exporters.memory import one_by_one
+from exporters.painted import placed
 from exporters.settings import Settings
-from exporters.whole.windows import Reference, placed
+from exporters.whole.windows import Reference
 
 TEMPORAL_CONVOLUTION = "temopral_conv"
 """Its name in every resnet."""

@@ -30,8 +30,9 @@ from engine.types import UInt8Array
 from exporters.dataset import Clip
 from exporters.lesson import with_gradient
 from exporters.memory import again, one_by_one
+from exporters.painted import placed
 from exporters.settings import Settings
-from exporters.whole.windows import Reference, placed
+from exporters.whole.windows import Reference
 
 SIGMA_MEAN, SIGMA_DEVIATION = 0.7, 1.6
 """Of the logarithm of a noise level, as its image-to-video models were trained."""
