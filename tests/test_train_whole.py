@@ -23,7 +23,7 @@ require("accelerate")
 import torch  # noqa: E402
 
 import avatar  # noqa: E402
-from engine.generators.video import clips, generator, live, presets  # noqa: E402
+from engine.generators.video import clips, generator, live, presets, sampling, vividpose_sampling  # noqa: E402
 from engine.generators.video import networks as weights_of  # noqa: E402
 from engine.generators.video.rolling import UniAnimateSteps, VividPoseSteps  # noqa: E402
 from engine.generators.video.weights import Plan, read_manifest  # noqa: E402
@@ -153,6 +153,24 @@ def test_a_run_goes_on_and_publishes_a_student_with_its_plan(data: Dataset, tmp_
     assert (origin["recipe"], origin["steps"], origin["window"], origin["overlap"]) == ("appearance", "2", "8", "6")
     assert "made_for" not in origin
     assert (tmp_path / "whole" / "preview.jpg").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("system", CASES)
+def test_a_teacher_says_its_windows_and_is_judged_by_them(data: Dataset, tmp_path: Path, system: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[tuple[int, int]]()
+    module: Any = sampling if system == "unianimate" else vividpose_sampling
+    sample = module.sample
+
+    def spy(*given: Any, **told: Any) -> Any:
+        asked.append((told["size"], told["overlap"]))
+        return sample(*given, **told)
+
+    monkeypatch.setattr(module, "sample", spy)
+    changes = CASES[system] | {"window": (5, 4)}
+    train(data, tmp_path, budget=Budget(updates=1), settings=replace(QUICK, steps=1, **changes), device="cpu")
+    manifest = read_manifest(tmp_path / "weights")
+    assert (manifest.window, manifest.taught) == (5, None)
+    assert set(asked) == {(5, 2)}
 
 
 def _stop_at(updates: int) -> Any:

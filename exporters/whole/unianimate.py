@@ -102,9 +102,9 @@ class UniAnimatePupil:
         """See `Pupil`."""
         return one_by_one(networks.seen, latents)
 
-    def render(self, networks: Networks, told: Given, condition: Tensor, steps: int) -> Tensor:
+    def render(self, networks: Networks, told: Given, condition: Tensor, steps: int, *, window: int) -> Tensor:
         """See `Pupil`."""
-        return sampling.sample(networks.denoiser, told, condition, steps=steps)
+        return sampling.sample(networks.denoiser, told, condition, steps=steps, size=window, overlap=min(sampling.OVERLAP, window // 2))
 
     def save(self, networks: Networks, folder: Path, *, origin: dict[str, str]) -> None:
         """See `Pupil`."""
