@@ -124,11 +124,13 @@ class Batches:
         hears: bool = True,
         heard: Sequence[FloatArray] | None = None,
         face: Face | None = None,
+        faced: bool = True,
     ) -> None:
         """`channels` K of the condition, its kind, `maps` (names of the pictures that it consists of, if it does) and `depth` px of the coarsest
         cells, as the preset has them; `hears`: whether it has speech: without, a condition that is taken away leaves nothing to tell the motion.
-        `heard`: what the clips' frames hear by a network instead of log-mel [N, *`Ears.heard`]; `face`: of the portrait (`hearing`)."""
-        self.channels, self.depth, self.condition, self.hears = channels, depth, condition, hears
+        `heard`: what the clips' frames hear by a network instead of log-mel [N, *`Ears.heard`]; `face`: of the portrait (`hearing`); `faced`:
+        whether a painted skeleton has one."""
+        self.channels, self.depth, self.condition, self.hears, self.faced = channels, depth, condition, hears, faced
         self.maps, self.heard, self.face = tuple(maps), heard, face
         self.data, self.seed, self.chances = data, seed, chances or Chances()
         longest = max((stop - start for clip in data.clips for start, stop in clip.train), default=0)
@@ -140,7 +142,7 @@ class Batches:
             from engine.conditions.regions import face_mask  # whose library a benchmark of training does without
 
             self._mask = face_mask(data.clips[clip].face[frame], data.size)
-        self._still = self._coarse(data.clips[clip], frame, frame + 1, still=False)[0]
+        self._still = self._coarse(replace(data.clips[clip], hands=None), frame, frame + 1, still=False)[0]  # live a voice moves no hands
         self.views = [data.portrait, *(view for _, view in data.views)]
 
     def at(self, step: int, *, turn: int | None = None) -> Batch:
@@ -174,7 +176,7 @@ class Batches:
         if self.condition != "puppet":
             from exporters.painted import painted  # with the live session's rule comes what tracks faces
 
-            return painted(self.condition, clip.face[start:stop], None if clip.body is None else clip.body[start:stop], self.data.size)
+            return painted(self.condition, clip, range(start, stop), self.data.size, face=self.faced)
         coarse = np.asarray(clip.coarse[start:stop])
         return coarse if self.channels == coarse.shape[3] else np.concatenate([coarse, clip.guide[start:stop]], 3)
 

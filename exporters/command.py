@@ -58,12 +58,14 @@ def teach(videos: Sequence[Path], out: Path, options: argparse.Namespace, *, tel
 
     def collected() -> None:
         if options.stage != "train":
-            collect(videos, out / DATA, size=made.size, progress=_collecting(tell), maps=options.maps)
+            collect(videos, out / DATA, size=made.size, progress=_collecting(tell), maps=options.maps, hands=whole.shows_hands(made))
 
     together.first(collected)
     data = open_dataset(out / DATA)
     for sentence in data.report.get("sentences", ()):
         tell(str(sentence))
+    if whole.shows_hands(made) and any(clip.hands is None for clip in data.clips):
+        tell("Nobody looked for hands when these clips were collected, so the skeletons have none; leave --stage train out, and they are looked for.")
     if options.stage == "data":
         if options.consent is not None and together.main:
             keep_puppet(data, out / PUPPET, name=name, source=source, consent=options.consent, tell=tell)

@@ -7,7 +7,8 @@
       reference.npz          its crop, the portrait and further views
       clips/<clip>/        stage 3: frames.npy, sound.npz; stage 4, with the assets: guide.npy, points.npz, coarse.npy, rest.npz; later, by
                              training: heard-<network>.npy, what frames hear by a preset's own listening network (`hearing`)
-      clips/<clip>/map-*.npy, maps.json    where condition pictures were asked for (`maps`)
+      clips/<clip>/hands.npz   where they were asked for (`hands`)
+    clips/<clip>/map-*.npy, maps.json    likewise condition pictures (`maps`)
       assets.npz           stage 4: what the training part teaches the puppet (`stages.learnt`), and, until the set is whole,
       apart.npz              what each part of it does not teach
       dataset.json         written last: the folder is whole
@@ -27,6 +28,7 @@ import numpy.typing as npt
 
 from engine.generators.puppet.assets import PuppetAssets
 from engine.types import FloatArray, UInt8Array
+from exporters import hands as hands_of
 from exporters import maps as condition_maps
 from exporters import pairs, sound, stages, storage
 from exporters.footage import FPS
@@ -55,6 +57,7 @@ class Clip:
     held_out: list[tuple[int, int]]
     body: FloatArray | None = None  # [N, 33, 3] px of the crop, pose landmarks in the real picture, and how well they are seen; None: nobody looked
     sound: sound.Sound | None = None  # [M] at 16 kHz from the first frame on, 32767 is 1; None: collected before it was kept
+    hands: FloatArray | None = None  # [N, 2, 21, 2] px of the crop, in the real picture, NaN where one is not seen; None: nobody looked
     maps: Mapping[str, UInt8Array] = field(default_factory=dict)  # name -> [N, H, W, 3] RGB condition pictures of the frames, mapped from the disk
 
 
@@ -89,9 +92,10 @@ def open_dataset(folder: Path) -> Dataset:
         points = storage.read_arrays(place / storage.POINTS)["points"]
         train, held_out = ([(int(a), int(b)) for a, b in rest[name]] for name in ("train", "held_out"))
         speech, motion, face, kept = (rest[name] for name in ("speech", "motion", "face", "kept"))
-        body = body_of(storage.read_arrays(folder / storage.TRACKS / f"{video['sha256']}.npz"), face, kept)
+        track = storage.read_arrays(storage.track(folder, video))
+        body, hands = body_of(track, face, kept), hands_of.kept(place, track, face, kept)
         maps = condition_maps.read(folder, name, frames.shape)
-        clips.append(Clip(name, frames, coarse, guide, points, speech, motion, face, kept, train, held_out, body, sound.kept(place), maps))
+        clips.append(Clip(name, frames, coarse, guide, points, speech, motion, face, kept, train, held_out, body, sound.kept(place), hands, maps))
     views = [(float(yaw), view) for yaw, view in zip(reference["yaws"], reference["views"], strict=True)]
     height, width = index["size"]
     assets = stages.read(folder / storage.ASSETS)
@@ -106,13 +110,15 @@ def collect(
     progress: Callable[[str, int, int], None] | None = None,
     least: float = LEAST_SECONDS,
     maps: Sequence[str] = (),
+    hands: bool = False,
 ) -> Dataset:
     """Clips of one person (files, or folders of them) -> a data set in `folder`.
 
     About 0.1 s of CPU a frame. Killed and called again it goes on where it stopped; called on a whole data set of the same videos and size
     it only opens it; with others it begins anew where the set was unfinished and refuses where it was whole. `size`: (H, W) px of the frames;
     `progress` is told (what is being done, how much of it is done, out of how much); `least`: s of good frames that are needed;
-    `maps`: NAME=FILE of condition pictures (`maps.find`), which are made where they are not there, also in a set that was whole without them.
+    `maps`: NAME=FILE of condition pictures (`maps.find`), and `hands`: whether these are looked for too (about 15 ms more a frame); both are made
+    where they are not there, also in a set that was whole without them.
     Raises AvatarError for videos and files that cannot be used, for a folder that holds something else, and where the disk is full.
     """
     tell = progress or (lambda what, done, total: None)
@@ -126,6 +132,8 @@ def collect(
         else:  # one that was collected before sound was kept gets it
             for path, name in zip(paths, storage.read_index(Path(folder), version=FORMAT)["clips"], strict=True):
                 sound.keep(path, Path(folder) / "clips" / name)
+        for path, video in zip(paths, named if hands else (), strict=hands):
+            hands_of.keep(path, Path(folder), video, tell)
         condition_maps.add(Path(folder), sources, paths, named, tell)
     return open_dataset(Path(folder))
 

@@ -44,6 +44,7 @@ class Lesson(Protocol):
     networks: Any  # nn.Module: what learns and what does not, ready to learn, fp32
     weights: Weights  # of the terms; those that this lesson has no use for are 0
     maps: tuple[str, ...]  # condition pictures that the clips must have, by name
+    hands: bool  # whether those that are painted show hands
     runs: int | None  # held-out runs that are looked at, at most; None: all
 
     def objective(self, average: Any) -> tuple[Objective, Following | None]:
@@ -94,6 +95,7 @@ class Diffusion:
         if settings.recipe != "appearance" and self.networks.preset.latent != "pixel":
             self.weights = replace(self.weights, critic=0.0)  # these learn from latents: pictures for the critic alone would cost more than the rest
         self.maps = self.networks.preset.maps
+        self.hands = self.networks.preset.condition == "skeleton"
         self._seen: dict[int, tuple[Tensor, Tensor | None, list[Tensor] | None]] = {}  # by the portrait's number
 
     def objective(self, average: Networks) -> tuple[Objective, Following | None]:
@@ -138,6 +140,7 @@ class Diffusion:
             hears=made.unet.speech_dim > 0,
             heard=hearing.heard(data, self.networks),
             face=hearing.face_in(data, self.networks),
+            faced=made.face,
         )
 
     def counts(self) -> Sequence[int]:

@@ -6,8 +6,8 @@ lies where the portrait's does and is as large, so that the clip's own points in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,26 @@ from engine.generators.diffusion.conditions import Placed, draw
 from engine.generators.diffusion.layout import PAINTED, Condition
 from engine.types import BODY_POINTS, FloatArray, UInt8Array
 
+if TYPE_CHECKING:
+    from exporters.dataset import Clip
+
 LOOKED_AT = 32
 """Frames that the crop is found from: it is the same in all."""
+
+
+Way = Callable[[FloatArray], FloatArray]
+"""Points [.., 2], x, y 0..1 of the whole picture -> px of the crop."""
+
+
+def into_crop(track: Mapping[str, npt.NDArray[Any]], face: FloatArray, kept: npt.NDArray[np.bool_]) -> Way | None:
+    """Where the crop of a clip lies in its whole pictures; None where no face tells. See `body_of`."""
+    frames = np.flatnonzero(kept)[:: max(1, int(kept.sum()) // LOOKED_AT)]
+    if not len(frames):
+        return None
+    unit = np.array(track["size"][::-1], np.float64)
+    whole, crop = track["face"][frames, :, :2] * unit, face[frames].astype(np.float64)
+    fits = np.array([np.polyfit(whole[..., axis].ravel(), crop[..., axis].ravel(), 1) for axis in range(2)])
+    return lambda points: (points * unit * fits[:, 0] + fits[:, 1]).astype(np.float32)
 
 
 def body_of(track: Mapping[str, npt.NDArray[Any]], face: FloatArray, kept: npt.NDArray[np.bool_]) -> FloatArray:
@@ -27,31 +45,30 @@ def body_of(track: Mapping[str, npt.NDArray[Any]], face: FloatArray, kept: npt.N
     `track`: what was seen of the whole pictures (`footage.Footage`); `face` [N, 478, 2]: the face's points in px of the crop, which tell where that
     lies in the whole picture, and `kept` [N] where there are some.
     """
-    height, width = (int(side) for side in track["size"])
     body = np.zeros((len(face), BODY_POINTS, 3), np.float32)
-    frames = np.flatnonzero(kept)[:: max(1, int(kept.sum()) // LOOKED_AT)]
-    unit = np.array([width, height], np.float32)
-    whole, crop = (track["face"][frames, :, :2] * unit).astype(np.float64), face[frames].astype(np.float64)
-    seen = track["body"][: len(face)]
+    seen, way = track["body"][: len(face)], into_crop(track, face, kept)
     known = np.isfinite(seen[:, :, :2]).all((1, 2))
-    if not len(frames) or not known.any():
+    if way is None or not known.any():
         return body
-    for axis in range(2):
-        scale, shift = np.polyfit(whole[..., axis].ravel(), crop[..., axis].ravel(), 1)
-        body[known, :, axis] = seen[known][..., axis] * unit[axis] * scale + shift
+    body[known, :, :2] = way(seen[known][..., :2])
     body[known, :, 2] = [visibility(one) for one in seen[known]]
     return body
 
 
-def painted(condition: Condition, face: FloatArray, body: FloatArray | None, size: tuple[int, int]) -> UInt8Array:
-    """Points [F, 478, 2] and pose landmarks [F, 33, 3] (None: nobody looked) in px -> condition pictures [F, H, W, K], black without a face."""
-    unseen = np.zeros((BODY_POINTS, 3), np.float32)
-    pictures = np.zeros((len(face), *size, 3 * len(PAINTED.get(condition, ("",)))), np.uint8)
-    for k, points in enumerate(face):
-        if np.isfinite(points).all():
-            placed = Placed(points, unseen if body is None else body[k], (), "driver", "head")
-            pictures[k] = draw(condition, placed, size)
+def placed(clip: Clip, frame: int) -> Placed:
+    """The points of a frame that was kept, in its crop."""
+    body = np.zeros((BODY_POINTS, 3), np.float32) if clip.body is None else clip.body[frame]
+    hands = () if clip.hands is None else tuple(hand for hand in clip.hands[frame] if np.isfinite(hand).all())
+    return Placed(clip.face[frame], body, hands, "driver", "head")
+
+
+def painted(condition: Condition, clip: Clip, frames: range, size: tuple[int, int], *, face: bool = True) -> UInt8Array:
+    """Condition pictures [F, H, W, K] of a clip's frames, black without a face. `face`: whether a skeleton shows its face's points."""
+    pictures = np.zeros((len(frames), *size, 3 * len(PAINTED.get(condition, ("",)))), np.uint8)
+    for k, frame in enumerate(frames):
+        if np.isfinite(clip.face[frame]).all():
+            pictures[k] = draw(condition, placed(clip, frame), size, face=face)
     return pictures
 
 
-__all__ = ["body_of", "painted"]
+__all__ = ["Way", "body_of", "into_crop", "painted", "placed"]

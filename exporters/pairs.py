@@ -138,7 +138,7 @@ def build(paths: Sequence[Path], folder: Path, plan: dict[str, Any], tell: Progr
 
 def _tracked(path: Path, video: dict[str, str], folder: Path, tell: Progress) -> Source:
     """Stage 1. Raises AvatarError for a clip that shows nobody, or more than one."""
-    home = folder / storage.TRACKS / f"{video['sha256']}.npz"
+    home = storage.track(folder, video)
     if not home.exists():
         storage.write_arrays(home, **watch(path, tick=partial(tell, f"tracking {path.name}")).arrays())
     footage = Footage(**storage.read_arrays(home))

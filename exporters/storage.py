@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -214,6 +214,11 @@ def frames_file(path: Path, shape: tuple[int, ...]) -> Iterator[Callable[[UInt8A
         yield write
         if given != shape[0]:
             raise AvatarError(f"'{path}' should hold {shape[0]} frames, but the clip gave {given}; the video has changed, start again.")
+
+
+def track(folder: Path, named: Mapping[str, str]) -> Path:
+    """The file of what was seen and heard in a video, which is `named` as in `identify`."""
+    return folder / TRACKS / f"{named['sha256']}.npz"
 
 
 def enough_room(folder: Path, *, frames: int, size: tuple[int, int]) -> None:

@@ -86,6 +86,8 @@ def train(
         for clip in data.clips:
             maps.check(lesson.maps, clip.maps, preset=settings.preset)
         known["maps"] = maps.key_of(data, lesson.maps)
+    if lesson.hands and any(clip.hands is not None for clip in data.clips):
+        known["hands"] = "tracked"
     known["batches"] = settings.accumulate * learner.crew.count
     learner.crew.first(lambda: lesson.prepare(data))
     batches = lesson.batches(data)

@@ -504,7 +504,7 @@ def test_the_command_keeps_the_taught_puppet_as_a_persona(made: Dataset, tmp_pat
     from exporters import command
 
     monkeypatch.setenv("AVATAR_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(command, "collect", lambda videos, folder, *, size, progress, maps: replace(made, folder=folder))
+    monkeypatch.setattr(command, "collect", lambda videos, folder, **more: replace(made, folder=folder))
     shutil.copytree(made.folder, tmp_path / "me" / "data")
     words = ["train", "--video", "a.mp4", "--out", "me", "--stage", "data", "--consent", "I am the person in the video."]
     options = avatar._parser().parse_args(words)

@@ -121,10 +121,11 @@ def test_training_paints_where_a_live_session_does(data: Dataset) -> None:
     assert live.body[11:13] == pytest.approx(found[0, 11:13], abs=0.5)
 
 
-def test_a_frame_without_a_face_is_black() -> None:
+def test_a_frame_without_a_face_is_black(data: Dataset) -> None:
     cases: list[tuple[Condition, int]] = [("skeleton", 3), ("dots", 6)]
+    clip = replace(data.clips[0], face=np.full((1, 478, 2), np.nan, np.float32))
     for condition, channels in cases:
-        picture = painted(condition, np.full((1, 478, 2), np.nan, np.float32), None, (16, 16))
+        picture = painted(condition, clip, range(1), (16, 16))
         assert picture.shape == (1, 16, 16, channels)
         assert not picture.any()
 

@@ -23,7 +23,7 @@ require("accelerate")
 import torch  # noqa: E402
 
 import avatar  # noqa: E402
-from engine.generators.video import clips, generator, live, presets  # noqa: E402
+from engine.generators.video import clips, generator, live, presets, sampling, vividpose_sampling  # noqa: E402
 from engine.generators.video import networks as weights_of  # noqa: E402
 from engine.generators.video.rolling import UniAnimateSteps, VividPoseSteps  # noqa: E402
 from engine.generators.video.weights import Plan, read_manifest  # noqa: E402
@@ -156,6 +156,24 @@ def test_a_run_goes_on_and_publishes_a_student_with_its_plan(data: Dataset, tmp_
     assert (tmp_path / "whole" / "preview.jpg").stat().st_size > 1000
 
 
+@pytest.mark.parametrize("system", CASES)
+def test_a_teacher_says_its_windows_and_is_judged_by_them(data: Dataset, tmp_path: Path, system: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[tuple[int, int]]()
+    module: Any = sampling if system == "unianimate" else vividpose_sampling
+    sample = module.sample
+
+    def spy(*given: Any, **told: Any) -> Any:
+        asked.append((told["size"], told["overlap"]))
+        return sample(*given, **told)
+
+    monkeypatch.setattr(module, "sample", spy)
+    changes = CASES[system] | {"window": (5, 4)}
+    train(data, tmp_path, budget=Budget(updates=1), settings=replace(QUICK, steps=1, **changes), device="cpu")
+    manifest = read_manifest(tmp_path / "weights")
+    assert (manifest.window, manifest.taught) == (5, None)
+    assert set(asked) == {(5, 2)}
+
+
 def _stop_at(updates: int) -> Any:
     def progress(report: Report) -> None:
         if report.updates == updates:
@@ -248,6 +266,25 @@ def test_every_second_frame_is_learnt_from_and_none_is_lost(data: Dataset) -> No
     assert np.array_equal(odd.face[3], data.clips[0].face[7])
     assert (even.train, odd.train) == ([(0, 36)], [(0, 36)])
     assert (even.held_out, odd.held_out) == ([(36, 48)], [])
+
+
+def test_hands_are_painted_in_what_is_learnt_from_and_not_in_portraits(data: Dataset, tmp_path: Path) -> None:
+    """Of a portrait nobody looks for hands, live; and a run without them does not go on with them."""
+    (clip,) = data.clips
+    hands = np.full((FRAMES, 2, 21, 2), np.nan, np.float32)
+    hands[:, 1] = np.stack([np.linspace(32, 44, 21), np.linspace(16, 28, 21)], 1)
+    seen = replace(data, clips=[replace(clip, hands=hands)])
+    (_, without), (_, among) = learner(data), learner(seen)
+    bare, full = (batches.take(0, 0, 4).coarse.numpy() for batches in (without, among))
+    x, y = hands[0, 1].astype(int).T
+    assert (full[:, y, x] == (255, 0, 0)).all(), "red and blue change places"
+    assert not (bare[:, y, x] == (255, 0, 0)).all()
+    for one, other in zip(without.references, among.references, strict=True):
+        assert np.array_equal(one.condition, other.condition)
+    run(data, tmp_path, 1)
+    with pytest.raises(AvatarError, match=r"other settings \(hands none instead of tracked\)"):
+        run(seen, tmp_path, 2)
+    run(seen, tmp_path / "new", 1)
 
 
 REFUSED = {

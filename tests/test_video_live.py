@@ -215,6 +215,28 @@ def test_published_weights_say_what_they_would_take_and_taught_ones_run_as_they_
             load("video", weights=weights(tmp_path / "wrong", TAUGHT | wrong), device="cpu")
 
 
+@pytest.mark.parametrize("system", ["unianimate", "vividpose"])
+def test_a_teacher_renders_windows_as_long_as_it_was_taught(system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = TAUGHT | {"made_for": "31 steps", "window": "6"}
+    if system == "unianimate":
+        weights(tmp_path / "w", teacher)
+    else:
+        vividpose_networks.save(vividpose_networks.build(vividpose_presets.TINY, seed=3), tmp_path / "w", origin=teacher)
+    made, settings = cast(Any, load("video", weights=tmp_path / "w", device="cpu")), list[Any]()
+    assert (made.system.published.window, made.plan.window) == (6, 6)
+    assert "since 6 frames are made at once" in made.notice or "since 6 frames are made at once" in made.spec.notice
+    monkeypatch.setattr(f"engine.generators.video.{system}_clips.render", lambda *_, **told: settings.append(told["settings"]) or np.zeros((1, 1)))
+    maps = {"smplx": np.zeros((*made.spec.size, 3), np.uint8)}
+    identity = made.prepare(demo_portrait())
+    for window in (None, 4):
+        other = cast(Any, load("video", weights=tmp_path / "w", device="cpu", window=window))
+        other.at_leisure(identity, [Signal(0.0, maps=maps, motion=still_motion())], kept=tmp_path, steps=1, guidance=None)
+    assert [(one.size, one.overlap) for one in settings] == [(6, 3), (4, 2)]
+    (tmp_path / "w" / "weights.json").write_text((tmp_path / "w" / "weights.json").read_text().replace('"window": "6"', '"window": "none"'))
+    with pytest.raises(AvatarError, match="names windows of 'none' frames, which is no number; train them again"):
+        load("video", weights=tmp_path / "w", device="cpu")
+
+
 def test_asked_for_nothing_it_is_the_size_that_costs_nothing() -> None:
     assert load("video", device="cpu").spec.size == presets.TINY.size
 

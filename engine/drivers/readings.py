@@ -67,7 +67,7 @@ class Ease:
             body = _towards(self.body, body, step / BODY_FOLLOW)
         if hands is not None and self.hands is not None:
             pairs = zip(self.hands, hands, strict=True)
-            hands = np.stack([now if _other(before, now) else _towards(before, now, step / HANDS_FOLLOW) for before, now in pairs])
+            hands = np.stack([_towards(before, now, step / HANDS_FOLLOW) if same_hand(before, now) else now for before, now in pairs])
         self.body, self.hands = body, hands
         return replace(signal, body=body, hands=hands)
 
@@ -77,9 +77,9 @@ def _towards(before: FloatArray, now: FloatArray, elapsed: float) -> FloatArray:
     return (before + np.float32(1.0 - np.exp(-elapsed)) * (now - before)).astype(np.float32)
 
 
-def _other(before: FloatArray, now: FloatArray) -> bool:
-    """Whether a hand [21, 3] is not the one that was shown, or either is none."""
+def same_hand(before: FloatArray, now: FloatArray) -> bool:
+    """Whether a hand [21, 3] is the one that was shown; not where either is none."""
     if not (before.any() and now.any()):
-        return True
+        return False
     size = float(np.hypot(*np.ptp(now[:, :2], axis=0)))
-    return float(np.linalg.norm(before[:, :2] - now[:, :2], axis=1).mean()) > HAND_JUMP * size
+    return float(np.linalg.norm(before[:, :2] - now[:, :2], axis=1).mean()) <= HAND_JUMP * size

@@ -57,4 +57,9 @@ def maps_of(made: Preset | UniAnimate | VividPose) -> tuple[str, ...]:
     return ("smplx",) if isinstance(made, VividPose) else ()
 
 
-__all__ = ["PRESETS", "RECIPES", "check", "chosen", "maps_of"]
+def shows_hands(made: Preset | UniAnimate | VividPose) -> bool:
+    """Whether the pictures that a size of any generator is driven by have painted hands."""
+    return not isinstance(made, Preset) or made.condition == "skeleton"
+
+
+__all__ = ["PRESETS", "RECIPES", "check", "chosen", "maps_of", "shows_hands"]

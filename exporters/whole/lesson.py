@@ -67,6 +67,7 @@ class Whole:
         self.weights = replace(settings.weights, critic=0.0)  # pictures for the critic alone would cost more than all the rest
         self.desk = Desk(self.pupil, [], {})
         self.maps = maps_of(PRESETS[settings.preset])
+        self.hands = True
 
     def objective(self, average: Any) -> tuple[Objective, Following | None]:
         """See `Lesson`."""
@@ -94,10 +95,15 @@ class Whole:
         return plan.overlap, plan.new
 
     @property
+    def frames(self) -> int:
+        """Of a teacher's window."""
+        return self.pupil.frames if self.settings.window is None else self.settings.window[0]
+
+    @property
     def patterns(self) -> tuple[Pattern, ...]:
         """Of a batch: a window for a teacher, and some chunks more for a student. Raises AvatarError for others of a student."""
         settings, student = self.settings, self.settings.recipe != "teacher"
-        frames = self.rolls.frames if student else self.pupil.frames if settings.window is None else settings.window[0]
+        frames = self.rolls.frames if student else self.frames
         if settings.patterns is PATTERNS:  # those are of another generator
             return (Pattern(1, frames),)
         if student and (other := next((one.frames for one in settings.patterns if one.frames != frames), None)):
@@ -135,7 +141,8 @@ class Whole:
         batch = run.batch.to(next(networks.denoiser.parameters()).device)
         self.read(batch)
         if self.settings.recipe == "teacher":
-            rendered: UInt8Array = networks.decode(self.pupil.render(networks, self.desk.told(networks, batch), batch.coarse, steps))
+            told = self.desk.told(networks, batch)
+            rendered: UInt8Array = networks.decode(self.pupil.render(networks, told, batch.coarse, steps, window=self.frames))
             return rendered
         past, new = self.window
         latents = streamed(self.desk, networks, batch, steps=steps, past=past, new=new)
@@ -143,9 +150,11 @@ class Whole:
         return frames
 
     def origin(self) -> dict[str, str]:
-        """How a stream asks a student."""
+        """How a stream asks a student, or the windows of a teacher."""
+        if self.settings.recipe == "teacher":
+            return {"window": str(self.frames)}
         past, new = self.window
-        return {"window": str(past + new), "overlap": str(past)} if self.settings.recipe != "teacher" else {}
+        return {"window": str(past + new), "overlap": str(past)}
 
     def save(self, average: Any, folder: Path, *, origin: dict[str, str], data: Dataset, trust: Trust) -> None:
         """See `Lesson`."""

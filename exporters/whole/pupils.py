@@ -76,8 +76,8 @@ class Pupil(Protocol):
         """[N, C, h, w] -> [N, 3, H, W] about -1..1, with gradients."""
         ...
 
-    def render(self, networks: Any, told: Any, condition: Tensor, steps: int) -> Tensor:
-        """A teacher's clip by the published sampler, with guidance: uint8 [F, H, W, K] -> clean latents [F, C, h, w]."""
+    def render(self, networks: Any, told: Any, condition: Tensor, steps: int, *, window: int) -> Tensor:
+        """A teacher's clip by the published sampler, with guidance, in windows of so many: uint8 [F, H, W, K] -> clean latents [F, C, h, w]."""
         ...
 
     def save(self, networks: Any, folder: Any, *, origin: dict[str, str]) -> None:

@@ -23,8 +23,9 @@ from engine.types import UInt8Array
 from exporters.dataset import Clip
 from exporters.lesson import with_gradient
 from exporters.memory import one_by_one
+from exporters.painted import placed
 from exporters.settings import Settings
-from exporters.whole.windows import Reference, placed
+from exporters.whole.windows import Reference
 
 TEMPORAL_CONVOLUTION = "temopral_conv"
 """Its name in every resnet."""
@@ -101,9 +102,9 @@ class UniAnimatePupil:
         """See `Pupil`."""
         return one_by_one(networks.seen, latents)
 
-    def render(self, networks: Networks, told: Given, condition: Tensor, steps: int) -> Tensor:
+    def render(self, networks: Networks, told: Given, condition: Tensor, steps: int, *, window: int) -> Tensor:
         """See `Pupil`."""
-        return sampling.sample(networks.denoiser, told, condition, steps=steps)
+        return sampling.sample(networks.denoiser, told, condition, steps=steps, size=window, overlap=min(sampling.OVERLAP, window // 2))
 
     def save(self, networks: Networks, folder: Path, *, origin: dict[str, str]) -> None:
         """See `Pupil`."""

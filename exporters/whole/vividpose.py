@@ -30,8 +30,9 @@ from engine.types import UInt8Array
 from exporters.dataset import Clip
 from exporters.lesson import with_gradient
 from exporters.memory import again, one_by_one
+from exporters.painted import placed
 from exporters.settings import Settings
-from exporters.whole.windows import Reference, placed
+from exporters.whole.windows import Reference
 
 SIGMA_MEAN, SIGMA_DEVIATION = 0.7, 1.6
 """Of the logarithm of a noise level, as its image-to-video models were trained."""
@@ -133,9 +134,10 @@ class VividPosePupil:
         """See `Pupil`; as many frames together as in a rendering."""
         return torch.cat([again(networks.seen, few) for few in latents.split(DECODED)])
 
-    def render(self, networks: Networks, told: Given, condition: Tensor, steps: int) -> Tensor:
+    def render(self, networks: Networks, told: Given, condition: Tensor, steps: int, *, window: int) -> Tensor:
         """See `Pupil`."""
-        return sampling.sample(networks.denoiser, told, condition[..., :3], condition[..., 3:], steps=steps)
+        windows = {"size": window, "overlap": min(sampling.OVERLAP, window // 2)}
+        return sampling.sample(networks.denoiser, told, condition[..., :3], condition[..., 3:], steps=steps, **windows)
 
     def save(self, networks: Networks, folder: Path, *, origin: dict[str, str]) -> None:
         """See `Pupil`."""

@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from engine.conditions.place import Placed
 from engine.generators.video.generator import FPS
-from engine.types import BODY_POINTS, AvatarError, FloatArray, UInt8Array
+from engine.types import AvatarError, FloatArray, UInt8Array
 from exporters.batches import Batches, Chances, Pattern, most_still
 from exporters.dataset import Clip, Dataset
 
@@ -32,12 +31,6 @@ class Reference:
     condition: UInt8Array  # [H, W, K] its own pose
 
 
-def placed(clip: Clip, frame: int) -> Placed:
-    """The points of a frame in its crop. Hands are not among what a data set tracks."""
-    body = np.zeros((BODY_POINTS, 3), np.float32) if clip.body is None else clip.body[frame]
-    return Placed(clip.face[frame], body, (), "driver", "head")
-
-
 def slower(data: Dataset) -> Dataset:
     """The same at the rate nearest to the generator's that leaves out whole frames: every n-th of them. The n clips that this makes of each are all
     learnt from, and one of them is held out."""
@@ -53,7 +46,7 @@ def _every(clip: Clip, step: int, first: int) -> Clip:
         moved = ((max(0, -(-(start - first) // step)), -(-(stop - first) // step)) for start, stop in of)
         return [(start, stop) for start, stop in moved if stop > start]
 
-    names = ("frames", "coarse", "guide", "points", "speech", "motion", "face", "kept", "body")
+    names = ("frames", "coarse", "guide", "points", "speech", "motion", "face", "kept", "body", "hands")
     taken = {name: value[first::step] for name in names if (value := getattr(clip, name)) is not None}
     maps = {name: value[first::step] for name, value in clip.maps.items()}
     return replace(clip, maps=maps, train=runs(clip.train), held_out=runs(clip.held_out) if first == 0 else [], **taken)
@@ -80,11 +73,12 @@ class Windows(Batches):
 
 
 def _references(data: Dataset, paint: Paint) -> list[Reference]:
-    """The stillest frame, which is the portrait or as near to it as the clips come, then others."""
+    """The stillest frame, which is the portrait or as near to it as the clips come, then others. Their own poses are without hands: of a portrait
+    nobody looks for them."""
     taught = [(number, frame) for number, clip in enumerate(data.clips) for start, stop in clip.train for frame in range(start, stop)]
     picks = [most_still(data.clips), *(taught[k] for k in np.linspace(0, len(taught) - 1, REFERENCES).round().astype(int))]
     shown = [(data.clips[number], frame) for number, frame in picks]
-    return [Reference(np.array(clip.frames[frame]), clip.face[frame], paint(clip, frame)) for clip, frame in shown]
+    return [Reference(np.array(clip.frames[frame]), clip.face[frame], paint(replace(clip, hands=None), frame)) for clip, frame in shown]
 
 
-__all__ = ["Paint", "Reference", "Windows", "placed", "slower"]
+__all__ = ["Paint", "Reference", "Windows", "slower"]

@@ -49,6 +49,7 @@ class Networks(nn.Module):
         self.autoencoder, self.image = autoencoder(made), image_encoder(made.context, narrow=made.name == TINY.name)
         self.origin = UNTRAINED  # sha256 of the weights' manifest, once there are any
         self.taught: Plan | None = None  # how they run live, where they were taught to
+        self.frames = made.frames  # of a window, as they were taught
 
     @torch.no_grad()
     def prepare(self, portrait: UInt8Array, *, seed: int = SEED) -> Portrait:
@@ -133,7 +134,7 @@ def load(folder: Path, *, made: UniAnimate | None = None) -> Networks:
     networks = empty(made or preset(manifest.preset))
     weights.fill(networks.parts(), folder, manifest)
     weights.count_patches(networks.image)
-    networks.origin, networks.taught = manifest.own, manifest.taught
+    networks.origin, networks.taught, networks.frames = manifest.own, manifest.taught, manifest.window or networks.frames
     networks.eval().requires_grad_(False)
     return networks
 

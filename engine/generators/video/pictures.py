@@ -33,7 +33,7 @@ def unit(picture: UInt8Array) -> Tensor:
 
 def shown(picture: Tensor) -> UInt8Array:
     """[N, 3, H, W] about -1..1 -> uint8 [N, H, W, 3]"""
-    return np.asarray(to_bytes(picture).cpu().numpy())
+    return np.ascontiguousarray(to_bytes(picture).cpu().numpy())
 
 
 def to_bytes(picture: Tensor) -> Tensor:

@@ -41,7 +41,8 @@ class UniAnimateClips:
         self.origin, self.taught = self.networks.origin, self.networks.taught
         self.notice = NOTICE if self.origin == UNTRAINED else ""
         steps = len(levels(DEFAULT.steps))
-        self.published, self.frames = Published(DEFAULT.size, steps, 2 * steps), DEFAULT.size
+        self.frames = self.networks.frames
+        self.published = Published(self.frames, steps, 2 * steps)
 
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
         """See `clips.System`."""
@@ -51,7 +52,7 @@ class UniAnimateClips:
         """See `clips.System`."""
         if how.first_guidance is not None:
             raise AvatarError("UniAnimate has the same guidance for all frames; leave --first-guidance out.")
-        how.windows(DEFAULT.size, DEFAULT.overlap)
+        how.windows(self.frames, DEFAULT.overlap)
 
     def check_clip(self, how: How) -> None:
         """See `clips.System`."""
@@ -65,7 +66,7 @@ class UniAnimateClips:
     def render(self, made: Portrait, anchor: Anchor, signals: Sequence[Signal], *, how: How, state: Path, progress: Progress | None) -> UInt8Array:
         """See `clips.System`."""
         poses = np.stack([painted(each, self.size) for each in placed(signals, anchor, self.size, kind="unianimate")])
-        size, overlap = how.windows(DEFAULT.size, DEFAULT.overlap)
+        size, overlap = how.windows(self.frames, DEFAULT.overlap)
         guidance = DEFAULT.guidance if how.guidance is None else how.guidance
         settings = Settings(guidance=guidance, steps=how.steps or DEFAULT.steps, size=size, overlap=overlap)
         return render(self.networks, made, self._own(anchor), poses, settings=settings, state=state, progress=progress)

@@ -56,7 +56,8 @@ class VividPoseClips:
         self.name, self.size, self.latent = made.name, made.size, (made.latent, *made.latent_size)
         self.origin, self.taught = self.networks.origin, self.networks.taught
         self.notice = NOTICE if self.origin == UNTRAINED else "" if self.networks.posed else NO_POSES
-        self.published, self.frames = Published(made.frames, DEFAULT.steps, 2 * DEFAULT.steps), made.frames
+        self.frames = self.networks.frames
+        self.published = Published(self.frames, DEFAULT.steps, 2 * DEFAULT.steps)
 
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
         """See `clips.System`."""
@@ -64,7 +65,7 @@ class VividPoseClips:
 
     def check(self, how: How) -> None:
         """See `clips.System`."""
-        how.windows(self.networks.made.frames, DEFAULT.overlap)
+        how.windows(self.frames, DEFAULT.overlap)
 
     def check_clip(self, how: How) -> None:
         """See `clips.System`."""
@@ -81,7 +82,7 @@ class VividPoseClips:
         dense = np.stack([stacked(signal.maps, (DENSE,), self.size) for signal in signals])
         points = placed(signals, anchor, self.size, kind="shape")
         skeletons = np.stack([self._skeleton(*both) for both in zip(signals, points, strict=True)])
-        size, overlap = how.windows(self.networks.made.frames, DEFAULT.overlap)
+        size, overlap = how.windows(self.frames, DEFAULT.overlap)
         settings = Settings(
             guidance=DEFAULT.guidance if how.guidance is None else how.guidance,
             first_guidance=how.first_guidance,

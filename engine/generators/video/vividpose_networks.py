@@ -48,6 +48,7 @@ class Networks(nn.Module):
         self.autoencoder, self.image = autoencoder(made), image_encoder(made.context, narrow=made.name.startswith("tiny_"))
         self.origin = UNTRAINED  # sha256 of the weights' manifest, once there are any
         self.taught: Plan | None = None  # how they run live, where they were taught to
+        self.frames = made.frames  # of a window, as they were taught
         self.posed = False  # whether the weights were taught poses, or are Stable Video Diffusion's alone
         self.recogniser: Path | None = None  # an ONNX file
 
@@ -167,7 +168,7 @@ def load(folder: Path, *, made: VividPose | None = None) -> Networks:
     weights.count_patches(networks.image)
     networks.recogniser = weights.recogniser_in(folder, manifest)
     networks.posed = manifest.origin.get(TAUGHT) == "poses"
-    networks.origin, networks.taught = manifest.own, manifest.taught
+    networks.origin, networks.taught, networks.frames = manifest.own, manifest.taught, manifest.window or networks.frames
     networks.eval().requires_grad_(False)
     return networks
 

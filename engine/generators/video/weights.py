@@ -26,7 +26,8 @@ GENERATOR = "video"
 
 
 MADE_FOR, PLAN = "made_for", ("steps", "window", "overlap")
-"""Of a manifest's origin. Weights that were taught to run live say how, in all of PLAN; others what they were made for instead."""
+"""Of a manifest's origin. Weights that were taught to run live say how, in all of PLAN; others what they were made for instead, and `window` where
+they were taught windows of another length than their size's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,15 @@ class Manifest:
         if plan.steps < 1 or not 0 <= plan.overlap < plan.window:
             raise AvatarError(f"The {MANIFEST} of these weights does not say how they run live ({', '.join(PLAN)}); train them again.")
         return plan
+
+    @property
+    def window(self) -> int | None:
+        """Frames of a window that a teacher was taught; None: as many as its size's. Raises AvatarError for a number that is none."""
+        if MADE_FOR not in self.origin or "window" not in self.origin:
+            return None
+        if not (told := self.origin["window"]).isdecimal() or int(told) < 1:
+            raise AvatarError(f"The {MANIFEST} of these weights names windows of '{told}' frames, which is no number; train them again.")
+        return int(told)
 
 
 def save(parts: Mapping[str, nn.Module], folder: Path, *, preset: str, origin: Mapping[str, str], recogniser: Path | None = None) -> None:
