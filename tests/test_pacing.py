@@ -17,7 +17,7 @@ from engine.config import SessionSettings
 from engine.session import Session, render
 from engine.types import AudioChunk, FloatArray, Grid, Output, VideoFrame
 from engine.window import Window
-from streaming.pacing import BLOCK, BLOCK_SECONDS, RATE, Pacer, Picture, Playhead, SoundRing
+from streaming.pacing import BLOCK, BLOCK_SECONDS, RATE, Pacer, Picture, SoundRing
 from streaming.sound import SoundStream
 from streaming.stats import Stats
 from tests.fakes import FakeGenerator, fake_persona
@@ -240,14 +240,6 @@ def test_sound_that_is_late_is_waited_for_and_not_lost() -> None:
     assert pacer.stats.drops["sound_starved"] >= 2
 
 
-def test_a_long_stall_re_anchors_the_playhead() -> None:
-    playhead = Playhead()
-    playhead.block(100.0)
-    playhead.block(100.02)
-    playhead.block(130.0)
-    assert playhead.lag(130.0) == pytest.approx(playhead.target, abs=0.025)
-
-
 @given(st.lists(st.tuples(st.integers(0, 3000), st.integers(1, 2500)), min_size=1, max_size=40))
 @settings(max_examples=60, deadline=None)
 def test_the_ring_is_a_window_on_an_endless_line(pieces: list[tuple[int, int]]) -> None:
@@ -348,6 +340,7 @@ def test_a_stalling_generator_recovers_without_a_queue() -> None:
     assert np.abs(offsets).max() < 20.0
     assert np.quantile(gaps, 0.99) < 0.05
     assert len(chain.pacer._queue) < 8
+    assert chain.pacer.playhead.target < 0.25
 
 
 def test_interrupting_closes_the_lips_with_the_sound() -> None:

@@ -58,7 +58,7 @@ class Matching(nn.Module):
     def _noisy(self, made: Rolled, batch: Batch, step: int) -> tuple[Steps, Tensor, Tensor]:
         """(a level, a window at it, the window without noise)"""
         generator, pupil = seeded(self.rolls.seed + 1, step), self.rolls.desk.pupil
-        level, clean = pupil.drawn(generator), torch.cat([made.past, made.found.detach()], 1)
+        level, clean = pupil.drawn(generator, inner=True), torch.cat([made.past, made.found.detach()], 1)
         noise = torch.stack([pupil.noise(tuple(clean.shape[1:]), generator) for _ in range(batch.rows)]).to(clean)
         return level, level.noised(0, clean, noise), clean
 

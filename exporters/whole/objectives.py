@@ -131,7 +131,8 @@ class Rolls:
         steps, told = pupil.few(self.steps), self.desk.told(networks, batch)
         truth, conditions = self.desk.truth(networks, batch), _conditions(batch)
         portrait = self.desk.kept[batch.view].latents.to(truth)
-        noise = noises(steps, truth, past + new, turns=int(torch.randint(past + new, (), generator=generator)) * new)
+        gone = int(torch.randint(past + new, (), generator=generator)) * new
+        noise = noises(steps, truth, past + new, turns=0 if begins else gone)
         first = truth[:, :past]
         if begins:
             first, conditions = portrait.expand_as(first), torch.cat([self.desk.still(batch, past), conditions], 1)

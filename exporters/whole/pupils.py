@@ -44,8 +44,8 @@ class Pupil(Protocol):
         """The condition of a portrait that stands still until a stream begins: of its own and of the first frame, both [.., K]."""
         ...
 
-    def drawn(self, generator: torch.Generator) -> Steps:
-        """A noise level, as the teacher meets them."""
+    def drawn(self, generator: torch.Generator, *, inner: bool = False) -> Steps:
+        """A noise level, as the teacher meets them. `inner`: none so near to an end that comparing two answers there says little."""
         ...
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

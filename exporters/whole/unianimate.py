@@ -23,6 +23,7 @@ from engine.types import UInt8Array
 from exporters.dataset import Clip
 from exporters.lesson import with_gradient
 from exporters.memory import one_by_one
+from exporters.objectives import LEAST, MOST
 from exporters.painted import placed
 from exporters.settings import Settings
 from exporters.whole.windows import Reference
@@ -60,9 +61,10 @@ class UniAnimatePupil:
         """See `Pupil`."""
         return own
 
-    def drawn(self, generator: torch.Generator) -> UniAnimateSteps:
+    def drawn(self, generator: torch.Generator, *, inner: bool = False) -> UniAnimateSteps:
         """Any of the 1000, evenly."""
-        t = torch.randint(LEVELS, (1,), generator=generator)
+        low, high = (round(LEAST * LEVELS), round(MOST * LEVELS)) if inner else (0, LEVELS)
+        t = torch.randint(low, high, (1,), generator=generator)
         share = sampling.alphas()[t]
         none = torch.zeros(1, dtype=torch.float64)
         return UniAnimateSteps.of(Levels(t, share.sqrt(), (1 - share).sqrt(), none + 1, none))

@@ -79,8 +79,8 @@ class VividPosePupil:
         """See `Pupil`: nobody renders SMPL-X of a portrait."""
         return torch.cat([own[..., :3], first[..., 3:]], -1)
 
-    def drawn(self, generator: torch.Generator) -> VividPoseSteps:
-        """See `Pupil`."""
+    def drawn(self, generator: torch.Generator, *, inner: bool = False) -> VividPoseSteps:
+        """See `Pupil`. Levels near an end are rare by themselves."""
         return VividPoseSteps((_lognormal(generator, SIGMA_MEAN, SIGMA_DEVIATION), 0.0))
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
