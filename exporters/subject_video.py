@@ -10,6 +10,7 @@ import numpy as np
 
 from engine.types import Runner, Signal, UInt8Array
 from exporters.closed_loop import Stream
+from exporters.keep import more_to_serve
 from exporters.parity import Arrays
 from exporters.precision import SENSITIVE
 from exporters.rehearsal import SEEN, rehearsal
@@ -59,7 +60,7 @@ def of(generator: Any) -> Subject:
         seen=SEEN,
         config={"generator": "video", "preset": system.name, "steps": plan.steps, "window": plan.window, "overlap": plan.overlap},
         source={"weights": {MANIFEST: system.origin}},
-        serve=" " + " ".join(str(word) for word in told),
+        serve=" " + " ".join(str(word) for word in told) + more_to_serve(system.maps),
         keep={"int8": SENSITIVE},
         streams={live.GRAPH: played},
     )

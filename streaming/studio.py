@@ -23,7 +23,7 @@ from engine.driving import dwpose_makers, live_maps
 from engine.generators import load
 from engine.persona import PORTRAIT, Persona, demo_portrait, list_personas, load_persona, personas_folder, read_portrait
 from engine.session import Session
-from engine.types import AudioChunk, AvatarError, Drive, Generator, UInt8Array, VideoFrame
+from engine.types import AudioChunk, AvatarError, Drive, Generator, GeneratorSpec, UInt8Array, VideoFrame
 from streaming.face import HeldFace
 from streaming.live import Live
 from streaming.pacing import RATE
@@ -110,7 +110,7 @@ class Studio:
         loop = asyncio.get_running_loop()
         self._generator = await loop.run_in_executor(self.executor, self._make_generator)
         if "maps" in self._generator.spec.needs:
-            await loop.run_in_executor(self.executor, self._open_maps, self._generator.spec.size)
+            await loop.run_in_executor(self.executor, self._open_maps, self._generator.spec)
         together = self.settings.accelerator or self._generator.spec.together
         workers = 1 if together else self.settings.workers or self._cores
         rows = -(-self.settings.max_sessions // workers)
@@ -118,13 +118,14 @@ class Studio:
         persona = await self.persona(self.settings.persona)
         await self._warm_up(persona)
 
-    def _open_maps(self, size: tuple[int, int]) -> None:
+    def _open_maps(self, spec: GeneratorSpec) -> None:
         """From here on every face driver brings the condition pictures that a camera does not."""
         from engine.drivers.maps import FaceAndMaps
 
-        maps, face = live_maps(self.settings.maps, size=size), self._make_face
+        maps, face = live_maps(self.settings.maps, size=spec.size), self._make_face
         if maps is None:
-            what = "These weights are driven by condition pictures; give a network for each with --maps NAME=FILE.onnx"
+            how = " ".join(f"--maps {name}=FILE.onnx" for name in spec.maps)
+            what = f"These weights are driven by condition pictures; give a network for each with {how}"
             raise AvatarError(f"{what}, or use `avatar render`, which takes clips of them too.")
         self._make_face = lambda: FaceAndMaps(face(), maps)
         self._first_maps = maps(VideoFrame(demo_portrait(), 0.0))

@@ -62,7 +62,7 @@ def write_network(path: Path, *, gives: int = 1, size: tuple[int | str, int | st
 class Reading(FakeGenerator):
     """Keeps the condition pictures it is given."""
 
-    spec: GeneratorSpec = field(default_factory=lambda: GeneratorSpec("reading", SIZE, fps=50, needs=("motion", "maps")))
+    spec: GeneratorSpec = field(default_factory=lambda: GeneratorSpec("reading", SIZE, fps=50, needs=("motion", "maps"), maps=("depth", "smplx")))
     read: list[dict[str, UInt8Array]] = field(default_factory=list)
 
     def step(self, state: Any, signals: Any) -> Any:
@@ -233,7 +233,7 @@ def test_a_voice_holds_the_last_ones(tmp_path: Path) -> None:
 
 
 def test_a_live_session_without_them_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(AvatarError, match="give a network for each with --maps NAME=FILE.onnx, or use `avatar render`"):
+    with pytest.raises(AvatarError, match="for each with --maps depth=FILE.onnx --maps smplx=FILE.onnx, or use `avatar render`"):
         asyncio.run(opened(live(Reading())))
     film(tmp_path / "depth.mp4", [shade(9)], sound=False)
     for entry, sentence in (
