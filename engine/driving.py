@@ -88,6 +88,11 @@ def open_maps(chosen: Sequence[str], *, size: tuple[int, int], drive: str | Path
     return Maps(sources)
 
 
+def map_options(names: Sequence[str]) -> str:
+    """The options by which weights that are driven by these condition pictures are served, in words; empty for most."""
+    return "".join(f" --maps {name}=FILE{NETWORK}" for name in names)
+
+
 def live_maps(chosen: Sequence[str], spec: GeneratorSpec) -> Maps | None:
     """The same for live sessions, which share the networks; None for a generator that is not driven by condition pictures.
 
@@ -105,8 +110,8 @@ def live_maps(chosen: Sequence[str], spec: GeneratorSpec) -> Maps | None:
     if not given or (missing := [name for name in spec.maps if name not in given]):
         what = f"These weights are driven by condition pictures{f' ({told})' if told else ''}"
         lacking = f", and there is no {' and no '.join(missing)}" if given else ""
-        how = "give a network for each with --maps NAME=FILE.onnx, or use `avatar render`, which takes clips of them too"
-        raise AvatarError(f"{what}{lacking}; {how}.")
+        how = map_options(spec.maps or ("NAME",))
+        raise AvatarError(f"{what}{lacking}; give a network for each with{how}, or use `avatar render`, which takes clips of them too.")
     if spec.maps and (unread := [name for name in given if name not in (*spec.maps, *spec.more_maps)]):
         raise AvatarError(f"These weights are driven by {told} and read no {' and no '.join(unread)}; leave that --maps out.")
     from engine.drivers.maps import Maps, Network
@@ -139,4 +144,4 @@ def map_files(chosen: Sequence[str]) -> dict[str, str]:
     return made
 
 
-__all__ = ["background", "dwpose_makers", "live_map_files", "live_maps", "map_files", "open_maps"]
+__all__ = ["background", "dwpose_makers", "live_map_files", "live_maps", "map_files", "map_options", "open_maps"]

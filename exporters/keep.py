@@ -14,6 +14,7 @@ import numpy as np
 
 from engine import persona as personas
 from engine.backends import engines
+from engine.driving import map_options
 from engine.generators import load
 from engine.generators.diffusion.presets import Preset
 from engine.generators.diffusion.taught import Taught, save_alone
@@ -44,7 +45,7 @@ def keep_network(data: Dataset, weights: Path, *, preset: Any, recipe: str, name
 
 def shown_by(who: str, preset: Any, *, recipe: str) -> str:
     """How what was trained is looked at: `who` in words of a command line, of a preset of any generator. A whole clip's teacher is not live."""
-    maps = "".join(f" --maps {name}=FILE.onnx" for name in maps_of(preset))
+    maps = map_options(maps_of(preset))
     if recipe == "teacher" and not isinstance(preset, Preset):
         return f"Render a clip: avatar render --offline {who} --drive CLIP.mp4 -o OUT.mp4{maps}"
     return f"Show it: avatar serve {who}{maps}"

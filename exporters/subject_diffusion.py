@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from engine.driving import map_options
 from engine.types import Runner
 from exporters import closed_loop
 from exporters.lora_option import Asked
@@ -90,7 +91,7 @@ def of(recipe: Any, source: Mapping[str, Any]) -> Subject:
         seen="a stream of the built-in portrait, swaying, and of noise for speech",
         config={"preset": made.name, "size": list(made.size), "steps": count, "chunk": made.chunk, "window": made.window, "fps": made.fps},
         source={"decoder": "own", **source},
-        serve=f" --steps {count}" + " --decoder tiny" * (source.get("decoder") == "tiny"),
+        serve=f" --steps {count}" + " --decoder tiny" * (source.get("decoder") == "tiny") + map_options(made.maps),
         keep={"int8": SENSITIVE},
         streams={LIVE: partial(closed_loop.live, recipe)},
         adapters=tuple(adapters.keys(fused)),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.driving import map_options
 from engine.types import Runner, Signal, UInt8Array
 from exporters.closed_loop import Stream
 from exporters.parity import Arrays
@@ -59,7 +60,7 @@ def of(generator: Any) -> Subject:
         seen=SEEN,
         config={"generator": "video", "preset": system.name, "steps": plan.steps, "window": plan.window, "overlap": plan.overlap},
         source={"weights": {MANIFEST: system.origin}},
-        serve=" " + " ".join(str(word) for word in told),
+        serve=" " + " ".join(str(word) for word in told) + map_options(system.maps),
         keep={"int8": SENSITIVE},
         streams={live.GRAPH: played},
     )

@@ -233,8 +233,10 @@ def test_a_voice_holds_the_last_ones(tmp_path: Path) -> None:
 
 
 def test_a_live_session_without_them_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(AvatarError, match="give a network for each with --maps NAME=FILE.onnx, or use `avatar render`"):
-        asyncio.run(opened(live(Reading())))
+    two = Reading()
+    two.spec = replace(two.spec, maps=("depth", "smplx"))
+    with pytest.raises(AvatarError, match="for each with --maps depth=FILE.onnx --maps smplx=FILE.onnx, or use `avatar render`"):
+        asyncio.run(opened(live(two)))
     film(tmp_path / "depth.mp4", [shade(9)], sound=False)
     for entry, sentence in (
         (f"depth={tmp_path / 'depth.mp4'}", "is no network, and a camera has no clip beside it"),
@@ -251,7 +253,7 @@ def test_a_live_session_without_them_is_one_sentence(tmp_path: Path, capsys: pyt
     [
         (("motion",), (), ("depth",), "The generator 'reading' reads no condition pictures with these weights; leave --maps out."),
         (("maps",), ("depth", "normal"), ("densepose", "depth"), r"are driven by condition pictures \(depth, normal\), and there is no normal; give"),
-        (("maps",), ("depth",), (), r"are driven by condition pictures \(depth\); give a network for each with --maps NAME=FILE.onnx"),
+        (("maps",), ("depth",), (), r"are driven by condition pictures \(depth\); give a network for each with --maps depth=FILE.onnx"),
         (("maps",), ("depth",), ("depth", "normal"), "are driven by depth and read no normal; leave that --maps out."),
     ],
 )

@@ -222,15 +222,16 @@ def test_a_teacher_renders_windows_as_long_as_it_was_taught(system: str, tmp_pat
         weights(tmp_path / "w", teacher)
     else:
         vividpose_networks.save(vividpose_networks.build(vividpose_presets.TINY, seed=3), tmp_path / "w", origin=teacher)
-    made, settings = cast(Any, load("video", weights=tmp_path / "w", device="cpu")), list[Any]()
-    assert (made.system.published.window, made.plan.window) == (6, 6)
-    assert "since 6 frames are made at once" in made.notice or "since 6 frames are made at once" in made.spec.notice
+    made = cast(Any, load("video", weights=tmp_path / "w", device="cpu"))
+    settings = list[Any]()
 
-    def render(*_: Any, **told: Any) -> Any:
+    def rendered(*given: Any, **told: Any) -> Any:
         settings.append(told["settings"])
         return np.zeros((1, 1))
 
-    monkeypatch.setattr(f"engine.generators.video.{system}_clips.render", render)
+    assert (made.system.published.window, made.plan.window) == (6, 6)
+    assert "since 6 frames are made at once" in made.notice or "since 6 frames are made at once" in made.spec.notice
+    monkeypatch.setattr(f"engine.generators.video.{system}_clips.render", rendered)
     maps = {"smplx": np.zeros((*made.spec.size, 3), np.uint8)}
     identity = made.prepare(demo_portrait())
     for window in (None, 4):
