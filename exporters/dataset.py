@@ -117,7 +117,7 @@ def collect(
     About 0.1 s of CPU a frame. Killed and called again it goes on where it stopped; called on a whole data set of the same videos and size
     it only opens it; with others it begins anew where the set was unfinished and refuses where it was whole. `size`: (H, W) px of the frames;
     `progress` is told (what is being done, how much of it is done, out of how much); `least`: s of good frames that are needed;
-    `maps`: NAME=FILE of condition pictures (`maps.find`), and `hands`: whether these are looked for too (about 15 ms more a frame); both are made
+    `maps`: NAME=FILE of condition pictures (`maps.find`), and `hands`: whether these are looked for too (10 to 45 ms more a frame); both are made
     where they are not there, also in a set that was whole without them.
     Raises AvatarError for videos and files that cannot be used, for a folder that holds something else, and where the disk is full.
     """
