@@ -163,7 +163,7 @@ def persona(args: argparse.Namespace) -> int:
 
 def import_(args: argparse.Namespace) -> int:
     """Turn published weights into a folder that `serve --weights` takes."""
-    from exporters.import_command import run
+    from exporters.published.import_command import run
 
     run(args, tell=_line)
     return 0
@@ -171,7 +171,7 @@ def import_(args: argparse.Namespace) -> int:
 
 def train(args: argparse.Namespace) -> int:
     """Teach a generator one person: a video in, weights and a portrait out."""
-    from exporters.command import teach
+    from exporters.training.command import teach
 
     teach(args.video, args.out, args, tell=_line)
     return 0
@@ -179,7 +179,7 @@ def train(args: argparse.Namespace) -> int:
 
 def export(args: argparse.Namespace) -> int:
     """Turn weights into engines for one backend."""
-    from exporters.export_command import export as run
+    from exporters.graphs.export_command import export as run
 
     run(args, tell=_line)
     return 0
@@ -339,7 +339,7 @@ def _parser() -> argparse.ArgumentParser:
 def _choice(args: argparse.Namespace) -> Choice:
     """The generator and what it is built with; what was chosen by rule is told. A persona that is not there is told before the long loading."""
     from engine.serving import choose
-    from exporters.lora_option import laid
+    from exporters.graphs.lora_option import laid
     from streaming.options import generator_options
 
     options = generator_options(args) | laid(args.lora or (), weights=args.weights, persona=args.persona, tell=_line)

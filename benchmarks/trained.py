@@ -24,10 +24,10 @@ from engine.drivers.outlines import LIPS
 from engine.drivers.tracker import FaceTracker
 from engine.generators.diffusion import networks as weights_of
 from engine.types import AvatarError, FloatArray, UInt8Array
-from exporters.batches import SILENCE, Batches
-from exporters.dataset import Dataset, open_dataset
-from exporters.judge import Run, figures, generate, held_out, real
-from exporters.keep import seen_by
+from exporters.data.dataset import Dataset, open_dataset
+from exporters.training.batches import SILENCE, Batches
+from exporters.training.judge import Run, figures, generate, held_out, real
+from exporters.training.keep import seen_by
 
 LOOK, LOOKED_AT = 1.7, 384
 """Side of what the tracker is shown, in face widths, and in px."""

@@ -27,8 +27,8 @@ from benchmarks.common import Table, report, start
 from benchmarks.training_room import GB, Room, random_batch, room, trainable
 from engine.backends import pytorch
 from engine.generators.diffusion.presets import PRESETS, Preset, check, preset
-from exporters.batches import PATTERNS, Pattern
-from exporters.learner import CRITIC_AFTER, Learner, Settings
+from exporters.training.batches import PATTERNS, Pattern
+from exporters.training.learner import CRITIC_AFTER, Learner, Settings
 
 WARM_UP, LEAST = 2, 3
 """Updates thrown away, and those that count at least."""

@@ -13,12 +13,12 @@ from typing import Any
 
 from engine.backends import pytorch  # noqa: F401  before torch: see there
 from engine.generators.diffusion.presets import Preset
-from exporters.batches import Batch, Pattern
-from exporters.lesson import chosen
-from exporters.losses import Critic, pictures, weigh
-from exporters.memory import LARGE, Peak, Shrink, one_by_one, recomputed
-from exporters.objectives import Denoise
-from exporters.settings import Settings
+from exporters.training.batches import Batch, Pattern
+from exporters.training.lesson import chosen
+from exporters.training.losses import Critic, pictures, weigh
+from exporters.training.memory import LARGE, Peak, Shrink, one_by_one, recomputed
+from exporters.training.objectives import Denoise
+from exporters.training.settings import Settings
 
 import torch  # isort: skip
 from torch import Tensor  # isort: skip

@@ -1,7 +1,7 @@
 """A face -> a vector that is alike for pictures of one person: recognisers of ArcFace's kind, from a file that the user has.
 
 They read faces of 112 x 112 px, RGB, which five points are brought to the same places of (Deng et al. 2019, arXiv 1801.07698). ONNX files run
-through ONNX Runtime; to learn from one see `exporters.identity`.
+through ONNX Runtime; to learn from one see `exporters.training.identity`.
 """
 
 from __future__ import annotations

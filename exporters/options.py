@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from exporters.layouts import LAYOUTS, variants
 from exporters.portraits.options import add_identity
+from exporters.published.layouts import LAYOUTS, variants
 
 
 def add_import(parser: argparse.ArgumentParser) -> None:

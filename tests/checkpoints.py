@@ -22,8 +22,8 @@ if found("torch") and found("diffusers"):
     from safetensors.torch import save_file
 
     from engine.generators.diffusion import autoencoder, networks, tokens
-    from exporters import import_checkpoint
-    from exporters.import_checkpoint import import_layout
+    from exporters.published import import_checkpoint
+    from exporters.published.import_checkpoint import import_layout
 
 
 Shapes = dict[str, tuple[int, ...]]

@@ -64,7 +64,7 @@ def weights() -> Path:
 @cache
 def recipe() -> Any:
     """Of those weights."""
-    from exporters.subject_diffusion import recipe_of
+    from exporters.graphs.subject_diffusion import recipe_of
 
     with known():
         return recipe_of(weights())[0]
@@ -74,7 +74,7 @@ def recipe() -> Any:
 def exported() -> dict[str, Any]:
     """Every graph as ONNX, by name."""
     from engine.generators.diffusion.graphs import graphs
-    from exporters.to_onnx import to_onnx
+    from exporters.graphs.to_onnx import to_onnx
 
     return {name: to_onnx(spec, place() / f"{name}.onnx") for name, spec in graphs(recipe()).items()}
 
@@ -82,7 +82,7 @@ def exported() -> dict[str, Any]:
 @cache
 def pytorch() -> Any:
     """The step in PyTorch."""
-    from exporters.to_onnx import reference
+    from exporters.graphs.to_onnx import reference
 
     spec: GraphSpec = exported()["step"].spec
     return reference(spec, spec.build())
@@ -91,7 +91,7 @@ def pytorch() -> Any:
 @cache
 def recorded(*windows: int) -> list[dict[str, Any]]:
     """Inputs of the step, as a stream has them."""
-    from exporters import closed_loop
+    from exporters.graphs import closed_loop
 
     return closed_loop.recorded(recipe(), pytorch(), windows)
 
@@ -115,7 +115,7 @@ def with_weights(made: Any, networks: Any, path: Path) -> Any:
     from onnx import numpy_helper
 
     from engine.generators.diffusion.graphs import graphs
-    from exporters.to_onnx import compared, digest
+    from exporters.graphs.to_onnx import compared, digest
 
     before, after = (dict(each.named_parameters()) for each in (recipe().networks, networks))
     known = {}
@@ -167,7 +167,7 @@ def given_pytorch() -> Any:
 @pytest.fixture(name="traced")
 def given_traced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports take the ONNX graphs that there are."""
-    from exporters import export
+    from exporters.graphs import export
 
     monkeypatch.setattr(export, "to_onnx", again)
 

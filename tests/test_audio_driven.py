@@ -412,7 +412,7 @@ def test_the_live_step_is_traced_and_computes_what_pytorch_does(tmp_path: Any) -
     for part in ("onnx", "onnxscript", "onnxruntime"):
         require(part)
     from engine.generators.diffusion.graphs import graphs
-    from exporters.to_onnx import to_onnx
+    from exporters.graphs.to_onnx import to_onnx
 
     unet = replace(HALLO_TINY.unet, channels=(16,), attention=(False,), motion=(False,))
     made = replace(HALLO_TINY, size=(16, 32), unet=unet, window=4)

@@ -54,8 +54,8 @@ def _module() -> Any:
 def _engine() -> str:
     """A folder as an export of the graph leaves it, built on the GPU that is here."""
     from engine.backends import trt_library
-    from exporters import to_tensorrt
-    from exporters.to_onnx import to_onnx
+    from exporters.graphs import to_tensorrt
+    from exporters.graphs.to_onnx import to_onnx
     from tests.test_trt import built
 
     flavour: trt_library.Flavour = "tensorrt" if trt_library.missing("tensorrt") is None else "tensorrt_rtx"

@@ -20,10 +20,10 @@ from benchmarks import trained  # noqa: E402
 from engine.generators.diffusion import networks as weights_of  # noqa: E402
 from engine.generators.diffusion import presets  # noqa: E402
 from engine.picture import read_picture  # noqa: E402
-from exporters.batches import SILENCE, Batches  # noqa: E402
-from exporters.judge import held_out, real  # noqa: E402
-from exporters.keep import seen_by  # noqa: E402
-from exporters.regions import psnr  # noqa: E402
+from exporters.data.regions import psnr  # noqa: E402
+from exporters.training.batches import SILENCE, Batches  # noqa: E402
+from exporters.training.judge import held_out, real  # noqa: E402
+from exporters.training.keep import seen_by  # noqa: E402
 from tests.test_train import data as waves  # noqa: E402
 from tests.test_train import networks  # noqa: E402
 

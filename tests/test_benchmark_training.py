@@ -22,11 +22,11 @@ require("accelerate")
 import torch  # noqa: E402
 
 from benchmarks import training, training_room  # noqa: E402
-from exporters import memory  # noqa: E402
-from exporters.batches import PATTERNS, Pattern  # noqa: E402
-from exporters.learner import Learner, Settings  # noqa: E402
-from exporters.lesson import chosen  # noqa: E402
-from exporters.objectives import Denoise  # noqa: E402
+from exporters.training import memory  # noqa: E402
+from exporters.training.batches import PATTERNS, Pattern  # noqa: E402
+from exporters.training.learner import Learner, Settings  # noqa: E402
+from exporters.training.lesson import chosen  # noqa: E402
+from exporters.training.objectives import Denoise  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 UNINSTALLED = ("cv2", "av", "mediapipe", "numba", "transformers", "librosa", "onnxruntime", "matplotlib")

@@ -23,10 +23,10 @@ require("accelerate")
 import torch  # noqa: E402
 
 from engine.generators.diffusion.presets import TINY  # noqa: E402
-from exporters import command, runs  # noqa: E402
-from exporters.crew import Crew, _buckets  # noqa: E402
-from exporters.dataset import Dataset  # noqa: E402
-from exporters.train import Budget, train  # noqa: E402
+from exporters.data.dataset import Dataset  # noqa: E402
+from exporters.training import command, runs  # noqa: E402
+from exporters.training.crew import Crew, _buckets  # noqa: E402
+from exporters.training.train import Budget, train  # noqa: E402
 from tests.test_train import data  # noqa: E402, F401
 
 LONGEST_WAIT = 300.0
@@ -38,7 +38,7 @@ sys.path.insert(0, {root!r})
 import torch
 torch.set_num_threads(1)
 import avatar
-from exporters import command
+from exporters.training import command
 from tests.test_train import data
 rank = int(os.environ["RANK"])
 
@@ -61,7 +61,7 @@ import atexit, os, sys, time
 sys.path.insert(0, {root!r})
 from engine.types import AvatarError
 atexit.register(lambda: print("threads", "torch.distributed" in sys.modules and sys.modules["torch.distributed"].is_initialized()))
-from exporters.crew import crew
+from exporters.training.crew import crew
 one = crew("cpu")
 assert one.first(lambda: "collected") == "collected"
 assert one.agree(one.rank + 0.5, False) == (0.5, False)
@@ -76,7 +76,7 @@ except AvatarError as error:
 QUITTER = """
 import os, sys
 sys.path.insert(0, {root!r})
-from exporters.crew import crew
+from exporters.training.crew import crew
 def full():
     print("told", flush=True)
     raise OSError("disk full")
@@ -158,7 +158,7 @@ def test_alone_nothing_is_shared() -> None:
 
 
 def test_buckets_keep_kinds_apart_and_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exporters.crew.BUCKET", 40)
+    monkeypatch.setattr("exporters.training.crew.BUCKET", 40)
     grads = [torch.zeros(size, dtype=kind) for size, kind in ((8, torch.float32), (8, torch.float32), (4, torch.float32), (3, torch.float16))]
     made = list(_buckets(grads))
     assert [len(bucket) for bucket in made] == [2, 1, 1]

@@ -25,11 +25,11 @@ from engine.generators.puppet.assets import PuppetAssets
 from engine.generators.puppet.generator import Puppet
 from engine.generators.puppet.look import TERMS
 from engine.types import AvatarError, Signal, UInt8Array, VideoFrame, still_motion
-from exporters import look as looks
-from exporters import pairs, plates, stages, storage
-from exporters.coarse import Coarse
-from exporters.dataset import Dataset, collect, open_dataset
-from exporters.filters import REASONS
+from exporters.data import look as looks
+from exporters.data import pairs, plates, stages, storage
+from exporters.data.coarse import Coarse
+from exporters.data.dataset import Dataset, collect, open_dataset
+from exporters.data.filters import REASONS
 from tests.clips import acting, film, person
 from tests.conftest import require_for
 from tests.faces import scene
@@ -501,7 +501,7 @@ def test_the_command_keeps_the_taught_puppet_as_a_persona(made: Dataset, tmp_pat
     from engine import persona as personas
     from engine.generators import load
     from engine.serving import choose
-    from exporters import command
+    from exporters.training import command
 
     monkeypatch.setenv("AVATAR_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(command, "collect", lambda videos, folder, **more: replace(made, folder=folder))

@@ -16,10 +16,10 @@ from engine.drivers.hands import BELIEVED, Found, HandsDriver
 from engine.drivers.readings import HANDS_HOLD
 from engine.pose import rotation
 from engine.types import FACE_POINTS, AvatarError, FloatArray, Signal, UInt8Array
-from exporters import hands
-from exporters.dataset import Clip, collect, open_dataset
-from exporters.footage import FPS
-from exporters.painted import painted, placed
+from exporters.data import hands
+from exporters.data.dataset import Clip, collect, open_dataset
+from exporters.data.footage import FPS
+from exporters.data.painted import painted, placed
 from tests.test_dataset_maps import KEPT, RECT, SIZE, WHOLE, written
 from tests.test_hands import hand
 from tests.test_media import write_clip

@@ -14,11 +14,11 @@ import pytest
 from engine.drivers.maps import Network
 from engine.generators.diffusion.presets import CHAMP, COMPACT
 from engine.types import BODY_POINTS, AvatarError, UInt8Array, VideoFrame
-from exporters import maps, storage
-from exporters.command import _check_maps
-from exporters.dataset import FORMAT, Dataset, collect, open_dataset
+from exporters.data import maps, storage
+from exporters.data.dataset import FORMAT, Dataset, collect, open_dataset
+from exporters.data.footage import FPS
 from exporters.files import sha256
-from exporters.footage import FPS
+from exporters.training.command import _check_maps
 from tests.clips import film
 from tests.test_maps import write_network
 

@@ -13,8 +13,8 @@ from engine.generators.puppet.generator import Puppet
 from engine.media import probe, video_frames
 from engine.persona import demo_portrait
 from engine.types import Identity, Motion, Signal, UInt8Array, still_motion
-from exporters import demo
-from exporters.demo import SIDE, Look
+from exporters.training import demo
+from exporters.training.demo import SIDE, Look
 
 
 @pytest.fixture(scope="module")

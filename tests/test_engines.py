@@ -18,8 +18,8 @@ from engine.backends.artifact import EXPORTER, MANIFEST, Artifact, Manifest
 from engine.backends.engines import find
 from engine.backends.trt_library import Gpu
 from engine.types import AvatarError, GraphSpec
-from exporters import to_tensorrt
-from exporters.manifest import facts, file_hashes, publishing
+from exporters.graphs import to_tensorrt
+from exporters.graphs.manifest import facts, file_hashes, publishing
 from tests.trt_fake import Library
 
 SPEC = GraphSpec("toy 2-step", {"x": ((1, 2), "float32")}, ("y",), lambda: None)

@@ -21,8 +21,8 @@ from engine.backends import artifact, backend, engines
 from engine.generators import load
 from engine.persona import demo_portrait
 from engine.types import AvatarError
-from exporters import closed_loop, parity, to_tensorrt
-from exporters.parity import LIMITS
+from exporters.graphs import closed_loop, parity, to_tensorrt
+from exporters.graphs.parity import LIMITS
 from streaming.options import generator_options
 from tests import exports
 from tests.conftest import found, require
@@ -30,9 +30,9 @@ from tests.exports import MINI, given_calibration, given_exported, given_judged,
 from tests.test_contract import signals
 
 if found("torch") and found("diffusers"):
-    from exporters import export as exporter
-    from exporters import export_command, precision, to_onnx, to_openvino
-    from exporters.subject_diffusion import of
+    from exporters.graphs import export as exporter
+    from exporters.graphs import export_command, precision, to_onnx, to_openvino
+    from exporters.graphs.subject_diffusion import of
 
 pytestmark = pytest.mark.torch
 Made = dict[str, Any]
@@ -448,7 +448,7 @@ def test_what_the_command_cannot_do_is_one_sentence(options: list[str], sentence
 
 
 def test_a_table_of_errors_can_be_made(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from exporters import table
+    from exporters.graphs import table
 
     monkeypatch.setattr(table, "to_onnx", exports.again)
     monkeypatch.setattr(table, "random_recipe", lambda preset, steps: exports.recipe())

@@ -16,7 +16,7 @@ from engine.backends import artifact, trt_library
 from engine.backends.trt_library import Gpu
 from engine.generators.diffusion.presets import COMPACT
 from engine.types import AvatarError, GraphSpec
-from exporters import to_tensorrt
+from exporters.graphs import to_tensorrt
 from tests.conftest import found, require
 from tests.exports import given_calibration, given_exported, given_judged, given_parts, given_pytorch, given_recipe, given_traced  # noqa: F401
 
@@ -26,9 +26,9 @@ if found("torch") and found("diffusers"):
     from engine.generators.diffusion.graphs import graphs
     from engine.generators.diffusion.sampler import levels
     from engine.generators.diffusion.stream import Recipe
-    from exporters import export as exporter
-    from exporters import precision, to_onnx, to_openvino
-    from exporters.subject_diffusion import of
+    from exporters.graphs import export as exporter
+    from exporters.graphs import precision, to_onnx, to_openvino
+    from exporters.graphs.subject_diffusion import of
     from tests.networks import seeded
 
 pytestmark = pytest.mark.torch
@@ -98,7 +98,7 @@ def test_every_graph_of_the_preset_that_ships_is_taken_by_every_backend(tmp_path
 
 
 def test_a_free_length_becomes_a_profile(rtx: Any, tmp_path: Path) -> None:
-    from exporters.shapes import Dynamic
+    from exporters.graphs.shapes import Dynamic
 
     class Reads(torch.nn.Module):
         def forward(self, x: Any, tokens: Any) -> Any:

@@ -22,8 +22,8 @@ from engine.backends import artifact, engines
 from engine.generators import load
 from engine.persona import demo_portrait
 from engine.types import AvatarError
-from exporters import parity, rehearsal, to_tensorrt
-from exporters.parity import LIMITS
+from exporters.graphs import parity, rehearsal, to_tensorrt
+from exporters.graphs.parity import LIMITS
 from streaming.options import generator_options
 from tests import exports
 from tests.conftest import found, require, require_for
@@ -37,9 +37,9 @@ if found("torch") and found("diffusers"):
     from engine.generators.lipsync.sizes import MODELS, size_of
     from engine.generators.reenact import networks as reenact_networks
     from engine.generators.reenact.presets import TINY
-    from exporters import export as exporter
-    from exporters import subject as subjects
-    from exporters import to_onnx
+    from exporters.graphs import export as exporter
+    from exporters.graphs import subject as subjects
+    from exporters.graphs import to_onnx
 
 pytestmark = pytest.mark.torch
 KINDS = ("reenact", "wav2lip", "musetalk")

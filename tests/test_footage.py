@@ -14,13 +14,13 @@ import numpy.typing as npt
 import pytest
 
 from engine.types import AvatarError, Motion, UInt8Array, VideoFrame, still_motion
-from exporters import filters
-from exporters.camera import Places
-from exporters.damage import damaged
-from exporters.filters import REASONS, judge, notices, runs, split
-from exporters.footage import FPS, Footage, gridded, listen, pictures, watch
-from exporters.motions import steady
-from exporters.pairs import Source
+from exporters.data import filters
+from exporters.data.camera import Places
+from exporters.data.damage import damaged
+from exporters.data.filters import REASONS, judge, notices, runs, split
+from exporters.data.footage import FPS, Footage, gridded, listen, pictures, watch
+from exporters.data.motions import steady
+from exporters.data.pairs import Source
 from tests.test_media import tone, write_clip, write_offset_clip
 
 
@@ -43,7 +43,7 @@ class _Blind:
 @pytest.fixture
 def blind(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("Follower", "BodyDriver", "FaceTracker"):
-        monkeypatch.setattr(f"exporters.footage.{name}", _Blind)
+        monkeypatch.setattr(f"exporters.data.footage.{name}", _Blind)
 
 
 # -- the grid ---------------------------------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ def test_a_resolution_that_changes_leaves_the_first_one(monkeypatch: pytest.Monk
     def switching(path: Path) -> Any:
         yield from (VideoFrame(np.zeros((96, 128, 3) if k < 3 else (64, 64, 3), np.uint8), k / FPS, k + 1) for k in range(6))
 
-    monkeypatch.setattr("exporters.footage.video_frames", switching)
+    monkeypatch.setattr("exporters.data.footage.video_frames", switching)
     assert watch(path).shown.tolist() == [1, 2, 3, 0, 0, 0]
     assert len(list(pictures(path))) == 6
 

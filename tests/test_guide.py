@@ -12,7 +12,7 @@ import pytest
 from engine.drivers import quality
 from engine.drivers.face import FaceDriver
 from engine.types import UInt8Array
-from exporters import filters, footage
+from exporters.data import filters, footage
 from streaming import guide as guides
 from streaming.guide import KEYS, TASKS, Guide, Reading
 from streaming.observer import Observer

@@ -22,10 +22,10 @@ for part in ("torch", "onnx", "onnxruntime", "diffusers"):
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from exporters import iresnet  # noqa: E402
-from exporters.batches import unit  # noqa: E402
-from exporters.identity import IdentityLoss, align, load, whole  # noqa: E402
-from exporters.onnx_torch import Graph  # noqa: E402
+from exporters.training import iresnet  # noqa: E402
+from exporters.training.batches import unit  # noqa: E402
+from exporters.training.identity import IdentityLoss, align, load, whole  # noqa: E402
+from exporters.training.onnx_torch import Graph  # noqa: E402
 
 LOW_HALF = torch.tensor([[[0.5, 0.0, 4.0], [0.0, 0.5, 8.0]]])
 """A face in a picture of 64 px: the square begins at (4, 8) and is 56 px wide."""

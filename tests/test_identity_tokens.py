@@ -41,11 +41,12 @@ if found("torch") and found("diffusers") and found("transformers"):
     from engine.generators.diffusion.temporal import places
     from engine.generators.diffusion.tokens import FaceIdTokens
     from engine.generators.diffusion.unet import spatial_blocks
-    from exporters import command, grow, to_onnx
-    from exporters.import_checkpoint import with_low_rank
-    from exporters.import_faceid import LAYERS
-    from exporters.learner import Learner
+    from exporters.graphs import to_onnx
     from exporters.portraits.contract import IdentityTokens
+    from exporters.published.import_checkpoint import with_low_rank
+    from exporters.published.import_faceid import LAYERS
+    from exporters.training import command, grow
+    from exporters.training.learner import Learner
     from tests.test_diffusion import clip, recipe
 
 pytestmark = pytest.mark.torch
@@ -340,8 +341,8 @@ def test_options_and_recognisers_that_do_not_fit(tmp_path: Path) -> None:
 
 def test_a_run_learns_to_read_the_face(recogniser: Path, tmp_path: Path) -> None:
     """It begins at the plain network, its loss falls, and afterwards another face makes another picture; the weights serve."""
-    from exporters.losses import Weights
-    from exporters.train import Budget, train
+    from exporters.training.losses import Weights
+    from exporters.training.train import Budget, train
     from tests.test_identity_train import QUICK, dataset
 
     settings = replace(QUICK, preset="tiny+faceid", weights=Weights(critic=0.0, identity=0.0))
@@ -368,7 +369,7 @@ def test_a_run_learns_to_read_the_face(recogniser: Path, tmp_path: Path) -> None
 
 def test_weights_go_on_with_the_recogniser_that_their_tokens_are_made_of(recogniser: Path, tmp_path: Path) -> None:
     """Another one, given for the identity loss, sees faces in other numbers."""
-    from exporters.losses import Weights
+    from exporters.training.losses import Weights
     from tests.test_identity_train import QUICK
 
     other = recognisers.onnx_file(tmp_path / "other.onnx", seed=1, length=512)

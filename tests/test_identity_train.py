@@ -26,15 +26,15 @@ from torch import Tensor  # noqa: E402
 
 from engine.generators.diffusion.autoencoder import to_pixels  # noqa: E402
 from engine.generators.diffusion.trust import Trust  # noqa: E402
-from exporters import command, runs  # noqa: E402
-from exporters.batches import Batch, Batches, Pattern  # noqa: E402
-from exporters.dataset import Clip, Dataset  # noqa: E402
-from exporters.identity import IdentityLoss, align, whole  # noqa: E402
-from exporters.judge import Figures, Judged, alikeness, held_out  # noqa: E402
-from exporters.learner import Settings, Teach  # noqa: E402
-from exporters.losses import Weights  # noqa: E402
-from exporters.objectives import Appearance  # noqa: E402
-from exporters.train import Budget, train  # noqa: E402
+from exporters.data.dataset import Clip, Dataset  # noqa: E402
+from exporters.training import command, runs  # noqa: E402
+from exporters.training.batches import Batch, Batches, Pattern  # noqa: E402
+from exporters.training.identity import IdentityLoss, align, whole  # noqa: E402
+from exporters.training.judge import Figures, Judged, alikeness, held_out  # noqa: E402
+from exporters.training.learner import Settings, Teach  # noqa: E402
+from exporters.training.losses import Weights  # noqa: E402
+from exporters.training.objectives import Appearance  # noqa: E402
+from exporters.training.train import Budget, train  # noqa: E402
 from tests.test_train import SIZE, networks, waves  # noqa: E402
 
 FRAMES, TAUGHT = 40, 28

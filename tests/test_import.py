@@ -48,7 +48,8 @@ if found("torch") and found("diffusers"):
     from safetensors.torch import load_file, save_file
 
     from engine.generators.diffusion import autoencoder, networks
-    from exporters import files, keys
+    from exporters import files
+    from exporters.published import keys
 
 
 pytestmark = pytest.mark.torch

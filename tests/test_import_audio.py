@@ -25,8 +25,8 @@ if found("torch") and found("diffusers") and found("transformers"):
     import torch
 
     from engine.generators.diffusion import autoencoder, networks
-    from exporters import import_audio, import_checkpoint
-    from exporters.import_audio import VARIANTS, import_echomimic, import_hallo
+    from exporters.published import import_audio, import_checkpoint
+    from exporters.published.import_audio import VARIANTS, import_echomimic, import_hallo
 
 pytestmark = pytest.mark.torch
 CHANNELS = (32, 32, 64, 64)

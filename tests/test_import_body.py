@@ -38,8 +38,8 @@ if found("torch") and found("diffusers"):
     from safetensors.torch import load_file, save_file
 
     from engine.generators.diffusion import autoencoder, networks, tokens
-    from exporters import import_checkpoint, import_magicanimate, keys, keys_body
-    from exporters.import_checkpoint import import_layout
+    from exporters.published import import_checkpoint, import_magicanimate, keys, keys_body
+    from exporters.published.import_checkpoint import import_layout
     from tests.checkpoints import tensors
 
 pytestmark = pytest.mark.torch

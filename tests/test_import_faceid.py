@@ -25,9 +25,9 @@ if found("torch") and found("diffusers") and found("transformers"):
     from safetensors.torch import save_file
 
     from engine.generators.diffusion import networks as weights_of
-    from exporters import import_checkpoint, import_command
-    from exporters.import_checkpoint import match
-    from exporters.import_faceid import FaceId, adding, attentions, read_faceid, tables_of
+    from exporters.published import import_checkpoint, import_command
+    from exporters.published.import_checkpoint import match
+    from exporters.published.import_faceid import FaceId, adding, attentions, read_faceid, tables_of
 
 pytestmark = pytest.mark.torch
 SAME = 1e-5

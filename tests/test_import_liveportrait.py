@@ -22,7 +22,7 @@ if found("torch") and found("diffusers"):
     from engine.generators.reenact.generator import Reenact
     from engine.generators.reenact.presets import LIVEPORTRAIT, TINY, Preset
     from engine.generators.reenact.running import Desk
-    from exporters import import_liveportrait as importer
+    from exporters.published import import_liveportrait as importer
 
 pytestmark = pytest.mark.torch
 Shape = tuple[int, ...]

@@ -24,7 +24,7 @@ if found("torch") and found("diffusers"):
     from safetensors.torch import save_file
 
     from engine.generators.diffusion import networks
-    from exporters import import_checkpoint
+    from exporters.published import import_checkpoint
 
 
 pytestmark = pytest.mark.torch

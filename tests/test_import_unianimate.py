@@ -28,9 +28,9 @@ if found("torch") and found("diffusers"):
     from engine.generators.video.render import Settings, render
     from engine.generators.video.text import text_encoder
     from engine.generators.video.unianimate import VideoUNet
-    from exporters import import_unianimate as importer
-    from exporters import keys_unianimate as keys
-    from exporters import streamed
+    from exporters.published import import_unianimate as importer
+    from exporters.published import keys_unianimate as keys
+    from exporters.published import streamed
     from tests.checkpoints import Shapes, dense, norm
 
 pytestmark = pytest.mark.torch

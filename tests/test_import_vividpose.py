@@ -29,7 +29,7 @@ if found("torch") and found("diffusers"):
     from engine.generators.video.vividpose_networks import Networks, build, empty, save
     from engine.generators.video.vividpose_presets import TINY, VIVIDPOSE
     from engine.generators.video.vividpose_render import Settings, render
-    from exporters import import_vividpose as importer
+    from exporters.published import import_vividpose as importer
     from tests.test_vividpose import seeded
 
 pytestmark = pytest.mark.torch

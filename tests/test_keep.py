@@ -17,8 +17,9 @@ from engine import persona as personas
 from engine.backends import engines
 from engine.persona import demo_portrait
 from engine.types import AvatarError
-from exporters import keep, storage, whole
-from exporters.dataset import Clip, Dataset
+from exporters.data import storage
+from exporters.data.dataset import Clip, Dataset
+from exporters.training import keep, whole
 from tests.fakes import FakeGenerator
 
 ROOT = Path(__file__).parent.parent
@@ -42,7 +43,7 @@ sys.modules["torch"] = None  # as where it is not installed
 from pathlib import Path
 import avatar
 from engine.types import AvatarError
-from exporters import command
+from exporters.training import command
 from tests.test_keep import collected
 
 home = Path(sys.argv[1])

@@ -30,12 +30,12 @@ import torch  # noqa: E402
 from engine.drivers.rigid import MEAN_RIGID, RIGID  # noqa: E402
 from engine.generators.diffusion import networks as weights_of  # noqa: E402
 from engine.generators.diffusion.temporal import MotionModule  # noqa: E402
-from exporters import memory, objectives, runs  # noqa: E402
-from exporters.batches import Batches, Chances, Pattern  # noqa: E402
-from exporters.dataset import Clip, Dataset  # noqa: E402
-from exporters.learner import Learner, Settings  # noqa: E402
-from exporters.painted import body_of, painted  # noqa: E402
-from exporters.train import Budget, train  # noqa: E402
+from exporters.data.dataset import Clip, Dataset  # noqa: E402
+from exporters.data.painted import body_of, painted  # noqa: E402
+from exporters.training import memory, objectives, runs  # noqa: E402
+from exporters.training.batches import Batches, Chances, Pattern  # noqa: E402
+from exporters.training.learner import Learner, Settings  # noqa: E402
+from exporters.training.train import Budget, train  # noqa: E402
 
 SIDE, FRAMES = 64, 24
 PATTERNS = (Pattern(2, 1), Pattern(1, 5))

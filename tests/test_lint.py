@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from engine.types import AvatarError, GraphSpec
-from exporters.lint import counted, lint
-from exporters.shapes import Dynamic, check, sized
+from exporters.graphs.lint import counted, lint
+from exporters.graphs.shapes import Dynamic, check, sized
 from tests.conftest import require
 
 SPEC = GraphSpec("toy", {"x": ((2, 3), "float32"), "past": ((2, 3), "float32")}, ("y",), lambda: None)

@@ -22,7 +22,7 @@ from engine.generators.lipsync import networks  # noqa: E402
 from engine.generators.lipsync.generator import Lipsync  # noqa: E402
 from engine.generators.lipsync.musetalk import unet_config, vae_config  # noqa: E402
 from engine.generators.lipsync.sizes import MODELS, MuseTalkSize  # noqa: E402
-from exporters.import_lipsync import import_musetalk, import_wav2lip  # noqa: E402
+from exporters.published.import_lipsync import import_musetalk, import_wav2lip  # noqa: E402
 
 WAV2LIP, MUSETALK = MODELS["wav2lip_tiny"], cast(MuseTalkSize, MODELS["musetalk_tiny"])
 EARLIER = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}

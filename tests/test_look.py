@@ -22,8 +22,8 @@ from engine.generators.puppet.generator import Puppet
 from engine.generators.puppet.raster import OUTSIDE
 from engine.persona import demo_portrait, load_persona, make_persona
 from engine.types import AvatarError, FloatArray, Motion, Signal, UInt8Array, still_motion
-from exporters import look as looks
-from exporters.plates import unmoved
+from exporters.data import look as looks
+from exporters.data.plates import unmoved
 
 SIDE, FRAMES = 48, 120
 GAP = 12  # place of the lip gap in `look.values`

@@ -11,7 +11,7 @@ import pytest
 
 from engine.generators.diffusion.presets import TINY
 from engine.types import AvatarError
-from exporters.lora_option import Asked, asked, laid
+from exporters.graphs.lora_option import Asked, asked, laid
 from tests import loras
 from tests.conftest import found, require_for
 from tests.loras import ALPHA, RANK
@@ -22,7 +22,7 @@ if found("torch") and found("diffusers"):
 
     from engine.backends import backend
     from engine.generators.diffusion import adapters, graphs
-    from exporters import lora
+    from exporters.graphs import lora
     from tests.networks import error, seeded
 
 pytestmark = pytest.mark.torch

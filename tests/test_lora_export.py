@@ -18,8 +18,8 @@ from engine.backends.trt_library import Gpu
 from engine.generators import load
 from engine.persona import demo_portrait
 from engine.types import AvatarError
-from exporters import to_tensorrt
-from exporters.lora_option import Asked, laid
+from exporters.graphs import to_tensorrt
+from exporters.graphs.lora_option import Asked, laid
 from tests import exports, loras
 from tests.conftest import found, require, require_for
 from tests.exports import MINI
@@ -30,8 +30,8 @@ if found("torch") and found("diffusers"):
     import torch
 
     from engine.generators.diffusion.graphs import graphs
-    from exporters import export as exporter
-    from exporters import export_command, lora, subject_diffusion
+    from exporters.graphs import export as exporter
+    from exporters.graphs import export_command, lora, subject_diffusion
     from tests.networks import seeded
 
 pytestmark = pytest.mark.torch

@@ -18,8 +18,8 @@ import pytest
 from engine.backends import artifact
 from engine.backends.artifact import MANIFEST, SCHEMA, Artifact, Manifest, canonical, digest, read, verified
 from engine.types import AvatarError, GraphSpec
-from exporters import manifest as publisher
-from exporters.manifest import PARTIAL, facts, file_hashes, provenance, publishing
+from exporters.graphs import manifest as publisher
+from exporters.graphs.manifest import PARTIAL, facts, file_hashes, provenance, publishing
 
 SPEC = GraphSpec("toy", {"x": ((1, 2), "float32"), "state": ((3,), "float32")}, ("y", "next"), lambda: None)
 
@@ -113,7 +113,7 @@ def test_what_a_kill_left_goes_with_the_next_export(tmp_path: Path) -> None:
 HALF_WAY = """
 import sys, time
 from pathlib import Path
-from exporters.manifest import publishing
+from exporters.graphs.manifest import publishing
 
 with publishing(Path(sys.argv[1])) as publication:
     (publication.folder / "step.plan").write_bytes(b"half")

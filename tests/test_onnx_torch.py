@@ -18,7 +18,7 @@ for part in ("torch", "onnx", "onnxruntime"):
 import torch  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from exporters.onnx_torch import OPERATORS, Graph  # noqa: E402
+from exporters.training.onnx_torch import OPERATORS, Graph  # noqa: E402
 
 RNG = np.random.default_rng(0)
 SHAPE = (2, 4, 6, 5)

@@ -10,7 +10,7 @@ from engine.generators.puppet import topology
 from engine.generators.puppet.find import find_face
 from engine.persona import demo_portrait
 from engine.types import FloatArray
-from exporters import regions
+from exporters.data import regions
 
 
 def test_all_who_need_them_have_the_same() -> None:

@@ -18,10 +18,10 @@ from engine.generators.puppet.find import find_face
 from engine.generators.puppet.generator import Puppet
 from engine.persona import demo_portrait
 from engine.types import AvatarError, FloatArray, Identity, Motion, Signal, UInt8Array, still_motion
-from exporters import alignment, plates
-from exporters.alignment import Observed, fit
-from exporters.plates import Lesson
-from exporters.regions import regions
+from exporters.data import alignment, plates
+from exporters.data.alignment import Observed, fit
+from exporters.data.plates import Lesson
+from exporters.data.regions import regions
 
 SIDE = 192
 FRAMES, FEW = 24, 12

@@ -22,7 +22,9 @@ from engine import serving  # noqa: E402
 from engine.backends import engines  # noqa: E402
 from engine.generators.diffusion import networks as weights_of  # noqa: E402
 from engine.generators.diffusion import presets  # noqa: E402
-from exporters import command, options, runs, storage, train  # noqa: E402
+from exporters import options  # noqa: E402
+from exporters.data import storage  # noqa: E402
+from exporters.training import command, runs, train  # noqa: E402
 from tests.test_train import QUICK  # noqa: E402
 from tests.test_train import data as waves  # noqa: E402
 
@@ -39,7 +41,7 @@ def written(folder: Path, seed: int = 0, *, origin: dict[str, str] | None = None
 def test_a_student_takes_the_steps_it_was_trained_for(origin: dict[str, str], steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By itself, everywhere: in the generator, in an export, and where an engine is looked for. A teacher's are too many to live by."""
     from engine.generators import load
-    from exporters.subject_diffusion import recipe_of
+    from exporters.graphs.subject_diffusion import recipe_of
 
     written(tmp_path / "w", origin=origin)
     assert load("diffusion", weights=tmp_path / "w").steps == steps  # type: ignore[attr-defined]

@@ -19,8 +19,8 @@ import pytest
 
 from engine.media import probe
 from engine.types import UInt8Array
-from exporters.footage import listen, pictures
-from exporters.storage import find_videos
+from exporters.data.footage import listen, pictures
+from exporters.data.storage import find_videos
 from streaming.guide import KEYS, WARNINGS
 from streaming.server import make_app
 from streaming.settings import ServerSettings

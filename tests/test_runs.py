@@ -16,8 +16,8 @@ require("torch")
 require("diffusers")
 require("accelerate")
 
-from exporters import runs  # noqa: E402
-from exporters.learner import Settings  # noqa: E402
+from exporters.training import runs  # noqa: E402
+from exporters.training.learner import Settings  # noqa: E402
 
 DATA = {"one": "7f" * 32, "other": "a0" * 32}
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from engine.types import AvatarError, Motion, UInt8Array, VideoFrame
-from exporters import storage
-from exporters.coarse import Coarse
+from exporters.data import storage
+from exporters.data.coarse import Coarse
 
 SIZE = (48, 64)
 FRAMES = 3

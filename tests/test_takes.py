@@ -22,7 +22,7 @@ import pytest
 
 from engine.media import probe
 from engine.types import AvatarError, Signal, UInt8Array, VideoFrame, still_motion
-from exporters.storage import find_videos
+from exporters.data.storage import find_videos
 from streaming import takes as taking
 from streaming.film import inspect
 from streaming.guide import KEYS

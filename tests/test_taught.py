@@ -16,7 +16,7 @@ from engine.composite import frame_portrait
 from engine.generators.puppet import assets as puppet_assets
 from engine.persona import demo_portrait, load_persona, make_persona
 from engine.types import AvatarError, Identity, Signal, UInt8Array, still_motion
-from exporters import plates
+from exporters.data import plates
 from tests.conftest import require
 
 pytestmark = pytest.mark.torch

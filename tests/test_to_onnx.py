@@ -14,9 +14,9 @@ import pytest
 
 from engine.backends import backend
 from engine.types import AvatarError, GraphSpec
-from exporters import closed_loop, parity, to_onnx
-from exporters.parity import LIMITS
-from exporters.shapes import Dynamic
+from exporters.graphs import closed_loop, parity, to_onnx
+from exporters.graphs.parity import LIMITS
+from exporters.graphs.shapes import Dynamic
 from tests.conftest import found, require
 
 if found("torch"):

@@ -29,13 +29,13 @@ from engine.generators.diffusion import networks as weights_of  # noqa: E402
 from engine.generators.diffusion import presets, stream  # noqa: E402
 from engine.generators.diffusion.autoencoder import to_unit  # noqa: E402
 from engine.generators.diffusion.sampler import Levels, levels  # noqa: E402
-from exporters import objectives, runs  # noqa: E402
-from exporters.batches import Batches, Chances, Pattern  # noqa: E402
-from exporters.dataset import Clip, Dataset  # noqa: E402
-from exporters.judge import Run, figures, generate, held_out  # noqa: E402
-from exporters.learner import Learner  # noqa: E402
-from exporters.losses import Critic, Weights, even, pictures, psnr, regions, sharpness, weigh  # noqa: E402
-from exporters.train import Budget, Recipe, Report, Settings, train  # noqa: E402
+from exporters.data.dataset import Clip, Dataset  # noqa: E402
+from exporters.training import objectives, runs  # noqa: E402
+from exporters.training.batches import Batches, Chances, Pattern  # noqa: E402
+from exporters.training.judge import Run, figures, generate, held_out  # noqa: E402
+from exporters.training.learner import Learner  # noqa: E402
+from exporters.training.losses import Critic, Weights, even, pictures, psnr, regions, sharpness, weigh  # noqa: E402
+from exporters.training.train import Budget, Recipe, Report, Settings, train  # noqa: E402
 
 SIZE = presets.TINY.size
 FRAMES, TAUGHT = 60, 44
@@ -414,7 +414,7 @@ import sys
 sys.path.insert(0, {root!r})
 import torch
 torch.set_num_threads(1)
-from exporters import train as trainer
+from exporters.training import train as trainer
 from tests.test_train import QUICK, data
 trainer.CHECKPOINT_SECONDS = 0.0
 trainer.train(data.__wrapped__(), __import__("pathlib").Path({out!r}), budget=trainer.Budget(updates=12), settings=QUICK, device="cpu")

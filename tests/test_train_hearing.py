@@ -25,13 +25,13 @@ from engine.generators.diffusion import networks as weights_of  # noqa: E402
 from engine.generators.diffusion.listening import heard_in  # noqa: E402
 from engine.generators.diffusion.networks import Face  # noqa: E402
 from engine.generators.diffusion.presets import PRESETS, TINY, Preset  # noqa: E402
-from exporters import hearing, objectives  # noqa: E402
-from exporters.batches import Batch, Batches, Chances, Pattern  # noqa: E402
-from exporters.dataset import Clip, Dataset  # noqa: E402
-from exporters.learner import Settings  # noqa: E402
-from exporters.losses import Weights  # noqa: E402
-from exporters.sound import LOUDEST  # noqa: E402
-from exporters.train import Budget, Recipe, train  # noqa: E402
+from exporters.data.dataset import Clip, Dataset  # noqa: E402
+from exporters.data.sound import LOUDEST  # noqa: E402
+from exporters.training import hearing, objectives  # noqa: E402
+from exporters.training.batches import Batch, Batches, Chances, Pattern  # noqa: E402
+from exporters.training.learner import Settings  # noqa: E402
+from exporters.training.losses import Weights  # noqa: E402
+from exporters.training.train import Budget, Recipe, train  # noqa: E402
 from tests import recognisers  # noqa: E402
 from tests.clips import acting, person  # noqa: E402
 from tests.faces import portrait  # noqa: E402

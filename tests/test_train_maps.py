@@ -31,12 +31,13 @@ from engine.generators.diffusion import presets, stream  # noqa: E402
 from engine.generators.diffusion.attention import Sources  # noqa: E402
 from engine.generators.diffusion.presets import Preset  # noqa: E402
 from engine.generators.diffusion.sampler import levels  # noqa: E402
-from exporters import maps, objectives, storage  # noqa: E402
-from exporters.batches import Batch, Batches, Pattern  # noqa: E402
-from exporters.dataset import Dataset  # noqa: E402
-from exporters.judge import Run, generate, sheet, tiled  # noqa: E402
-from exporters.learner import Learner  # noqa: E402
-from exporters.train import Budget, Recipe, train  # noqa: E402
+from exporters.data import maps, storage  # noqa: E402
+from exporters.data.dataset import Dataset  # noqa: E402
+from exporters.training import objectives  # noqa: E402
+from exporters.training.batches import Batch, Batches, Pattern  # noqa: E402
+from exporters.training.judge import Run, generate, sheet, tiled  # noqa: E402
+from exporters.training.learner import Learner  # noqa: E402
+from exporters.training.train import Budget, Recipe, train  # noqa: E402
 from tests.networks import error, seeded  # noqa: E402
 from tests.test_switches import EACH, MAGIC, SUMMED  # noqa: E402
 

@@ -14,9 +14,9 @@ require("diffusers")
 
 
 from engine.generators.diffusion.sampler import LEVELS, levels  # noqa: E402
-from exporters import objectives  # noqa: E402
-from exporters.batches import Batches  # noqa: E402
-from exporters.dataset import Dataset  # noqa: E402
+from exporters.data.dataset import Dataset  # noqa: E402
+from exporters.training import objectives  # noqa: E402
+from exporters.training.batches import Batches  # noqa: E402
 from tests.test_train import data, networks  # noqa: E402, F401
 
 

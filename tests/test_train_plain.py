@@ -16,9 +16,9 @@ require("accelerate")
 
 import torch  # noqa: E402
 
-from exporters.batches import Batches, Pattern  # noqa: E402
-from exporters.dataset import Dataset  # noqa: E402
-from exporters.learner import Learner  # noqa: E402
+from exporters.data.dataset import Dataset  # noqa: E402
+from exporters.training.batches import Batches, Pattern  # noqa: E402
+from exporters.training.learner import Learner  # noqa: E402
 from tests.networks import seeded  # noqa: E402
 from tests.test_diffusion import PLAIN  # noqa: E402
 from tests.test_train import QUICK, SIZE, data  # noqa: E402, F401

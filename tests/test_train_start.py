@@ -23,9 +23,9 @@ require("accelerate")
 
 from engine.generators.diffusion import networks as weights_of  # noqa: E402
 from engine.generators.diffusion.presets import preset  # noqa: E402
-from exporters.batches import Batches  # noqa: E402
-from exporters.dataset import Dataset  # noqa: E402
-from exporters.learner import Learner  # noqa: E402
+from exporters.data.dataset import Dataset  # noqa: E402
+from exporters.training.batches import Batches  # noqa: E402
+from exporters.training.learner import Learner  # noqa: E402
 from tests.networks import seeded  # noqa: E402
 
 

@@ -13,8 +13,8 @@ require("torch")
 require("diffusers")
 require("accelerate")
 
-from exporters.runs import Progress  # noqa: E402
-from exporters.train import RECENT, WORSE, _Watch  # noqa: E402
+from exporters.training.runs import Progress  # noqa: E402
+from exporters.training.train import RECENT, WORSE, _Watch  # noqa: E402
 
 
 def fresh() -> _Watch:

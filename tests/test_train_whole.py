@@ -27,17 +27,17 @@ from engine.generators.video import clips, generator, live, presets, sampling, v
 from engine.generators.video import networks as weights_of  # noqa: E402
 from engine.generators.video.rolling import UniAnimateSteps, VividPoseSteps  # noqa: E402
 from engine.generators.video.weights import Plan, read_manifest  # noqa: E402
-from exporters import runs  # noqa: E402
-from exporters.batches import Pattern  # noqa: E402
-from exporters.dataset import Clip, Dataset  # noqa: E402
-from exporters.judge import Run  # noqa: E402
-from exporters.learner import Learner  # noqa: E402
-from exporters.settings import Settings  # noqa: E402
-from exporters.train import Budget, Report, train  # noqa: E402
-from exporters.whole import objectives  # noqa: E402
-from exporters.whole.matching import Matching  # noqa: E402
-from exporters.whole.pupils import goal  # noqa: E402
-from exporters.whole.windows import Reference, slower  # noqa: E402
+from exporters.data.dataset import Clip, Dataset  # noqa: E402
+from exporters.training import runs  # noqa: E402
+from exporters.training.batches import Pattern  # noqa: E402
+from exporters.training.judge import Run  # noqa: E402
+from exporters.training.learner import Learner  # noqa: E402
+from exporters.training.settings import Settings  # noqa: E402
+from exporters.training.train import Budget, Report, train  # noqa: E402
+from exporters.training.whole import objectives  # noqa: E402
+from exporters.training.whole.matching import Matching  # noqa: E402
+from exporters.training.whole.pupils import goal  # noqa: E402
+from exporters.training.whole.windows import Reference, slower  # noqa: E402
 
 SIZE = presets.TINY.size
 CASES: dict[str, dict[str, Any]] = {"unianimate": {}, "vividpose": {"preset": "tiny_vividpose", "window": (4, 3)}}

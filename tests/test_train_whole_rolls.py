@@ -21,14 +21,14 @@ require("onnxruntime")
 
 import torch  # noqa: E402
 
-from exporters.dataset import Dataset  # noqa: E402
-from exporters.identity import IdentityLoss  # noqa: E402
-from exporters.learner import Learner  # noqa: E402
-from exporters.losses import Weights  # noqa: E402
-from exporters.objectives import matching_gradient  # noqa: E402
-from exporters.whole import objectives  # noqa: E402
-from exporters.whole.matching import Matching  # noqa: E402
-from exporters.whole.pupils import goal  # noqa: E402
+from exporters.data.dataset import Dataset  # noqa: E402
+from exporters.training.identity import IdentityLoss  # noqa: E402
+from exporters.training.learner import Learner  # noqa: E402
+from exporters.training.losses import Weights  # noqa: E402
+from exporters.training.objectives import matching_gradient  # noqa: E402
+from exporters.training.whole import objectives  # noqa: E402
+from exporters.training.whole.matching import Matching  # noqa: E402
+from exporters.training.whole.pupils import goal  # noqa: E402
 from tests.recognisers import onnx_file  # noqa: E402
 from tests.test_identity_train import face  # noqa: E402
 from tests.test_train_whole import CASES, QUICK, SIZE, data, learner  # noqa: E402, F401

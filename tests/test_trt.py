@@ -18,8 +18,8 @@ from engine.backends import artifact, trt, trt_library
 from engine.backends.artifact import Artifact, Manifest
 from engine.backends.trt_library import Gpu
 from engine.types import AvatarError, GraphSpec, MissingPart
-from exporters import to_tensorrt
-from exporters.manifest import facts, file_hashes, provenance, publishing
+from exporters.graphs import to_tensorrt
+from exporters.graphs.manifest import facts, file_hashes, provenance, publishing
 from tests.conftest import found, require
 from tests.trt_fake import Engine, Library
 
@@ -455,7 +455,7 @@ def test_a_real_engine_computes_what_pytorch_does(tmp_path: Path) -> None:
     missing = trt.available()
     if missing:
         pytest.skip(missing)
-    from exporters.to_onnx import to_onnx
+    from exporters.graphs.to_onnx import to_onnx
 
     class Toy(torch.nn.Module):
         def forward(self, a: Any, past: Any) -> Any:

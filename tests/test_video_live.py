@@ -327,7 +327,7 @@ def test_the_front_door_renders_it_live(clip: Path, tmp_path: Path, capsys: pyte
 def test_an_export_is_found_compared_and_served(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     for part in ("onnxruntime", "onnx", "onnxscript"):
         require(part)
-    monkeypatch.setattr("exporters.export_command.WINDOWS", 8)
+    monkeypatch.setattr("exporters.graphs.export_command.WINDOWS", 8)
     folder = weights(tmp_path / "w", TAUGHT)
     assert avatar.main(["export", "--weights", str(folder), "--backend", "onnxruntime"]) == 0
     said = capsys.readouterr().out

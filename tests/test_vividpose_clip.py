@@ -359,7 +359,7 @@ def test_what_cannot_be_is_one_sentence(name: str) -> None:
 
 
 def test_its_live_step_is_exported(networks: Networks, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exporters.export_command.WINDOWS", 8)
+    monkeypatch.setattr("exporters.graphs.export_command.WINDOWS", 8)
     networks_of.save(networks, tmp_path / "w", origin={"steps": "1", "window": "2", "overlap": "1"})
     assert avatar.main(["export", "--weights", str(tmp_path / "w"), "--backend", "onnxruntime"]) == 0
     assert "tiny_vividpose, 1-step, windows of 2 with 1 past" in capsys.readouterr().out

@@ -1,6 +1,6 @@
 """Low-rank adapters (LoRA) under the names of our networks: how they become part of weights in memory, and what an export keeps of them.
 
-The folder of the weights never changes. Who reads the files that others publish is `exporters.lora`.
+The folder of the weights never changes. Who reads the files that others publish is `exporters.graphs.lora`.
 """
 
 from __future__ import annotations

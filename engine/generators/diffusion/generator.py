@@ -93,8 +93,8 @@ class Diffusion:
 
         `size` (H, W) px instead of the preset's. `mode`: see `engine.backends.pytorch`. `decoder` tiny: the one that was imported
         beside the weights instead of their own. `backend`: what runs the live step; `graphs`: the folder of its exported graphs, which ONNX
-        Runtime needs and OpenVINO not. `adapters`: LoRAs (`exporters.lora`), by default those in `graphs`. `identity_scale`: how much attention
-        to a face's tokens counts in presets that read them (default 1, as published). Raises AvatarError for a misfit.
+        Runtime needs and OpenVINO not. `adapters`: LoRAs (`exporters.graphs.lora`), by default those in `graphs`. `identity_scale`: how much
+        attention to a face's tokens counts in presets that read them (default 1, as published). Raises AvatarError for a misfit.
         """
         compiled.check(backend, mode=mode, device=device, batched=stream_batch, graphs=graphs)
         self.device = pytorch.device(device if backend == "pytorch" or backend in compiled.ON_A_GPU else "cpu")

@@ -66,7 +66,7 @@ class Puppet:
     def prepare(self, portrait: UInt8Array, assets: PuppetAssets | None = None) -> Identity:
         """Portrait [H, W, 3] of any size -> Identity, in 2 to 3 s of CPU. Raises AvatarError where no face is found.
 
-        `assets`: what a clip of the same person, with the portrait one of its frames, taught (`exporters.plates`).
+        `assets`: what a clip of the same person, with the portrait one of its frames, taught (`exporters.data.plates`).
         """
         height, width = self.spec.size
         how = cv2.INTER_AREA if portrait.shape[0] > height else cv2.INTER_CUBIC

@@ -1,4 +1,4 @@
-"""How a person's looks change as they move: shades, teeth, lids, glasses. Learnt from a clip (`exporters.look`), it is linear
+"""How a person's looks change as they move: shades, teeth, lids, glasses. Learnt from a clip (`exporters.data.look`), it is linear
 in the motion and lies on the portrait's own pixels, so that it moves with them and costs a matrix product a frame."""
 
 from __future__ import annotations

@@ -175,7 +175,7 @@ def stacked(tokenizer: Any, before: str, after: str, count: int) -> tuple[Tensor
 
 def lora(unet: Any, held: Mapping[str, Tensor], scale: float, name: str) -> dict[str, tuple[Tensor, Tensor, float]]:
     """The file's LoRA by the UNet's weights. Raises AvatarError where anything of it fits none."""
-    from exporters.lora import match
+    from exporters.graphs.lora import match
 
     part = "denoiser."
     wanted = {f"{part}{key}": tuple(value.shape) for key, value in unet.named_parameters() if key.endswith(".weight") and value.ndim > 1}

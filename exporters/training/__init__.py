@@ -1,0 +1,1 @@
+"""A data set becomes networks: teachers, students, and how good they are."""
