@@ -42,7 +42,7 @@ from exporters.training import command
 from tests.test_train import data
 rank = int(os.environ["RANK"])
 
-def collect(videos, folder, *, size, progress, maps):
+def collect(videos, folder, *, size, progress, maps, hands):
     assert size == data.__wrapped__().size
     folder.mkdir(parents=True)  # a second time it would fail
 
