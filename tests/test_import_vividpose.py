@@ -29,6 +29,7 @@ if found("torch") and found("diffusers"):
     from engine.generators.video.vividpose_networks import Networks, build, empty, save
     from engine.generators.video.vividpose_presets import TINY, VIVIDPOSE
     from engine.generators.video.vividpose_render import Settings, render
+    from engine.generators.video.weights import Plan
     from exporters.published import import_vividpose as importer
     from tests.test_vividpose import seeded
 
@@ -237,6 +238,12 @@ def test_trained_weights_go_beside_it_with_a_recogniser(made: Networks, tmp_path
         weights_of.load(tmp_path / "out")
     with pytest.raises(AvatarError, match="and VividPose reads 512"):
         bring(source, tmp_path / "other", trained=tmp_path / "trained", recogniser=onnx_file(tmp_path / "short.onnx"))
+    save(trained, tmp_path / "student", origin={"steps": "2", "window": "3", "overlap": "2"})
+    bring(source, tmp_path / "live", trained=tmp_path / "student", recogniser=faces, made=None)
+    assert weights_of.load(tmp_path / "live").taught == Plan(2, 3, 2), "a student is asked as it was taught"
+    save(trained, tmp_path / "teacher", origin={"made_for": "31 steps", "window": "6"})
+    bring(source, tmp_path / "longer", trained=tmp_path / "teacher", recogniser=faces, made=None)
+    assert (weights_of.load(tmp_path / "longer").taught, weights_of.load(tmp_path / "longer").frames) == (None, 6)
     (tmp_path / "trained" / "weights.json").unlink()
     with pytest.raises(AvatarError, match=r"trained has no weights\.json, which says whether its windows have 14 or 25 frames"):
         bring(source, tmp_path / "other", trained=tmp_path / "trained", recogniser=faces, made=None)

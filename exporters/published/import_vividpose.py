@@ -24,7 +24,7 @@ try:
     from engine.generators.video.vividpose import FaceKeys, FaceTokens, Guider
     from engine.generators.video.vividpose_networks import TAUGHT, Networks, check_recogniser, empty, preset
     from engine.generators.video.vividpose_presets import VIVIDPOSE, VIVIDPOSE_XT, VividPose
-    from engine.generators.video.weights import MANIFEST, read_manifest, write_manifest
+    from engine.generators.video.weights import MADE_FOR, MANIFEST, PLAN, read_manifest, write_manifest
 except ImportError as error:
     raise AvatarError(f"Importing weights needs PyTorch, diffusers and transformers ({error}); pip install 'avatar-engine[torch]'.") from error
 
@@ -80,6 +80,7 @@ def import_vividpose(
             tell(f"{part}: written")
         tell("Hashing what was read ...")
         origin = {"system": keys.SYSTEM, "precision": precision, "steps": "25", TAUGHT: "nothing" if trained is None else "poses"}
+        origin |= _taught(trained)
         origin |= {each.source.name: sha256(each.source.path) for each in checked.values()}
         write_manifest(folder, preset=made.name, hashes=hashes, origin=origin, recogniser=recogniser)
     tell(f"{count / 1e6:,.1f} million values in {precision}. {ENDED.format(made.frames)}")
@@ -87,6 +88,14 @@ def import_vividpose(
         tell(NO_POSES)
     if recogniser is None:
         tell("Nothing reads the portrait's face: give --recogniser for that, once there are weights that know faces.")
+
+
+def _taught(trained: Path | None) -> dict[str, str]:
+    """How weights that this engine trained run, by their manifest: a student's steps and window, a teacher's window."""
+    if trained is None or not (trained / MANIFEST).is_file():
+        return {}
+    told = read_manifest(trained).origin
+    return {name: told[name] for name in (MADE_FOR, *PLAN) if name in told}
 
 
 def _made(root: Path, trained: Path | None) -> VividPose:
