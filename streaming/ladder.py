@@ -64,8 +64,8 @@ class Look:
 
 
 def overrun(took: float, *, chunk: int, fps: float) -> str:
-    """A sentence for whoever watches where making `chunk` pictures takes longer, `took` s, than they last; "" where it does not. No rung helps
-    there: each asks for fewer or smaller pictures, and it is the network that is too large for this machine."""
+    """A sentence for whoever watches where making `chunk` pictures takes longer, `took` s, than they last; "" where it does not. `fps`: the
+    generator's own rate, which no rung brings back there: the network is too large for this machine."""
     lasts = chunk / fps
     if took <= lasts:
         return ""

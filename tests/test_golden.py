@@ -46,10 +46,10 @@ def uniform(name: str, shape: tuple[int, ...], deviation: float = 1.0) -> Any:
     return torch.from_numpy(((np.random.default_rng(seed).random(shape) * 2 - 1) * 3**0.5 * deviation).astype(np.float32))
 
 
-def weighted() -> tuple[Networks, str]:
-    """TINY with no layer zero and no norm plain, and the hash of its weights."""
-    networks, every = build(TINY), hashlib.sha256()
-    for name, parameter in sorted(networks.named_parameters()):
+def weigh(module: Any) -> str:
+    """Give a network weights of which no layer is zero and no norm plain -> their hash."""
+    every = hashlib.sha256()
+    for name, parameter in sorted(module.named_parameters()):
         shape = tuple(parameter.shape)
         if parameter.ndim > 1:
             value = uniform(name, shape, parameter[0].numel() ** -0.5)
@@ -57,7 +57,13 @@ def weighted() -> tuple[Networks, str]:
             value = uniform(name, shape, 0.1) + float(name.endswith("weight"))
         parameter.copy_(value)
         every.update(name.encode() + value.numpy().tobytes())
-    return networks, every.hexdigest()
+    return every.hexdigest()
+
+
+def weighted() -> tuple[Networks, str]:
+    """TINY, and the hash of its weights."""
+    networks = build(TINY)
+    return networks, weigh(networks)
 
 
 def outputs(networks: Networks) -> dict[str, Any]:

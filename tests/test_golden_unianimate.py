@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ if found("torch"):
 
     from engine.generators.video import sampling
     from engine.generators.video.unianimate import VideoUNet
-    from tests.test_golden import uniform
+    from tests.test_golden import uniform, weigh
 
 pytestmark = pytest.mark.torch
 KEPT = Path(__file__).parent / "golden" / "unianimate.npz"
@@ -35,16 +34,8 @@ def _installed() -> None:
 
 def weighted() -> tuple[VideoUNet, str]:
     """The network with no layer zero, and the hash of its weights."""
-    network, every = VideoUNet(SMALL).eval().requires_grad_(False), hashlib.sha256()
-    for name, parameter in sorted(network.named_parameters()):
-        shape = tuple(parameter.shape)
-        if parameter.ndim > 1:
-            value = uniform(name, shape, parameter[0].numel() ** -0.5)
-        else:
-            value = uniform(name, shape, 0.1) + float(name.endswith("weight"))
-        parameter.copy_(value)
-        every.update(name.encode() + value.numpy().tobytes())
-    return network, every.hexdigest()
+    network = VideoUNet(SMALL).eval().requires_grad_(False)
+    return network, weigh(network)
 
 
 def inputs() -> dict[str, Any]:

@@ -30,7 +30,7 @@ from engine.generators.diffusion.presets import (
 )
 from engine.persona import demo_portrait
 from engine.types import AvatarError, Signal
-from tests.checkpoints import SMALL_CLIP, SMALL_VAE, Shapes, attend, clip, dense, forward, guider, motion, norm, size, unet, vae
+from tests.checkpoints import SMALL_CLIP, SMALL_VAE, Shapes, attend, changed, clip, dense, forward, guider, motion, norm, size, unet, vae
 from tests.conftest import found, require
 
 if found("torch") and found("diffusers"):
@@ -219,14 +219,6 @@ def out(tmp_path: Path) -> Iterator[Path]:
     yield place
     if place.parent.exists():
         assert set(place.parent.iterdir()) <= {place}
-
-
-def changed(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Write a checkpoint anew, changed."""
-    held = torch.load(path, weights_only=True)
-    held = change(held) or held
-    path.unlink()
-    torch.save(held, path)
 
 
 def musepose(source: Path, place: Path, **options: Any) -> None:
